@@ -1,0 +1,1 @@
+"""One machine: embedded stores, certificates, supervision, and the demo's workload."""

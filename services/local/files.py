@@ -1,0 +1,57 @@
+"""Files and ports of the local state directory: private, written atomically, generated once."""
+
+import os
+import secrets
+import socket
+from pathlib import Path
+
+
+class LocalError(Exception):
+    """The local mesh cannot do what was asked; the message says what, where and how to mend it."""
+
+
+def private_directory(path: Path) -> Path:
+    """Create PATH (mode 0700) and its parents; an existing directory keeps its mode."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def write_private(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace PATH atomically and durably; a reader sees the old or the new content, never a part."""
+    private_directory(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.chmod(mode)  # the umask may have taken bits, an older file may have had more
+    temporary.replace(path)
+
+
+def ensure_secret(path: Path, prefix: str = "") -> str:
+    """Return the secret in PATH, generating 256 bits (URL-safe, after PREFIX) the first time."""
+    if path.exists() and (kept := path.read_text().strip()):
+        return kept
+    secret = prefix + secrets.token_urlsafe(32)
+    write_private(path, secret.encode())
+    return secret
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(address: str, port: int) -> bool:
+    """Say whether a server could listen on ADDRESS:PORT now."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True

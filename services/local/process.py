@@ -1,0 +1,48 @@
+"""What a child process of the local mesh is, and how it is written down for the leash."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.local.files import write_private
+
+LEASH = Path(__file__).with_name("leash.py")
+HOUSE = Path(__file__).resolve().parents[2]
+INHERITED = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "USER", "XDG_RUNTIME_DIR")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One program to run: NAME is also its log's name; STOP is sent by the supervisor and when the parent dies."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path = HOUSE
+    user: str | None = None
+    stop: str = "TERM"
+    stop_seconds: int = 10
+
+
+def base_environment() -> dict[str, str]:
+    """Return the few outside variables a child may see: no OPSMESH_*, no proxy, no credential."""
+    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    kept.setdefault("PATH", os.defpath)
+    return kept | {"PYTHONUNBUFFERED": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
+
+def write_spec(program: Program, folder: Path) -> list[str]:
+    """Write PROGRAM's leash spec (mode 0600) into FOLDER and return the command that runs it in the foreground."""
+    path = folder / f"{program.name}.json"
+    spec = {
+        "argv": list(program.argv),
+        "env": base_environment() | dict(program.env),
+        "cwd": str(program.cwd),
+        "user": program.user,
+        "death_signal": f"SIG{program.stop}",
+    }
+    write_private(path, json.dumps(spec, indent=1).encode())
+    return [sys.executable, "-I", "-S", str(LEASH), str(path)]
