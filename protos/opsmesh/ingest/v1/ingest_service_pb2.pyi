@@ -368,6 +368,7 @@ class Incident(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
     STARTED_RULE_IDS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     incident_id: _builtins.str
     """Its id."""
     title: _builtins.str
@@ -391,7 +392,7 @@ class Incident(_message.Message):
     rule_name: _builtins.str
     """Name of the sender's rule."""
     firing: _builtins.bool
-    """Whether at least one of its alerts still fires."""
+    """Whether at least one of its alerts is not over."""
     state_detail: _builtins.str
     """Why it stands where it stands, in a sentence."""
     age_seconds: _builtins.int
@@ -400,6 +401,8 @@ class Incident(_message.Message):
     """Execution that works or worked on it."""
     description: _builtins.str
     """Description of its newest firing signal."""
+    status: _signal_pb2.Signal.Status.ValueType
+    """Status of its newest signal; UNSPECIFIED (unreadable) is never matched by a rule."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_type_pb2.Target]:
         """What it is about, inventory entries first."""
@@ -459,10 +462,11 @@ class Incident(_message.Message):
         description: _builtins.str = ...,
         links: _abc.Iterable[_signal_pb2.Link] | None = ...,
         started_rule_ids: _abc.Iterable[_builtins.str] | None = ...,
+        status: _signal_pb2.Signal.Status.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["open_time", b"open_time", "resolve_time", b"resolve_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "correlation_key", b"correlation_key", "decision_id", b"decision_id", "description", b"description", "duplicate_count", b"duplicate_count", "execution_id", b"execution_id", "firing", b"firing", "incident_id", b"incident_id", "labels", b"labels", "links", b"links", "open_time", b"open_time", "resolve_time", b"resolve_time", "resource", b"resource", "revision", b"revision", "rule_name", b"rule_name", "severity", b"severity", "signal_count", b"signal_count", "source", b"source", "started_rule_ids", b"started_rule_ids", "state", b"state", "state_detail", b"state_detail", "targets", b"targets", "title", b"title", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "correlation_key", b"correlation_key", "decision_id", b"decision_id", "description", b"description", "duplicate_count", b"duplicate_count", "execution_id", b"execution_id", "firing", b"firing", "incident_id", b"incident_id", "labels", b"labels", "links", b"links", "open_time", b"open_time", "resolve_time", b"resolve_time", "resource", b"resource", "revision", b"revision", "rule_name", b"rule_name", "severity", b"severity", "signal_count", b"signal_count", "source", b"source", "started_rule_ids", b"started_rule_ids", "state", b"state", "state_detail", b"state_detail", "status", b"status", "targets", b"targets", "title", b"title", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
