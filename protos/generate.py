@@ -71,6 +71,7 @@ def main() -> None:
         arguments = [f"-I{ROOT}", f"--descriptor_set_in={bundle}:{common}"]
         sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "opsmesh").rglob("*.proto"))
         if options.image:
+            options.image.parent.mkdir(parents=True, exist_ok=True)
             run(
                 [
                     *arguments,

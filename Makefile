@@ -1,0 +1,48 @@
+# Everything a newcomer needs: `make demo` or `make test` set up what is missing and run. Nothing global, no root, no Docker.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 2
+
+.PHONY: setup demo test lint types house unit bench up clean
+
+setup: .venv/.ready
+
+# uv is put inside the virtual environment, pinned with its hashes; it then installs exactly uv.lock.
+.venv/.ready: pyproject.toml uv.lock deploy/bootstrap.txt protos/generate.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "opsmesh needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the locked packages into .venv ..."
+	@$(BIN)/python -m pip install --quiet --require-hashes --disable-pip-version-check -r deploy/bootstrap.txt
+	@$(BIN)/uv sync --frozen --quiet --python $(BIN)/python
+	@$(BIN)/python protos/generate.py --validate
+	@touch $@
+
+demo: setup
+	@$(BIN)/opsmesh demo
+
+test: lint types house unit
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/python protos/generate.py --image build/opsmesh.binpb
+	$(BIN)/buf lint build/opsmesh.binpb#format=binpb --config buf.yaml
+
+types: setup
+	$(BIN)/mypy services tests protos/generate.py
+
+house: setup
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+bench: setup
+	@$(BIN)/python -m tests.bench
+
+up: setup
+	@$(BIN)/opsmesh up
+
+clean:
+	rm -rf .venv .opsmesh build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
