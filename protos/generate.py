@@ -1,8 +1,8 @@
 """Generate the committed Python code (`_pb2`, `_pb2_grpc`, typed `.pyi`) beside the .proto sources.
 
 No third-party .proto lives in this tree. `buf/validate/validate.proto` comes, as a descriptor, out of the protovalidate
-wheel; the google ones come with grpcio-tools and googleapis-common-protos. `buf/validate/validate_pb2.py` is made here at
-set-up and is not committed.
+wheel; the google ones come with grpcio-tools and googleapis-common-protos. `buf/validate/validate_pb2.py` is made here
+at set-up and is not committed.
 
     python protos/generate.py             write the generated code
     python protos/generate.py --validate  write only buf/validate (what a fresh checkout needs)
