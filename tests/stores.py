@@ -24,7 +24,9 @@ async def running(program: Program, folder: Path) -> AsyncIterator[asyncio.subpr
     """Run PROGRAM on its leash (it dies with the test process) with its output in FOLDER; stop it at the end."""
     command = write_spec(program, folder / "run")
     with (folder / f"{program.name}.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+        )
     try:
         yield process
     finally:

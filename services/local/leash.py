@@ -1,12 +1,14 @@
 """Become another program that dies with its parent: `python -I -S leash.py SPEC.json`.
 
 Standard library only and no imports of ours: it runs before every child of the local mesh and must cost milliseconds.
-SPEC holds argv, env (the whole environment: nothing is inherited), cwd, user (or null) and death_signal.
+The parent gives it a pipe or /dev/null as standard input. SPEC holds argv, env (the whole environment: nothing is
+inherited), cwd, user (or null) and death_signal.
 """
 
 import ctypes
 import json
 import os
+import select
 import signal
 import sys
 from pathlib import Path
@@ -30,9 +32,11 @@ def die_with_parent(name: str) -> None:
     """Ask the kernel for signal NAME when the parent dies; elsewhere than Linux the supervisor alone cleans up."""
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.Signals[name].value)
-    if os.getppid() != parent:  # it died before the kernel knew of our wish
+    # a parent that died before the kernel knew of our wish left its end of our standard input closed
+    standard_input = select.poll()
+    standard_input.register(0, 0)
+    if any(event & select.POLLHUP for _, event in standard_input.poll(0)):
         sys.exit(1)
 
 

@@ -185,7 +185,8 @@ def program(postgres: Postgres) -> Program:
     """Return the foreground server; INT is PostgreSQL's fast shutdown."""
     options = [part for name, value in OPTIONS.items() for part in ("-c", f"{name}={value}")]
     argv = [binary("postgres"), "-D", str(postgres.data), "-p", str(postgres.port), *options]
-    return Program("postgres", argv, cwd=Path("/"), user=system_user(), stop="INT", stop_seconds=8)
+    # its children mean something else by INT, so the signal goes to the server alone
+    return Program("postgres", argv, cwd=Path("/"), user=system_user(), stop="INT", stop_seconds=8, stop_group=False)
 
 
 async def wait_ready(postgres: Postgres, seconds: float = 20) -> None:

@@ -16,7 +16,7 @@ INHERITED = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "USER", "XDG_RUNT
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One program to run: NAME is also its log's name; STOP is sent by the supervisor and when the parent dies."""
+    """One program to run: NAME is also its log's name; STOP ends it, also when its parent dies."""
 
     name: str
     argv: Sequence[str]
@@ -25,6 +25,7 @@ class Program:
     user: str | None = None
     stop: str = "TERM"
     stop_seconds: int = 10
+    stop_group: bool = True
 
 
 def base_environment() -> dict[str, str]:

@@ -1,0 +1,105 @@
+"""The supervisor restarts what falls, gives up what cannot stand, and takes everything along when it goes."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_fixed
+
+from services.local.files import LocalError
+from services.local.process import Program
+from services.local.supervise import Group, Instance, ProcessStatus, call, program, status
+from tests.stores import running
+
+SLEEPER = Program("sleeper", [sys.executable, "-c", "import signal; signal.pause()"])
+BROKEN = Program("broken", [sys.executable, "-c", "print('no such setting: COLOUR'); raise SystemExit(3)"])
+
+
+@asynccontextmanager
+async def supervised(folder: Path, *programs: Program, seconds: int = 1) -> AsyncIterator[Instance]:
+    """Run PROGRAMS under a supervisord that asks them to stay up SECONDS."""
+    instance = Instance(folder / "run", folder / "logs", start_seconds=seconds)
+    async with running(program(instance, [Group("all", programs)]), folder):
+        await until(instance, programs[0].name, {"STARTING", "RUNNING", "BACKOFF"})
+        yield instance
+
+
+async def until(instance: Instance, name: str, states: set[str], *, other_than: int = 0) -> ProcessStatus:
+    """Ask until program NAME is in one of STATES (at most 30 s), as another process than OTHER_THAN."""
+
+    async def ask() -> ProcessStatus | None:
+        try:
+            found = {child.name: child for child in await asyncio.to_thread(status, instance)}[name]
+        except LocalError:
+            return None
+        return found if found.state in states and (not other_than or found.pid != other_than) else None
+
+    retrying = AsyncRetrying(retry=retry_if_not_result(bool), stop=stop_after_delay(30), wait=wait_fixed(0.05))
+    found: ProcessStatus | None = await retrying(ask)
+    assert found
+    return found
+
+
+async def test_a_killed_child_comes_back(tmp_path: Path) -> None:
+    """A child that dies is started again, as a new process."""
+    async with supervised(tmp_path, SLEEPER) as instance:
+        first = await until(instance, "sleeper", {"RUNNING"})
+        psutil.Process(first.pid).kill()
+        again = await until(instance, "sleeper", {"RUNNING"}, other_than=first.pid)
+        assert again.pid
+        assert again.why == ""
+
+
+async def test_a_child_is_given_up_after_five_starts(tmp_path: Path) -> None:
+    """Five starts that did not last make it FATAL, and status tells the exit and its last words."""
+    async with supervised(tmp_path, BROKEN) as instance:
+        given_up = await until(instance, "broken", {"FATAL"})
+        assert (tmp_path / "logs" / "broken.log").read_text().count("no such setting: COLOUR") == 5
+        assert "no such setting: COLOUR" in given_up.why
+
+
+@pytest.mark.parametrize("number", [9, 15])
+async def test_children_die_with_their_supervisor(tmp_path: Path, number: int) -> None:
+    """Not even a killed supervisor leaves a process behind."""
+    async with supervised(tmp_path, SLEEPER) as instance:
+        child = psutil.Process((await until(instance, "sleeper", {"STARTING", "RUNNING"})).pid)
+        psutil.Process(int(instance.pid_file.read_text())).send_signal(number)
+        gone, alive = await asyncio.to_thread(psutil.wait_procs, [child], 15)
+        assert gone
+        assert not alive
+
+
+async def test_a_child_inherits_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings and proxies of the surroundings do not reach a child; its own do, whatever characters they hold."""
+    monkeypatch.setenv("OPSMESH_LISTEN", "outside")
+    monkeypatch.setenv("HTTPS_PROXY", "outside")
+    odd = """{"a": "100%", 'b': ";x, y"}"""
+    code = "import os, json, signal; print(json.dumps(dict(os.environ)), flush=True); signal.pause()"
+    async with supervised(tmp_path, Program("env", [sys.executable, "-c", code], {"OPSMESH_PEERS": odd})) as instance:
+        await until(instance, "env", {"RUNNING"})
+        said = (tmp_path / "logs" / "env.log").read_text()
+    assert "outside" not in said
+    assert odd.replace('"', '\\"') in said
+
+
+async def test_a_long_path_is_no_obstacle(tmp_path: Path) -> None:
+    """The socket moves to a short private folder when the state's path is longer than a socket may be."""
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    async with supervised(folder, SLEEPER) as instance:
+        assert len(str(instance.socket)) < 100
+        assert instance.socket.stat().st_mode & 0o777 == 0o600
+        assert instance.socket.parent.stat().st_mode & 0o077 == 0
+        with pytest.raises(LocalError, match="BAD_NAME"):
+            await asyncio.to_thread(call, instance, "supervisor.startProcess", "nobody")
+    instance.socket.parent.rmdir()
+
+
+def test_status_of_nothing_says_how_to_start(tmp_path: Path) -> None:
+    """Asking where no supervisor runs names the folder and the command."""
+    with pytest.raises(LocalError, match="opsmesh up"):
+        status(Instance(tmp_path / "run", tmp_path / "logs"))
