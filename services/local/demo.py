@@ -1,0 +1,303 @@
+"""The main job, for real, on this machine: one alert, from webhook to a repaired workload.
+
+The demo types the same commands a person would type and believes nothing it was not shown: each act is checked, and the
+first thing that did not truly happen ends it with exit code 1. It leaves no process behind; its folder is kept when it
+failed.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from services.local.checkout import start_workload, stop_workload
+from services.local.files import free_port, free_port_base
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+TARGET = "svc:demo/checkout"
+RESTART = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
+
+
+class DemoError(Exception):
+    """Something that should have happened did not; the text says what."""
+
+
+def check(fact: bool, otherwise: str) -> None:  # noqa: FBT001  a fact is a boolean
+    """Raise DemoError with OTHERWISE unless FACT holds."""
+    if not fact:
+        raise DemoError(otherwise)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Where the demo happens."""
+
+    console: Console
+    folder: Path
+    workload_port: int
+    started: float
+
+    @property
+    def state(self) -> Path:
+        """The mesh's state folder."""
+        return self.folder / "mesh"
+
+    @property
+    def health_url(self) -> str:
+        """Where checkout says how it is."""
+        return f"http://127.0.0.1:{self.workload_port}/healthz"
+
+    def say(self, text: str) -> None:
+        """Narrate one act."""
+        self.console.print(f"[dim]{time.monotonic() - self.started:5.1f}s[/dim]  {text}")
+
+    def health(self) -> int:
+        """Return the HTTP status checkout answers with; 0 when it does not."""
+        try:
+            return httpx.get(self.health_url, timeout=2).status_code
+        except httpx.HTTPError:
+            return 0
+
+    def ask(self, *words: str) -> Any:
+        """Run an `opsmesh` command with --json and return what it answered. Raises DemoError when it fails."""
+        command = [sys.executable, "-m", "services.cli", *words, "--state", str(self.state), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603  our own command
+        check(done.returncode == 0, f"`opsmesh {' '.join(words)}` failed:\n{done.stderr or done.stdout}")
+        return json.loads(done.stdout)
+
+    def show(self, *words: str) -> None:
+        """Run an `opsmesh` command and let the person see what it prints."""
+        self.console.print(f"\n[bold cyan]$ opsmesh {' '.join(words)}[/bold cyan]")
+        command = [sys.executable, "-m", "services.cli", *words, "--state", str(self.state)]
+        environment = os.environ | {"COLUMNS": str(self.console.width)}
+        if self.console.is_terminal:
+            environment["FORCE_COLOR"] = "1"
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)  # noqa: S603  our own command
+        self.console.file.write(done.stdout)
+        self.console.file.flush()
+        check(done.returncode == 0, f"`opsmesh {' '.join(words)}` failed:\n{done.stderr}")
+
+
+def alert(started: datetime) -> dict[str, Any]:
+    """Return an Alertmanager v4 notification about checkout, as its documentation describes it."""
+    labels = {"alertname": "CheckoutDown", "service": "checkout", "env": "demo", "severity": "critical"}
+    notes = {"summary": "checkout answers 503", "description": "The checkout service fails its health check."}
+    return {
+        "version": "4",
+        "groupKey": '{}:{alertname="CheckoutDown"}',
+        "truncatedAlerts": 0,
+        "status": "firing",
+        "receiver": "opsmesh",
+        "groupLabels": {"alertname": "CheckoutDown"},
+        "commonLabels": labels,
+        "commonAnnotations": notes,
+        "externalURL": "http://alertmanager.example:9093",
+        "alerts": [
+            {
+                "status": "firing",
+                "labels": labels,
+                "annotations": notes,
+                "startsAt": started.isoformat().replace("+00:00", "Z"),
+                "endsAt": "0001-01-01T00:00:00Z",
+                "generatorURL": "http://prometheus.example:9090/graph?g0.expr=up",
+                "fingerprint": "6f1c2a9be07d4c35",
+            }
+        ],
+    }
+
+
+def write_config(world: World, workload: dict[str, Any]) -> Path:
+    """Lay out the demo's configuration: what ships, with the demo's own inventory, policies and backends."""
+    config = world.folder / "config"
+    shutil.copytree(DEPLOY, config, ignore=shutil.ignore_patterns("demo"))
+    shutil.copy(DEPLOY / "demo" / "inventory.yaml", config / "inventory.yaml")
+    shutil.rmtree(config / "policies")
+    (config / "policies").mkdir()
+    shutil.copy(DEPLOY / "demo" / "policies.yaml", config / "policies" / "demo.yaml")
+    backends = yaml.safe_load((DEPLOY / "backends.yaml").read_text(encoding="utf-8"))
+    backends["workloads"] = [{"target_id": TARGET, "health_url": world.health_url, "supervisord": workload}]
+    (config / "backends.yaml").write_text(yaml.safe_dump(backends), encoding="utf-8")
+    return config
+
+
+def start_mesh(world: World, config: Path) -> subprocess.Popen[bytes]:
+    """Start `opsmesh up` and wait until its endpoints appear, at most 60 s."""
+    command = [sys.executable, "-m", "services.cli", "up", "--state", str(world.state), "--config", str(config)]
+    command += ["--port-base", str(free_port_base())]
+    log = (world.folder / "up.log").open("wb")
+    mesh = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603  our own command
+    with world.console.status("starting PostgreSQL, Valkey, Temporal and eight services ..."):
+        try:
+            wait_for(lambda: (world.state / "endpoints.json").exists() or mesh.poll() is not None, 60, "the mesh")
+            check(mesh.poll() is None, f"the mesh ended:\n{(world.folder / 'up.log').read_text()[-3000:]}")
+        except BaseException:
+            stop_mesh(mesh)
+            raise
+    return mesh
+
+
+def stop_mesh(mesh: subprocess.Popen[bytes]) -> int:
+    """Ask the mesh to stop and return its exit code; kill it after 30 s."""
+    if mesh.poll() is None:
+        mesh.send_signal(signal.SIGTERM)
+    try:
+        return mesh.wait(30)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(mesh.pid, signal.SIGKILL)
+        return mesh.wait(5)
+
+
+def wait_for(fact: Callable[[], object], seconds: float, what: str) -> None:
+    """Poll until FACT holds; raise DemoError after SECONDS."""
+    until = time.monotonic() + seconds
+    while not fact():
+        check(time.monotonic() < until, f"{what} did not come within {seconds:g} s")
+        time.sleep(0.1)
+
+
+def post_alert(world: World, body: dict[str, Any]) -> None:
+    """Post BODY to the bridge three times, as an impatient sender does; each must be accepted."""
+    endpoints = json.loads((world.state / "endpoints.json").read_text(encoding="utf-8"))
+    hook = endpoints["webhooks"]["alertmanager"]
+    secret = Path(hook["secret_file"]).read_text(encoding="utf-8").splitlines()[0].strip()
+    header = {
+        "bearer": lambda: ("Authorization", f"Bearer {secret}"),
+        "basic": lambda: ("Authorization", "Basic " + base64.b64encode(secret.encode()).decode()),
+        "header": lambda: (hook["header"], secret),
+    }[hook["auth"]]()
+    for number in range(1, 4):
+        began = time.monotonic()
+        answer = httpx.post(hook["url"], json=body, headers=dict([header]), timeout=5)
+        took = (time.monotonic() - began) * 1000
+        check(answer.status_code == httpx.codes.ACCEPTED, f"the bridge answered {answer.status_code}: {answer.text}")
+        world.say(f"webhook {number}: [green]202[/green] after {took:.0f} ms, on disk")
+
+
+def await_repair(world: World) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Wait until the incident is resolved; return incident, decision and execution, each checked."""
+    until = time.monotonic() + 60
+    while True:
+        incidents = world.ask("incidents", "list")["incidents"]
+        check(len(incidents) <= 1, f"{len(incidents)} incidents opened instead of one")
+        if incidents and incidents[0]["state"] == "STATE_RESOLVED":
+            break
+        check(time.monotonic() < until, f"the incident was not resolved within 60 s: {incidents}")
+    incident = incidents[0]
+    check(int(incident["signal_count"]) == 3, f"the incident has {incident['signal_count']} signals instead of 3")  # noqa: PLR2004  three were posted
+    check(int(incident["duplicate_count"]) == 2, f"{incident['duplicate_count']} duplicates instead of 2")  # noqa: PLR2004  two repeat the first
+    decision = world.ask("decisions", "show", incident["decision_id"])["decision"]
+    check(bool(decision["rule_id"]), "no rule decided")
+    check(decision["model_call_count"] == 0, "a model was called")
+    execution = world.ask("executions", "show", decision["execution_id"])["execution"]
+    check(execution["state"] == "STATE_SUCCEEDED", f"the playbook ended as {execution['state']}")
+    restarts = [step for step in execution["steps"] if step["tool"] == RESTART]
+    check(
+        [step["state"] for step in restarts] == ["STATE_SUCCEEDED"], f"RestartWorkload did not succeed once: {restarts}"
+    )
+    return incident, decision, execution
+
+
+def check_trail(world: World, incident: dict[str, Any]) -> None:
+    """Check that the audit log holds the intent of the restart and, after it, its outcome."""
+    until = time.monotonic() + 10
+    while True:
+        events = world.ask("audit", "list", "--incident", incident["incident_id"])["events"]
+        phases = [(event["phase"], event["outcome"]) for event in events if event["action"] == RESTART]
+        if phases == [("PHASE_INTENT", "OUTCOME_UNSPECIFIED"), ("PHASE_OUTCOME", "OUTCOME_SUCCEEDED")]:
+            return
+        check(time.monotonic() < until, f"the trail of the restart is not intent, then outcome: {phases}")
+
+
+def run_story(world: World, workload: dict[str, Any]) -> None:
+    """Tell and check the whole story on a running workload."""
+    config = write_config(world, workload)
+    mesh = start_mesh(world, config)
+    try:
+        services = ", ".join(sorted(json.loads((world.state / "endpoints.json").read_text())["services"]))
+        world.say(f"the mesh runs, each service a process with its own certificate: {services}")
+        httpx.post(world.health_url.replace("/healthz", "/break"), timeout=5)
+        check(world.health() == httpx.codes.SERVICE_UNAVAILABLE, "checkout did not break")
+        world.say("checkout is broken: it answers [red]503[/red] to its users")
+        world.say("Alertmanager notices and posts the same webhook three times")
+        posted = time.monotonic()
+        post_alert(world, alert(datetime.now(UTC)))
+        wait_for(lambda: world.health() == httpx.codes.OK, 45, "the repair of checkout")
+        took = time.monotonic() - posted
+        world.say(f"checkout answers [green]200[/green] again, {took:.1f} s after the first webhook")
+        incident, decision, execution = await_repair(world)
+        world.say(
+            f"one incident; two of three signals were duplicates; rule [bold]{decision['rule_id']}[/bold] "
+            f"(rule set {decision['rule_set_version']}) decided, no model was called"
+        )
+        check_trail(world, incident)
+        world.show("incidents", "show", incident["incident_id"])
+        world.show("decisions", "show", decision["decision_id"])
+        world.show("executions", "show", execution["execution_id"])
+        world.show("audit", "list", "--incident", incident["incident_id"])
+        world.show("audit", "verify")
+    finally:
+        code = stop_mesh(mesh)
+    check(code == 0, f"the mesh stopped with exit code {code}; see {world.folder / 'up.log'}")
+    world.say("the mesh has stopped cleanly")
+
+
+def leftovers(world: World) -> list[str]:
+    """Return the processes that name the demo's folder in their command or environment and still run."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            said = [*process.cmdline(), *process.environ().values()]
+            if any(str(world.folder) in text for text in said):
+                found.append(f"{process.pid} {process.name()}")
+    return found
+
+
+def run_demo() -> int:
+    """Run the whole demo; return the exit code."""
+    console = Console()
+    world = World(console, Path(tempfile.mkdtemp(prefix="opsmesh-demo-")), free_port(), time.monotonic())
+    # Embedded PostgreSQL runs as an ordinary user even when root starts it: it must be able to pass through.
+    world.folder.chmod(0o755)
+    console.print(
+        Panel("opsmesh: one real alert, from webhook to a repaired workload", subtitle="no model, no Docker, no root")
+    )
+    try:
+        workload = asyncio.run(start_workload(world.folder / "workload", world.workload_port))
+        try:
+            check(world.health() == httpx.codes.OK, "checkout did not start")
+            world.say(f"a real workload runs under a supervisord of its own: checkout on {world.health_url}")
+            run_story(world, workload.backend())
+        finally:
+            asyncio.run(stop_workload(workload))
+        remaining = leftovers(world)
+        check(not remaining, f"processes were left behind: {remaining}")
+    except DemoError as error:
+        console.print(f"[red]The demo failed:[/red] {error}\nWhat it left to look at: {world.folder}", soft_wrap=True)
+        return 1
+    shutil.rmtree(world.folder, ignore_errors=True)
+    world.say("no process was left behind")
+    summary = Table.grid(padding=(0, 2))
+    summary.add_row("Keep a mesh running:", "make up")
+    summary.add_row("Look into it:", ".venv/bin/opsmesh incidents list")
+    console.print(summary)
+    return 0
