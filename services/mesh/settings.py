@@ -1,0 +1,67 @@
+"""What a service process is told by its environment: `OPSMESH_*` variables, secrets as file paths."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from services.mesh.errors import BootError
+
+ADDRESS = r"^[A-Za-z0-9_.\-\[\]:]+:\d{1,5}$"
+
+
+class MeshSettings(BaseSettings):
+    """The settings of every service. Descriptions are the mend that a boot error prints."""
+
+    model_config = SettingsConfigDict(env_prefix="OPSMESH_", frozen=True, extra="ignore")
+
+    listen: str = Field(pattern=ADDRESS, description="gRPC address to listen on, such as 127.0.0.1:7401")
+    metrics: str = Field(
+        pattern=r"^$|" + ADDRESS, description="address of /metrics and /healthz, such as 127.0.0.1:7411; empty = off"
+    )
+    tls_cert: Path = Field(description="PEM certificate of this service; make one with: opsmesh certs init")
+    tls_key: Path = Field(description="PEM private key of this service; make one with: opsmesh certs init")
+    tls_ca: Path = Field(description="PEM certificate of the mesh's CA; make one with: opsmesh certs init")
+    identities: Path = Field(description="path of identities.yaml: who may call what")
+    config: Path = Field(description="the configuration folder (deploy/)")
+    peers: dict[str, str] = Field(description='JSON object of the services to call, such as {"audit":"127.0.0.1:7407"}')
+    state: Path = Field(description="a private folder this service may write to")
+    log_level: str = Field(
+        default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"
+    )
+    otlp_endpoint: str = Field(default="", description="OTLP gRPC collector for traces, host:port; empty = off")
+
+
+class PostgresSettings(MeshSettings):
+    """The settings of a service with a store in PostgreSQL."""
+
+    postgres_dsn: str = Field(
+        pattern="^postgres(ql)?://", description="DSN without password, such as postgresql://opsmesh_audit@host/opsmesh"
+    )
+    postgres_password_file: Path = Field(description="file that holds the password of the DSN's role")
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def load(cls: type[S]) -> S:
+    """Read the settings from the environment; a BootError names every wrong variable and how to mend it."""
+    try:
+        return cls()
+    except SettingsError as error:
+        raise BootError(f"{error}. NEXT: the variable must hold JSON, such as {{}}") from None
+    except ValidationError as error:
+        raise BootError("\n".join(_lines(cls, error))) from None
+
+
+def _lines(cls: type[BaseSettings], error: ValidationError) -> list[str]:
+    """Return one line per wrong setting; values are not repeated, one might be a secret in the wrong place."""
+    prefix = cls.model_config.get("env_prefix", "")
+    lines = []
+    for problem in error.errors(include_input=False, include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        info = cls.model_fields.get(name)
+        what = "is not set" if problem["type"] == "missing" else f"is wrong: {problem['msg']}"
+        lines.append(f"{prefix}{name}".upper() + f" {what}. NEXT: set it: {info.description if info else 'see above'}")
+    return lines
