@@ -1,7 +1,8 @@
 """The chain every call passes: telemetry, errors, identity and policy, deadline, validation.
 
-Each link is an async context manager around the servicer's method; one adapter puts the list around all four kinds of
-RPC, so that nothing is written twice. Everything that can be known about a method is resolved when it is registered.
+Each link is a coroutine around the rest of the chain (`await proceed(visit)`); one adapter puts the list around all
+four kinds of RPC, so that nothing is written twice. What can be known about a method is resolved when it is registered.
+Async context managers on an exit stack read the same and cost 25 us more per call.
 """
 
 import asyncio
@@ -9,8 +10,9 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
-from typing import Any, Final
+from contextlib import aclosing
+from functools import partial
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
@@ -84,17 +86,25 @@ class Visit:
         )
 
 
-Link = Callable[[Visit], AbstractAsyncContextManager[None]]
+Proceed = Callable[[Visit], Awaitable[Any]]
 
 
-@asynccontextmanager
-async def telemetry_link(visit: Visit) -> AsyncIterator[None]:
+class Link(Protocol):
+    """One link of the chain: does its part before and after the rest, `await proceed(visit)`."""
+
+    __name__: str
+
+    def __call__(self, visit: Visit, proceed: Proceed) -> Awaitable[Any]:
+        """Pass the visit on."""
+
+
+async def telemetry_link(visit: Visit, proceed: Proceed) -> Any:
     """Count, time and log the call, whatever becomes of it."""
     started = time.perf_counter()
     enter(visit.call)
     try:
         with telemetry.span(visit.call, visit.parent):
-            yield
+            return await proceed(visit)
     except asyncio.CancelledError:
         visit.code = grpc.StatusCode.CANCELLED
         raise
@@ -107,11 +117,10 @@ async def telemetry_link(visit: Visit) -> AsyncIterator[None]:
         visit.served.meter.done(visit.call, visit.code, started, visit.reason)
 
 
-@asynccontextmanager
-async def errors_link(visit: Visit) -> AsyncIterator[None]:
+async def errors_link(visit: Visit, proceed: Proceed) -> Any:
     """Turn what is raised into a status: a refusal as it is, a peer's refusal passed on, the rest as an error id."""
     try:
-        yield
+        return await proceed(visit)
     except Refusal as refusal:
         found = refusal
     except grpc.aio.AioRpcError as error:
@@ -120,17 +129,14 @@ async def errors_link(visit: Visit) -> AsyncIterator[None]:
         raise
     except Exception:  # noqa: BLE001  the one place where what nobody expected ends
         found = _unexpected(visit)
-    else:
-        return
     filled = {"method": visit.call.method, "service": visit.served.service} | found.metadata
     answer = Refusal(found.reason, violations=found.violations, retry_after=found.retry_after, **filled)
     visit.code, visit.reason = answer.code, answer.name
     status = to_status(answer, f"opsmesh.{visit.served.service}")
-    await visit.context.abort(answer.code, status.message, ((STATUS_KEY, status.SerializeToString()),))
+    return await visit.context.abort(answer.code, status.message, ((STATUS_KEY, status.SerializeToString()),))
 
 
-@asynccontextmanager
-async def identity_link(visit: Visit) -> AsyncIterator[None]:
+async def identity_link(visit: Visit, proceed: Proceed) -> Any:
     """Let only those in who carry one SPIFFE id of this mesh that holds the method's permission."""
     served, call = visit.served, visit.call
     identity = tls.peer_identity(visit.context.auth_context(), served.trust_domain)
@@ -150,11 +156,10 @@ async def identity_link(visit: Visit) -> AsyncIterator[None]:
             wrong = FieldViolation(f"metadata.{ON_BEHALF_OF}", "must be an identity such as human/operator")
             raise Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=[wrong])
         call.on_behalf_of = behalf
-    yield
+    return await proceed(visit)
 
 
-@asynccontextmanager
-async def deadline_link(visit: Visit) -> AsyncIterator[None]:
+async def deadline_link(visit: Visit, proceed: Proceed) -> Any:
     """End the call at its deadline: the caller's or the policy's, for a unary call whichever is sooner."""
     served, call = visit.served, visit.call
     remaining = visit.context.time_remaining()
@@ -166,7 +171,7 @@ async def deadline_link(visit: Visit) -> AsyncIterator[None]:
         visit.timeouts.add(timeout)
     try:
         async with timeout:
-            yield
+            return await proceed(visit)
     except TimeoutError:
         if not timeout.expired():
             raise
@@ -180,15 +185,14 @@ async def deadline_link(visit: Visit) -> AsyncIterator[None]:
         visit.timeouts.discard(timeout)
 
 
-@asynccontextmanager
-async def validate_link(visit: Visit) -> AsyncIterator[None]:
+async def validate_link(visit: Visit, proceed: Proceed) -> Any:
     """Refuse unknown fields and broken bounds; streamed requests are checked one by one as they come."""
     if visit.served.checked:
         if visit.served.streams_in:
             visit.request = _admitted(visit.request)
         else:
             _admit(visit.request)
-    yield
+    return await proceed(visit)
 
 
 CHAIN: Final[Sequence[Link]] = (telemetry_link, errors_link, identity_link, deadline_link, validate_link)
@@ -248,32 +252,41 @@ class Chain:
             if not timeout.expired() and (when is None or when > latest):
                 timeout.reschedule(latest)
 
+    def _compose(self, last: Proceed) -> Proceed:
+        """Return the links around `last`."""
+        chained = last
+        for link in reversed(self.links):
+            chained = partial(link, proceed=chained)
+        return chained
+
     def _single(self, served: Served, behaviour: Behaviour) -> Callable[[Any, Context], Awaitable[Any]]:
         """Return a handler that answers once."""
 
+        async def answer(visit: Visit) -> Any:
+            return await behaviour(visit.request, visit.context)
+
+        chained, timeouts = self._compose(answer), self._timeouts
+
         async def handle(request: Any, context: Context) -> Any:
-            visit = Visit(served, request, context, self._timeouts)
-            async with AsyncExitStack() as stack:
-                for link in self.links:
-                    await stack.enter_async_context(link(visit))
-                return await behaviour(visit.request, context)
+            return await chained(Visit(served, request, context, timeouts))
 
         return handle
 
     def _streaming(self, served: Served, behaviour: Behaviour) -> Callable[[Any, Context], Awaitable[None]]:
         """Return a handler that writes a stream; in one task, so that the deadline reaches into it."""
 
+        async def answer(visit: Visit) -> None:
+            answers = behaviour(visit.request, visit.context)
+            if not hasattr(answers, "__aiter__"):
+                await answers
+                return
+            async with aclosing(answers):
+                async for response in answers:
+                    await visit.context.write(response)
+
+        chained, timeouts = self._compose(answer), self._timeouts
+
         async def handle(request: Any, context: Context) -> None:
-            visit = Visit(served, request, context, self._timeouts)
-            async with AsyncExitStack() as stack:
-                for link in self.links:
-                    await stack.enter_async_context(link(visit))
-                answer = behaviour(visit.request, context)
-                if not hasattr(answer, "__aiter__"):
-                    await answer
-                    return
-                async with aclosing(answer):
-                    async for response in answer:
-                        await context.write(response)
+            await chained(Visit(served, request, context, timeouts))
 
         return handle
