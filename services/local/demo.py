@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from services.local.checkout import start_workload, stop_workload
+from services.local.checkout import Workload, start_workload, stop_workload
 from services.local.files import free_port, free_port_base
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -53,7 +53,6 @@ class World:
 
     console: Console
     folder: Path
-    workload_port: int
     started: float
 
     @property
@@ -61,21 +60,9 @@ class World:
         """The mesh's state folder."""
         return self.folder / "mesh"
 
-    @property
-    def health_url(self) -> str:
-        """Where checkout says how it is."""
-        return f"http://127.0.0.1:{self.workload_port}/healthz"
-
     def say(self, text: str) -> None:
         """Narrate one act."""
         self.console.print(f"[dim]{time.monotonic() - self.started:5.1f}s[/dim]  {text}")
-
-    def health(self) -> int:
-        """Return the HTTP status checkout answers with; 0 when it does not."""
-        try:
-            return httpx.get(self.health_url, timeout=2).status_code
-        except httpx.HTTPError:
-            return 0
 
     def ask(self, *words: str) -> Any:
         """Run an `opsmesh` command with --json and return what it answered. Raises DemoError when it fails."""
@@ -95,6 +82,14 @@ class World:
         self.console.file.write(done.stdout)
         self.console.file.flush()
         check(done.returncode == 0, f"`opsmesh {' '.join(words)}` failed:\n{done.stderr}")
+
+
+def health(workload: Workload) -> int:
+    """Return the HTTP status checkout answers with; 0 when it does not."""
+    try:
+        return httpx.get(workload.health_url, timeout=2).status_code
+    except httpx.HTTPError:
+        return 0
 
 
 def alert(started: datetime) -> dict[str, Any]:
@@ -125,18 +120,18 @@ def alert(started: datetime) -> dict[str, Any]:
     }
 
 
-def write_config(world: World, workload: dict[str, Any]) -> Path:
+def write_config(config: Path, workload: Workload) -> None:
     """Lay out the demo's configuration: what ships, with the demo's own inventory, policies and backends."""
-    config = world.folder / "config"
     shutil.copytree(DEPLOY, config, ignore=shutil.ignore_patterns("demo"))
     shutil.copy(DEPLOY / "demo" / "inventory.yaml", config / "inventory.yaml")
     shutil.rmtree(config / "policies")
     (config / "policies").mkdir()
     shutil.copy(DEPLOY / "demo" / "policies.yaml", config / "policies" / "demo.yaml")
     backends = yaml.safe_load((DEPLOY / "backends.yaml").read_text(encoding="utf-8"))
-    backends["workloads"] = [{"target_id": TARGET, "health_url": world.health_url, "supervisord": workload}]
+    backends["workloads"] = [
+        {"target_id": TARGET, "health_url": workload.health_url, "supervisord": workload.backend()}
+    ]
     (config / "backends.yaml").write_text(yaml.safe_dump(backends), encoding="utf-8")
-    return config
 
 
 def start_mesh(world: World, config: Path) -> subprocess.Popen[bytes]:
@@ -228,23 +223,26 @@ def check_trail(world: World, incident: dict[str, Any]) -> None:
         check(time.monotonic() < until, f"the trail of the restart is not intent, then outcome: {phases}")
 
 
-def run_story(world: World, workload: dict[str, Any]) -> None:
+def run_story(world: World, workload: Workload) -> None:
     """Tell and check the whole story on a running workload."""
-    config = write_config(world, workload)
+    config = world.folder / "config"
+    write_config(config, workload)
     mesh = start_mesh(world, config)
     try:
         services = ", ".join(sorted(json.loads((world.state / "endpoints.json").read_text())["services"]))
         world.say(f"the mesh runs, each service a process with its own certificate: {services}")
-        httpx.post(world.health_url.replace("/healthz", "/break"), timeout=5)
-        check(world.health() == httpx.codes.SERVICE_UNAVAILABLE, "checkout did not break")
+        httpx.post(workload.break_url, timeout=5)
+        check(health(workload) == httpx.codes.SERVICE_UNAVAILABLE, "checkout did not break")
         world.say("checkout is broken: it answers [red]503[/red] to its users")
         world.say("Alertmanager notices and posts the same webhook three times")
         posted = time.monotonic()
         post_alert(world, alert(datetime.now(UTC)))
-        wait_for(lambda: world.health() == httpx.codes.OK, 45, "the repair of checkout")
+        wait_for(lambda: health(workload) == httpx.codes.OK, 45, "the repair of checkout")
         took = time.monotonic() - posted
         world.say(f"checkout answers [green]200[/green] again, {took:.1f} s after the first webhook")
         incident, decision, execution = await_repair(world)
+        starts = workload.start_count()
+        check(starts == 2, f"the process manager started checkout {starts} times instead of twice")  # noqa: PLR2004  once at first, once by the playbook
         world.say(
             f"one incident; two of three signals were duplicates; rule [bold]{decision['rule_id']}[/bold] "
             f"(rule set {decision['rule_set_version']}) decided, no model was called"
@@ -275,18 +273,18 @@ def leftovers(world: World) -> list[str]:
 def run_demo() -> int:
     """Run the whole demo; return the exit code."""
     console = Console()
-    world = World(console, Path(tempfile.mkdtemp(prefix="opsmesh-demo-")), free_port(), time.monotonic())
+    world = World(console, Path(tempfile.mkdtemp(prefix="opsmesh-demo-")), time.monotonic())
     # Embedded PostgreSQL runs as an ordinary user even when root starts it: it must be able to pass through.
     world.folder.chmod(0o755)
     console.print(
         Panel("opsmesh: one real alert, from webhook to a repaired workload", subtitle="no model, no Docker, no root")
     )
     try:
-        workload = asyncio.run(start_workload(world.folder / "workload", world.workload_port))
+        workload = asyncio.run(start_workload(world.folder / "workload", free_port()))
         try:
-            check(world.health() == httpx.codes.OK, "checkout did not start")
-            world.say(f"a real workload runs under a supervisord of its own: checkout on {world.health_url}")
-            run_story(world, workload.backend())
+            check(health(workload) == httpx.codes.OK, "checkout did not start")
+            world.say(f"a real workload runs under a supervisord of its own: checkout on {workload.health_url}")
+            run_story(world, workload)
         finally:
             asyncio.run(stop_workload(workload))
         remaining = leftovers(world)
