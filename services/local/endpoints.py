@@ -4,27 +4,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-from google.protobuf import json_format
-
 from opsmesh.config.v1 import sources_pb2
 from services.local.certs import PEOPLE
 from services.local.files import LocalError, ensure_secret, write_private
 from services.local.layout import LOOPBACK, SERVICES, Mesh, join
 from services.local.postgres import READER
 from services.local.valkey import OBSERVER
+from services.mesh.config import ConfigError, load_yaml
 
 
 def read_sources(config: Path) -> list[sources_pb2.Source]:
-    """Read CONFIG/sources.yaml; raises LocalError with what is wrong. The bridge validates it again, strictly."""
+    """Read CONFIG/sources.yaml; raises LocalError with file, line and what is wrong."""
     path = config / "sources.yaml"
+    if not path.exists():
+        raise LocalError(f"{path} does not exist; --config wants a folder like the shipped deploy/")
     try:
-        parsed = json_format.ParseDict(yaml.safe_load(path.read_text()) or {}, sources_pb2.Sources())
-    except FileNotFoundError as error:
-        raise LocalError(f"{path} does not exist; --config wants a folder like the shipped deploy/") from error
-    except (yaml.YAMLError, json_format.ParseError) as error:
-        raise LocalError(f"{path}: {error}; `opsmesh check` says where") from error
-    return list(parsed.sources)
+        return list(load_yaml(path, sources_pb2.Sources).sources)
+    except ConfigError as error:
+        raise LocalError(str(error)) from error
 
 
 def ensure_webhooks(mesh: Mesh) -> dict[str, dict[str, str]]:

@@ -11,8 +11,10 @@ class LocalError(Exception):
 
 
 def private_directory(path: Path) -> Path:
-    """Create PATH (mode 0700) and its parents; an existing directory keeps its mode."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Create PATH and its missing parents, all with mode 0700; an existing directory keeps its mode."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
     return path
 
 
@@ -43,6 +45,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def free_port_base(count: int = 32) -> int:
+    """Return the first of COUNT neighbouring ports of 127.0.0.1 that were free a moment ago; LocalError if none are.
+
+    They lie below the ports the kernel hands out, so that no outgoing connection takes one meanwhile.
+    """
+    for _ in range(100):
+        base = 10_000 + secrets.randbelow(20_000 // count) * count
+        if all(port_is_free("127.0.0.1", base + offset) for offset in range(count)):
+            return base
+    raise LocalError(f"no {count} neighbouring free ports between 10000 and 30000; say which with --port-base")
 
 
 def port_is_free(address: str, port: int) -> bool:

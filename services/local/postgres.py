@@ -130,8 +130,8 @@ def initialise(postgres: Postgres) -> list[Path]:
     private_directory(postgres.directory)
     opened: list[Path] = []
     if user:
-        opened = let_pass(user, postgres.data) + let_pass(user, Path(binary("postgres")))
         os.chown(postgres.directory, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+        opened = let_pass(user, postgres.data) + let_pass(user, Path(binary("postgres")))
     if not (postgres.data / "PG_VERSION").exists():
         _initdb(postgres, user)
     _drop_stale_pid(postgres.data / "postmaster.pid")

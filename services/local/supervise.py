@@ -25,7 +25,10 @@ LAST_WORDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Programs that start and stop together; among groups, those first in the list start first and stop last."""
+    """Programs that start and stop together; among groups, those first in the list start first and stop last.
+
+    Without a name, supervisord knows its programs as PROGRAM instead of GROUP:PROGRAM.
+    """
 
     name: str
     programs: Sequence[Program]
@@ -67,7 +70,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """What became of one program; WHY is empty while it runs."""
+    """What became of one program; WHY (how it ended, and its last words) is empty while it runs."""
 
     name: str
     group: str
@@ -88,7 +91,7 @@ def program(instance: Instance, groups: Sequence[Group]) -> Program:
     sections = [_head(instance)]
     for priority, group in enumerate(groups, start=1):
         names = ",".join(item.name for item in group.programs)
-        if names:
+        if names and group.name:
             sections.append(f"[group:{group.name}]\nprograms={names}\npriority={priority * 100}")
         sections += [_section(instance, item, autostart=group.autostart) for item in group.programs]
     config = instance.run / f"{instance.name}.conf"
@@ -195,17 +198,31 @@ def status(instance: Instance) -> list[ProcessStatus]:
 
 def _status(instance: Instance, info: dict[str, Any]) -> ProcessStatus:
     running = info["statename"] in {"RUNNING", "STARTING"}
-    why = ""
-    if not running:
-        words = [info["spawnerr"] or f"exit status {info['exitstatus']}", *last_words(instance, info["name"])]
-        why = "\n".join(words)
-    uptime = info["now"] - info["start"] if running else 0
-    return ProcessStatus(info["name"], info["group"], info["statename"], info["pid"], uptime, why)
+    return ProcessStatus(
+        name=info["name"],
+        group=info["group"],
+        state=info["statename"],
+        pid=info["pid"],
+        uptime_seconds=info["now"] - info["start"] if running else 0,
+        why="" if running else "\n".join([_ending(instance, info), *last_words(instance, info["name"])]),
+    )
+
+
+def _ending(instance: Instance, info: dict[str, Any]) -> str:
+    """Return how a program ended last: the API forgets it when that was too early, the supervisor's log does not."""
+    begin = f"exited: {info['name']} ("
+    for line in reversed(_tail(instance.logs / "supervisord.log", 200)):
+        if begin in line:
+            return line.partition(begin)[2].partition(";")[0].rstrip(")")
+    return str(info["spawnerr"] or info["description"])
 
 
 def last_words(instance: Instance, name: str, lines: int = LAST_WORDS) -> list[str]:
     """Return the last LINES of a program's log."""
-    path = instance.logs / f"{name}.log"
+    return _tail(instance.logs / f"{name}.log", lines)
+
+
+def _tail(path: Path, lines: int) -> list[str]:
     if not path.exists():
         return []
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -2,31 +2,27 @@
 
 import asyncio
 import fcntl
-import importlib
-import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import psutil
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.local import certs, endpoints, postgres, supervise, temporal, valkey
+from services.local import certs, endpoints, postgres, reach, supervise, temporal, valkey
 from services.local.files import LocalError, port_is_free, private_directory
 from services.local.layout import DEFAULT_PORT_BASE, LOOPBACK, SERVICES, Mesh, plan, service_program
 from services.local.process import write_spec
-from services.local.waiting import until
+from services.mesh.errors import BootError
 
-READY_SECONDS = 90
 STOP_SECONDS = 24
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 0.5
+BOOT_ERROR = "exit status 78"  # sysexits.h: wrong configuration, which no second start mends
 Say = Callable[[str], None]
-Publish = Callable[[dict[str, Any]], Awaitable[list[str]]]
+Publish = Callable[[Callable[[str], grpc.aio.Channel], Path], Awaitable[list[str]]]
 
 
 def speak(line: str) -> None:
@@ -48,8 +44,9 @@ async def run_up(
 ) -> int:
     """Run the mesh under STATE until SIGINT or SIGTERM; return the exit code (0 for a clean stop).
 
-    PUBLISH gets the content of endpoints.json once all is healthy and answers lines about drift; without one,
-    `services.local.publish` is used. Raises LocalError, with everything stopped, when the mesh cannot come up.
+    PUBLISH gets the operator's channels and the configuration folder once all is healthy, and answers lines about
+    drift; without one, `services.local.publish` is used. Raises LocalError, with everything stopped, when the mesh
+    cannot come up.
     """
     mesh = plan(state, config, models, listen, port_base)
     stop = asyncio.Event()
@@ -146,7 +143,8 @@ def _prepare(mesh: Mesh, services: Sequence[str], say: Say) -> dict[str, dict[st
     for name in services:
         private_directory(mesh.state / "services" / name)
     private_directory(mesh.state / "audit")
-    for folder in postgres.initialise(mesh.postgres):
+    opened = postgres.initialise(mesh.postgres)
+    for folder in (folder for folder in opened if not folder.is_relative_to(mesh.state)):
         say(f"note: {folder} is now traversable (o+x), for PostgreSQL cannot run as root")
     for role in postgres.ROLES:
         mesh.postgres.password(role)
@@ -176,41 +174,25 @@ async def _bring_up(
         await postgres.migrate(mesh.postgres.dsn(postgres.OWNER))
         if services:
             await asyncio.to_thread(supervise.call, mesh.supervisor, "supervisor.startProcessGroup", "services", False)
-        await asyncio.gather(temporal_ready, *(wait_serving(mesh, name) for name in services))
+        await asyncio.gather(temporal_ready, *(reach.wait_serving(mesh, name) for name in services))
     finally:
         temporal_ready.cancel()
-    content = endpoints.describe(mesh, webhooks)
-    for line in await publish(content):
+    async with reach.channels(mesh) as channels:
+        try:
+            drift = await publish(channels, mesh.config)
+        except BootError as error:
+            raise LocalError(str(error)) from error
+        except grpc.aio.AioRpcError as error:
+            raise LocalError(f"the configuration in {mesh.config} is refused: {error.details()}") from error
+    for line in drift:
         say(line)
+    content = endpoints.describe(mesh, webhooks)
     endpoints.write(mesh, content)
     say(f"ready: {content['bridge']} (everything else: {mesh.endpoints_file})")
 
 
-async def wait_serving(mesh: Mesh, name: str, seconds: float = READY_SECONDS) -> None:
-    """Return once service NAME says SERVING over mTLS; raises LocalError after SECONDS."""
-    credentials = grpc.ssl_channel_credentials(
-        (mesh.pki / "ca.pem").read_bytes(),
-        (mesh.pki / "operator.key").read_bytes(),
-        (mesh.pki / "operator.pem").read_bytes(),
-    )
-    options = [
-        ("grpc.ssl_target_name_override", name),
-        ("grpc.initial_reconnect_backoff_ms", 50),
-        ("grpc.max_reconnect_backoff_ms", 200),
-    ]
-    async with grpc.aio.secure_channel(mesh.peers()[name], credentials, options=options) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-
-        async def check() -> None:
-            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
-            if answer.status != health_pb2.HealthCheckResponse.SERVING:
-                raise LocalError("it answers, but does not serve yet")
-
-        await until(check, f"service {name}", seconds, grpc.aio.AioRpcError, LocalError, pause=0.1)
-
-
 async def _watch(mesh: Mesh, say: Say) -> None:
-    """Tell when a child fails and when it is given up; while the mesh comes up, a child given up ends it."""
+    """Tell when a child fails and when it is given up; while the mesh comes up, a hopeless child ends it."""
     known: dict[str, str] = {}
     while True:
         await asyncio.sleep(WATCH_SECONDS)
@@ -223,7 +205,8 @@ async def _watch(mesh: Mesh, say: Say) -> None:
                 ending = "was given up" if child.state == "FATAL" else "stopped and is started again"
                 say(f"{child.name} {ending}: {child.why}")
             known[child.name] = child.state
-            if child.state == "FATAL" and not mesh.endpoints_file.exists():
+            hopeless = child.state == "FATAL" or (child.state == "BACKOFF" and child.why.startswith(BOOT_ERROR))
+            if hopeless and not mesh.endpoints_file.exists():
                 raise LocalError(f"{child.name} does not start: {child.why}")
 
 
@@ -238,12 +221,11 @@ async def _stop(child: asyncio.subprocess.Process, died: asyncio.Task[int]) -> N
         await died
 
 
-async def _shipped_publish(content: dict[str, Any]) -> list[str]:
-    """Publish the configuration with the module that knows how."""
-    if importlib.util.find_spec("services.local.publish") is None:
-        return []
-    module = importlib.import_module("services.local.publish")
-    return list(await module.publish(content))
+async def _shipped_publish(channels: Callable[[str], grpc.aio.Channel], config: Path) -> list[str]:
+    """Publish with the module that knows how; it knows every API, so it is imported when they all run."""
+    from services.local.publish import publish  # noqa: PLC0415 - as said
+
+    return await publish(channels, config)
 
 
 def read_status(state: Path) -> list[supervise.ProcessStatus]:
