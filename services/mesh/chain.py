@@ -23,7 +23,7 @@ from google.protobuf.message import Message
 from opsmesh.type.v1 import error_reason_pb2
 from services.mesh import policy, telemetry, tls
 from services.mesh.call import Call, current, enter, maybe_current, working
-from services.mesh.errors import STATUS_KEY, FieldViolation, Refusal, from_rpc_error, to_status
+from services.mesh.errors import STATUS_KEY, FieldViolation, Refusal, from_rpc_error, to_status, unavailable
 from services.mesh.identities import Identities
 
 __all__ = ["CHAIN", "Call", "Chain", "Served", "current", "maybe_current", "working"]
@@ -127,8 +127,8 @@ async def errors_link(visit: Visit, proceed: Proceed) -> Any:
         found = _from_peer(error, visit)
     except grpc.aio.AbortError:
         raise
-    except Exception:  # noqa: BLE001  the one place where what nobody expected ends
-        found = _unexpected(visit)
+    except Exception as error:  # noqa: BLE001  the one place where what nobody expected ends
+        found = _store_is_gone(error, visit) or _unexpected(visit)
     filled = {"method": visit.call.method, "service": visit.served.service} | found.metadata
     answer = Refusal(found.reason, violations=found.violations, retry_after=found.retry_after, **filled)
     visit.code, visit.reason = answer.code, answer.name
@@ -220,6 +220,14 @@ def _from_peer(error: grpc.aio.AioRpcError, visit: Visit) -> Refusal:
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store="a service it needs", retry_after=1.0)
     return _unexpected(visit)
+
+
+def _store_is_gone(error: Exception, visit: Visit) -> Refusal | None:
+    """Name the store that does not answer; the log keeps what it said."""
+    refusal = unavailable(error)
+    if refusal:
+        log.warning("store unavailable", store=refusal.metadata["store"], method=visit.call.method, error=repr(error))
+    return refusal
 
 
 def _unexpected(visit: Visit) -> Refusal:

@@ -72,6 +72,22 @@ class _Unfilled(dict[str, str]):
         return f"(unknown {key})"
 
 
+_unavailable: list[tuple[str, tuple[type[Exception], ...]]] = []
+
+
+def name_unavailable(store: str, *kinds: type[Exception]) -> None:
+    """Say once, at import, which exceptions mean that a store does not answer: they become STORE_UNAVAILABLE."""
+    _unavailable.append((store, kinds))
+
+
+def unavailable(error: Exception) -> Refusal | None:
+    """Return the refusal for an exception by which a store says that it does not answer, else None."""
+    for store, kinds in _unavailable:
+        if isinstance(error, kinds):
+            return Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store=store, retry_after=1.0)
+    return None
+
+
 @cache
 def spec(reason: int) -> policy_pb2.ErrorSpec:
     """Return the options of an error reason; a reason without them is described as INTERNAL."""

@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
+from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type, wait_exponential_jitter
 
+BACKOFF_MIN: Final = 0.1
 BACKOFF_MAX: Final = 30.0
 log = structlog.get_logger("opsmesh.loop")
 
@@ -30,17 +32,34 @@ async def every(
 ) -> None:
     """Run `work` every `seconds` (sooner when `wake` is set) until `stop`.
 
-    An exception is logged and the next try waits twice as long as the last, up to 30 s.
+    An exception is logged and the work tried again, each time after twice as long, up to 30 s.
     """
-    failures = 0
+    name = getattr(work, "__qualname__", repr(work))
+
+    def tell(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.warning("worker failed", worker=name, failures=state.attempt_number, error=repr(error), exc_info=error)
+
+    async def pause(delay: float) -> None:
+        await wait(stop, delay)
+
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(Exception),
+        wait=wait_exponential_jitter(initial=max(seconds, BACKOFF_MIN), max=BACKOFF_MAX),
+        stop=lambda _: stop.is_set(),
+        sleep=pause,
+        before_sleep=tell,
+    )
     while not stop.is_set():
         started = time.monotonic()
         try:
-            await work()
-            failures = 0
-        except Exception:
-            failures += 1
-            log.exception("worker failed", worker=getattr(work, "__qualname__", repr(work)), failures=failures)
-        pause = min(BACKOFF_MAX, max(seconds, 0.1) * 2 ** min(failures, 10)) if failures else seconds
-        if await wait(stop, max(0.0, pause - (time.monotonic() - started)), None if failures else wake):
+            await retrying(_call, work)
+        except RetryError:
             return
+        if await wait(stop, max(0.0, seconds - (time.monotonic() - started)), wake):
+            return
+
+
+async def _call(work: Callable[[], Awaitable[object]]) -> None:
+    """Await the work, whatever kind of callable it is."""
+    await work()
