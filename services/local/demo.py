@@ -170,19 +170,25 @@ def wait_for(fact: Callable[[], object], seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
+def webhook_headers(hook: dict[str, str]) -> dict[str, str]:
+    """Return the headers with which a sender proves itself at HOOK, an entry of endpoints.json's `webhooks`."""
+    if hook["auth"] == "none":
+        return {}
+    secret = Path(hook["secret_file"]).read_text(encoding="utf-8").splitlines()[0].strip()
+    if hook["auth"] == "bearer":
+        return {"Authorization": f"Bearer {secret}"}
+    if hook["auth"] == "basic":
+        return {"Authorization": "Basic " + base64.b64encode(secret.encode()).decode()}
+    return {hook["header"]: secret}
+
+
 def post_alert(world: World, body: dict[str, Any]) -> None:
     """Post BODY to the bridge three times, as an impatient sender does; each must be accepted."""
     endpoints = json.loads((world.state / "endpoints.json").read_text(encoding="utf-8"))
     hook = endpoints["webhooks"]["alertmanager"]
-    secret = Path(hook["secret_file"]).read_text(encoding="utf-8").splitlines()[0].strip()
-    header = {
-        "bearer": lambda: ("Authorization", f"Bearer {secret}"),
-        "basic": lambda: ("Authorization", "Basic " + base64.b64encode(secret.encode()).decode()),
-        "header": lambda: (hook["header"], secret),
-    }[hook["auth"]]()
     for number in range(1, 4):
         began = time.monotonic()
-        answer = httpx.post(hook["url"], json=body, headers=dict([header]), timeout=5)
+        answer = httpx.post(hook["url"], json=body, headers=webhook_headers(hook), timeout=5)
         took = (time.monotonic() - began) * 1000
         check(answer.status_code == httpx.codes.ACCEPTED, f"the bridge answered {answer.status_code}: {answer.text}")
         world.say(f"webhook {number}: [green]202[/green] after {took:.0f} ms, on disk")
