@@ -1,0 +1,83 @@
+"""Reads grants: nothing in one is believed before its signature over exactly these bytes was verified, offline."""
+
+from datetime import UTC
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from google.protobuf.message import DecodeError
+
+from opsmesh.guardrails.v1 import grant_pb2
+from opsmesh.type.v1 import error_reason_pb2
+from services.gateway import domain
+from services.mesh import policy
+from services.mesh.errors import BootError, Refusal
+
+METADATA_KEY: Final = "opsmesh-grant-bin"
+BYTES_MAX: Final = 6 * 1024
+
+
+class GrantReader:
+    """Verifies signed grants with the public key of guardrails."""
+
+    def __init__(self, key: Ed25519PublicKey) -> None:
+        self._key = key
+
+    @classmethod
+    def load(cls, path: Path) -> "GrantReader":
+        """Read the public key; a BootError says what is wrong with the file."""
+        try:
+            key = load_pem_public_key(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise BootError(
+                f"OPSMESH_GRANT_PUBLIC_KEY_FILE={path} cannot be read: {error}. NEXT: opsmesh certs init"
+            ) from None
+        if not isinstance(key, Ed25519PublicKey):
+            raise BootError(f"OPSMESH_GRANT_PUBLIC_KEY_FILE={path} is no Ed25519 key. NEXT: opsmesh certs init")
+        return cls(key)
+
+    def read(self, raw: object, method: str) -> grant_pb2.Grant:
+        """Return the verified grant of a call; refuse what is missing, forged, too large or of another version."""
+        if not isinstance(raw, bytes) or not raw:
+            raise Refusal(error_reason_pb2.ERROR_REASON_GRANT_MISSING, method=method)
+        if len(raw) > BYTES_MAX:
+            raise invalid(f"it is larger than {BYTES_MAX} bytes")
+        try:
+            signed = grant_pb2.SignedGrant.FromString(raw)
+            policy.reject_unknown_fields(signed)
+            self._key.verify(signed.signature, signed.grant)
+            grant = grant_pb2.Grant.FromString(signed.grant)
+            policy.reject_unknown_fields(grant)
+            policy.validate(grant)
+        except InvalidSignature:
+            raise invalid("its signature is wrong") from None
+        except DecodeError:
+            raise invalid("it is no grant") from None
+        except Refusal as refusal:
+            raise invalid(f"it breaks its bounds ({refusal.name})") from None
+        return grant
+
+
+def invalid(what: str) -> Refusal:
+    """Return the refusal of a grant that does not fit."""
+    return Refusal(error_reason_pb2.ERROR_REASON_GRANT_INVALID, what=what)
+
+
+def to_domain(grant: grant_pb2.Grant) -> domain.Grant:
+    """Return what the checks need of a verified grant."""
+    return domain.Grant(
+        grant_id=grant.grant_id,
+        method=grant.method,
+        digest=grant.request_digest,
+        caller=grant.caller,
+        request_id=grant.request_id,
+        target_id=grant.target_id,
+        fence=grant.fence,
+        precondition=dict(grant.precondition),
+        policy_set_version=grant.policy_set_version,
+        kill_epoch=grant.kill_epoch,
+        issue_time=grant.issue_time.ToDatetime(UTC),
+        expire_time=grant.expire_time.ToDatetime(UTC),
+    )
