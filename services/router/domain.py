@@ -1,0 +1,232 @@
+"""What a decision is and how one is made: pure, standard library only."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final, Protocol
+
+MAX_AGE: Final = timedelta(hours=1)
+REASON_MAX: Final = 1024
+
+
+class State(StrEnum):
+    """Where a decision stands; the words of the IDL without their prefix."""
+
+    AWAITING_MODEL = "AWAITING_MODEL"
+    DECIDED = "DECIDED"
+    CLOSED = "CLOSED"
+
+
+class Outcome(StrEnum):
+    """What is done; the words of the IDL without their prefix."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    TRIGGER_AUTOMATION = "TRIGGER_AUTOMATION"
+    ASK_HUMAN = "ASK_HUMAN"
+    RESPOND = "RESPOND"
+
+
+class Result(StrEnum):
+    """How a decision ended; the words of the IDL without their prefix."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    REPAIRED = "REPAIRED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
+    OBSERVED = "OBSERVED"
+    RESPONDED = "RESPONDED"
+    SUPERSEDED = "SUPERSEDED"
+    STALE = "STALE"
+
+
+class Stage(StrEnum):
+    """Which lane has work on a decision."""
+
+    NONE = "NONE"
+    START = "START"
+    FOLLOW = "FOLLOW"
+    MODEL = "MODEL"
+    NOTIFY = "NOTIFY"
+
+
+class Test(StrEnum):
+    """Kinds of conditions; the names of the IDL's fields."""
+
+    MATCHES = "matches"
+    HAS_PREFIX = "has_prefix"
+    EXISTS = "exists"
+    NOT_EQUALS = "not_equals"
+    ONE_OF = "one_of"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A test of one field. `values` holds the pattern, prefix, value or values; `wanted` is for EXISTS."""
+
+    field: str
+    test: Test
+    values: tuple[str, ...] = ()
+    wanted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. `text` is the question or the words of a response."""
+
+    rule_id: str
+    priority: int
+    outcome: Outcome
+    equals: Mapping[str, str] = field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
+    playbook_id: str = ""
+    text: str = ""
+    max_age: timedelta = MAX_AGE
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Return its place in the total order: the lowest goes first."""
+        return (self.priority, self.rule_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the router needs to know of one revision of an incident; `facts` maps field names of rules to values."""
+
+    incident_id: uuid.UUID
+    revision: int
+    facts: Mapping[str, str]
+    resolved: bool = False
+    firing: bool = True
+    readable: bool = True
+    open_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Earlier decisions of an incident: rules that started a playbook, and the newest revision decided."""
+
+    started: frozenset[str] = frozenset()
+    newest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was decided, before it has a row."""
+
+    state: State
+    reason: str
+    outcome: Outcome = Outcome.UNSPECIFIED
+    result: Result = Result.UNSPECIFIED
+    rule_id: str = ""
+    rule_set_version: int = 0
+    playbook_id: str = ""
+    stage: Stage = Stage.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A decision as it is stored; `age` is since it was asked for, by the database's clock, when read."""
+
+    decision_id: uuid.UUID
+    incident_id: uuid.UUID
+    revision: int
+    state: State
+    outcome: Outcome
+    result: Result
+    rule_id: str
+    rule_set_version: int
+    playbook_id: str
+    reason: str
+    execution_id: str
+    notice_execution_id: str
+    awaiting_approval: bool
+    create_time: datetime
+    close_time: datetime | None
+    age: timedelta
+
+
+class Rules(Protocol):
+    """The active rules, as `rules.Index` implements them."""
+
+    @property
+    def version(self) -> int:
+        """The version of the rule set; 0 when none is published."""
+
+    def first(self, facts: Mapping[str, str], skipped: frozenset[str] = frozenset()) -> Rule | None:
+        """Return the first rule in order that matches and is not skipped."""
+
+
+def decision_id(incident_id: uuid.UUID, revision: int) -> uuid.UUID:
+    """Return the id of the one decision on this revision."""
+    return uuid.uuid5(incident_id, f"decision/{revision}")
+
+
+def decide(snapshot: Snapshot, rules: Rules, history: History, now: datetime) -> Verdict:
+    """Decide one revision: over, unreadable, known to a rule, or not known."""
+    if beforehand := _beforehand(snapshot, rules.version, history):
+        return beforehand
+    rule = rules.first(snapshot.facts, history.started)
+    if rule:
+        return _apply(rule, snapshot, rules.version, now)
+    reason = "no rule matches"
+    if history.started:
+        reason += f"; started before and not again: {', '.join(sorted(history.started))}"
+    return _await(reason, rules.version)
+
+
+def _beforehand(snapshot: Snapshot, version: int, history: History) -> Verdict | None:
+    """Return what is decided without looking at a rule, if anything."""
+    if history.newest > snapshot.revision:
+        reason = f"revision {history.newest} was decided before this one"
+        return Verdict(State.CLOSED, reason, result=Result.SUPERSEDED, rule_set_version=version)
+    if snapshot.resolved:
+        return _respond("the incident is resolved", version)
+    # Before `firing`: what cannot be read must not pass for over, either.
+    if not snapshot.readable:
+        return _await("the status of its newest signal could not be read: a person must look", version)
+    if not snapshot.firing:
+        return _respond("the sender resolved every alert", version)
+    if not version:
+        return _await("no rule set is published; publish one: opsmesh rules publish", version)
+    return None
+
+
+def _respond(reason: str, version: int) -> Verdict:
+    return Verdict(State.CLOSED, reason, Outcome.RESPOND, Result.RESPONDED, rule_set_version=version)
+
+
+def _await(reason: str, version: int) -> Verdict:
+    return Verdict(State.AWAITING_MODEL, shorten(reason), rule_set_version=version, stage=Stage.MODEL)
+
+
+def _apply(rule: Rule, snapshot: Snapshot, version: int, now: datetime) -> Verdict:
+    """Return what a matching rule says about an incident of this age."""
+    age = now - snapshot.open_time if snapshot.open_time else timedelta()
+    if age > rule.max_age:
+        seconds = int(age.total_seconds())
+        reason = f"rule {rule.rule_id} matches, but {seconds} s are more than its {rule.max_age.total_seconds():g} s"
+        return Verdict(State.CLOSED, reason, result=Result.STALE, rule_id=rule.rule_id, rule_set_version=version)
+    if rule.outcome is Outcome.RESPOND:
+        state, result, stage = State.CLOSED, Result.RESPONDED, Stage.NONE
+    else:
+        state, result = State.DECIDED, Result.UNSPECIFIED
+        stage = Stage.START if rule.outcome is Outcome.TRIGGER_AUTOMATION else Stage.NOTIFY
+    return Verdict(
+        state=state,
+        reason=shorten(rule.text or f"rule {rule.rule_id} matches"),
+        outcome=rule.outcome,
+        result=result,
+        rule_id=rule.rule_id,
+        rule_set_version=version,
+        playbook_id=rule.playbook_id,
+        stage=stage,
+    )
+
+
+def shorten(text: str) -> str:
+    """Return text that fits a reason and a text column (which takes no NUL)."""
+    return text.replace("\0", "\ufffd")[:REASON_MAX]

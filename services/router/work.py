@@ -1,0 +1,100 @@
+"""What a decision still needs after it was made, and what the answers of others mean for it: pure."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from services.router.domain import Decision, Result, Stage, State, shorten
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A decision as a lane has claimed it; `attempts` counts looks since the last news, `traceparent` is its trace."""
+
+    decision: Decision
+    stage: Stage
+    attempts: int
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a lane has to write back; empty texts leave what is there. `delay` in seconds until the next look."""
+
+    stage: Stage
+    state: State
+    delay: float = 0.0
+    result: Result = Result.UNSPECIFIED
+    reason: str = ""
+    execution_id: str = ""
+    notice_execution_id: str = ""
+    awaiting_approval: bool = False
+    news: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What the router needs to know of an execution; `state` is the IDL's word without its prefix."""
+
+    execution_id: str
+    state: str
+    health_proved: bool = False
+
+
+FINAL: Final[Mapping[str, Result]] = {
+    "SUCCEEDED": Result.SUCCEEDED,
+    "FAILED": Result.FAILED,
+    "CANCELLED": Result.CANCELLED,
+    "UNKNOWN": Result.UNKNOWN,
+    "OBSERVED": Result.OBSERVED,
+}
+
+
+def start_request_id(decision: uuid.UUID) -> uuid.UUID:
+    """Return the request_id under which a decision starts its playbook, however often it is tried."""
+    return uuid.uuid5(decision, "start")
+
+
+def notify_request_id(decision: uuid.UUID) -> uuid.UUID:
+    """Return the request_id under which a decision notifies a person, however often it is tried."""
+    return uuid.uuid5(decision, "notify")
+
+
+def follow(work: Work, execution: Execution) -> Step:
+    """Return what an execution, just read, means for its decision."""
+    if result := FINAL.get(execution.state):
+        if execution.state == "SUCCEEDED" and execution.health_proved:
+            result = Result.REPAIRED
+        return Step(Stage.NONE, State.CLOSED, result=result, execution_id=execution.execution_id)
+    awaiting = execution.state == "AWAITING_APPROVAL"
+    news = work.stage is Stage.START or awaiting != work.decision.awaiting_approval
+    return Step(
+        Stage.FOLLOW,
+        State.DECIDED,
+        delay=pause(0 if news else work.attempts),
+        execution_id=execution.execution_id,
+        awaiting_approval=awaiting,
+        news=news,
+    )
+
+
+def give_up(work: Work, result: Result, why: str) -> Step:
+    """Close a decision whose playbook cannot be started or found: ingest makes a new revision of it."""
+    return Step(Stage.NONE, State.CLOSED, result=result, reason=shorten(f"{work.decision.reason}; {why}"))
+
+
+def again(work: Work) -> Step:
+    """Return the step that looks again later."""
+    return Step(
+        work.stage,
+        work.decision.state,
+        delay=pause(work.attempts),
+        awaiting_approval=work.decision.awaiting_approval,
+        news=False,
+    )
+
+
+def pause(attempts: int) -> float:
+    """Return the seconds until an unfinished piece of work is looked at again: 0.1, growing by a third, at most 5."""
+    return min(5.0, 0.1 * 1.3 ** min(attempts, 20))
