@@ -9,6 +9,7 @@ from services.local.certs import PEOPLE
 from services.local.files import LocalError, ensure_secret, write_private
 from services.local.layout import LOOPBACK, SERVICES, Mesh, join
 from services.local.postgres import READER
+from services.local.programs import Stores
 from services.local.valkey import OBSERVER
 from services.mesh.config import ConfigError, load_yaml
 
@@ -31,7 +32,7 @@ def ensure_webhooks(mesh: Mesh) -> dict[str, dict[str, str]]:
 
 def _webhook(mesh: Mesh, source: sources_pb2.Source) -> dict[str, str]:
     auth = source.WhichOneof("auth") or "none"
-    url = f"http://{join(mesh.dial, mesh.http_port)}/v1/webhooks/{source.source}"
+    url = f"{mesh.bridge_url}/v1/webhooks/{source.source}"
     if auth == "none":
         return {"url": url, "auth": auth, "header": "", "secret_file": ""}
     settings = getattr(source, auth)
@@ -44,19 +45,20 @@ def _webhook(mesh: Mesh, source: sources_pb2.Source) -> dict[str, str]:
 
 def describe(mesh: Mesh, webhooks: dict[str, dict[str, str]]) -> dict[str, Any]:
     """Return the content of endpoints.json; it holds store passwords (read-only users), so keep it private."""
+    stores = Stores.of(mesh)
     people_and_services = (*PEOPLE, *SERVICES)
     leafs = {
         name: {"cert": str(mesh.pki / f"{name}.pem"), "key": str(mesh.pki / f"{name}.key")}
         for name in people_and_services
     }
     return {
-        "bridge": f"http://{join(mesh.dial, mesh.http_port)}",
+        "bridge": mesh.bridge_url,
         "services": mesh.peers(),
         "metrics": {name: f"http://{join(LOOPBACK, mesh.metrics_port(name))}/metrics" for name in SERVICES},
         "tls": {"ca": str(mesh.pki / "ca.pem"), **leafs},
-        "postgres": mesh.postgres.dsn(READER),
-        "redis": mesh.valkey.url(OBSERVER),
-        "temporal": mesh.temporal.address,
+        "postgres": stores.postgres.dsn(READER),
+        "redis": stores.valkey.url(OBSERVER),
+        "temporal": stores.temporal.address,
         "webhooks": webhooks,
     }
 

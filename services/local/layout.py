@@ -1,25 +1,19 @@
-"""The mesh of one machine on paper: folders, ports, and the environment and program of each process."""
+"""The mesh of one machine on paper: folders and ports. Imports nothing heavy, for `up` holds it as long as it runs."""
 
-import json
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from services.local.postgres import Postgres
-from services.local.process import HOUSE, Program
+from services.local.process import HOUSE
 from services.local.supervise import Instance
-from services.local.temporal import Temporal
-from services.local.valkey import INGEST, Valkey
 
 # the order fixes the ports: gRPC at base+1..8, metrics at base+10..17
 SERVICES = ("ingest", "router", "agents", "automation", "guardrails", "gateway", "audit", "bridge")
-WITHOUT_DATABASE = ("agents", "bridge")
 DEFAULT_PORT_BASE = 7400
 DEFAULT_CONFIG = HOUSE / "deploy"
 LOOPBACK = "127.0.0.1"
 WILDCARDS = ("0.0.0.0", "::")
-LONGEST_DRAIN = 10
 
 
 def join(host: str, port: int) -> str:
@@ -47,6 +41,21 @@ class Mesh:
     models: Path | None = None
     listen: str = LOOPBACK
     port_base: int = DEFAULT_PORT_BASE
+
+    def describe(self) -> dict[str, Any]:
+        """Return its fields for another process; `parse` reads them."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def parse(cls, described: dict[str, Any]) -> "Mesh":
+        """Return the mesh that `describe` described."""
+        paths = {name: Path(described[name]) for name in ("state", "config", "models") if described[name]}
+        return cls(**(described | paths))
+
+    @property
+    def bridge_url(self) -> str:
+        """Return the URL of the bridge."""
+        return f"http://{join(self.dial, self.http_port)}"
 
     @property
     def dial(self) -> str:
@@ -82,20 +91,19 @@ class Mesh:
         return self.port_base + 10 + SERVICES.index(service)
 
     @property
-    def postgres(self) -> Postgres:
-        """Return the mesh's PostgreSQL."""
-        return Postgres(self.state / "postgres", self.state / "secrets" / "postgres", self.port_base + 20)
+    def postgres_port(self) -> int:
+        """Return the port of PostgreSQL."""
+        return self.port_base + 20
 
     @property
-    def valkey(self) -> Valkey:
-        """Return the mesh's Valkey."""
-        return Valkey(self.state / "valkey", self.state / "secrets" / "valkey", self.port_base + 21)
+    def valkey_port(self) -> int:
+        """Return the port of Valkey."""
+        return self.port_base + 21
 
     @property
-    def temporal(self) -> Temporal:
-        """Return the mesh's Temporal."""
-        base = self.port_base
-        return Temporal(self.state / "temporal", base + 22, http_port=base + 23, metrics_port=base + 24)
+    def temporal_port(self) -> int:
+        """Return the port of Temporal; its HTTP and metrics ports are the next two."""
+        return self.port_base + 22
 
     @property
     def supervisor(self) -> Instance:
@@ -112,59 +120,8 @@ class Mesh:
         for name in SERVICES:
             yield f"{name} gRPC", self.listen, self.grpc_port(name)
             yield f"{name} metrics", LOOPBACK, self.metrics_port(name)
-        yield "postgres", LOOPBACK, self.postgres.port
-        yield "valkey", LOOPBACK, self.valkey.port
-        yield "temporal", LOOPBACK, self.temporal.port
-        yield "temporal HTTP", LOOPBACK, self.temporal.http_port
-        yield "temporal metrics", LOOPBACK, self.temporal.metrics_port
-
-
-def service_program(mesh: Mesh, name: str) -> Program:
-    """Return SERVICE as a process of its own."""
-    argv = [sys.executable, "-m", "services", name]
-    return Program(name, argv, env=environment(mesh, name), cwd=HOUSE, stop_seconds=LONGEST_DRAIN)
-
-
-def environment(mesh: Mesh, name: str) -> dict[str, str]:
-    """Return the settings of one service: what it needs for its job, and no secret of another's."""
-    settings = {
-        "LISTEN": join(mesh.listen, mesh.grpc_port(name)),
-        "METRICS": join(LOOPBACK, mesh.metrics_port(name)),
-        "TLS_CERT": str(mesh.pki / f"{name}.pem"),
-        "TLS_KEY": str(mesh.pki / f"{name}.key"),
-        "TLS_CA": str(mesh.pki / "ca.pem"),
-        "IDENTITIES": str(mesh.config / "identities.yaml"),
-        "CONFIG": str(mesh.config),
-        "PEERS": json.dumps(mesh.peers()),
-        "STATE": str(mesh.state / "services" / name),
-        "LOG_LEVEL": "info",
-        "OTLP_ENDPOINT": "",
-    }
-    if name not in WITHOUT_DATABASE:
-        role = f"opsmesh_{name}"
-        settings["POSTGRES_DSN"] = mesh.postgres.dsn(role, with_password=False)
-        settings["POSTGRES_PASSWORD_FILE"] = str(mesh.postgres.password_file(role))
-    return {f"OPSMESH_{key}": value for key, value in (settings | _own(mesh, name)).items()}
-
-
-def _own(mesh: Mesh, name: str) -> dict[str, str]:
-    """Return what only service NAME is given."""
-    own = {
-        "ingest": {
-            "REDIS_URL": mesh.valkey.url(INGEST, with_password=False),
-            "REDIS_PASSWORD_FILE": str(mesh.valkey.password_file(INGEST)),
-        },
-        "agents": {"MODELS_FILE": str(mesh.models)} if mesh.models else {},
-        "automation": {"TEMPORAL": mesh.temporal.address},
-        "guardrails": {"GRANT_KEY_FILE": str(mesh.pki / "grant.key")},
-        "gateway": {
-            "GRANT_PUBLIC_KEY_FILE": str(mesh.pki / "grant.pub"),
-            "BACKENDS_FILE": str(mesh.config / "backends.yaml"),
-        },
-        "audit": {
-            "LOG_KEY_FILE": str(mesh.pki / "log.key"),
-            "CHECKPOINT_FILE": str(mesh.state / "audit" / "checkpoints.jsonl"),
-        },
-        "bridge": {"HTTP": join(mesh.listen, mesh.http_port), "SECRETS": str(mesh.webhook_secrets)},
-    }
-    return own.get(name, {})
+        yield "postgres", LOOPBACK, self.postgres_port
+        yield "valkey", LOOPBACK, self.valkey_port
+        yield "temporal", LOOPBACK, self.temporal_port
+        yield "temporal HTTP", LOOPBACK, self.temporal_port + 1
+        yield "temporal metrics", LOOPBACK, self.temporal_port + 2

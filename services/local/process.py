@@ -46,4 +46,9 @@ def write_spec(program: Program, folder: Path) -> list[str]:
         "death_signal": f"SIG{program.stop}",
     }
     write_private(path, json.dumps(spec, indent=1).encode())
-    return [sys.executable, "-I", "-S", str(LEASH), str(path)]
+    return leashed(folder, program.name)
+
+
+def leashed(folder: Path, name: str) -> list[str]:
+    """Return the command that runs the program NAME whose spec lies in FOLDER."""
+    return [sys.executable, "-I", "-S", str(LEASH), str(folder / f"{name}.json")]

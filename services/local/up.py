@@ -1,28 +1,32 @@
-"""`opsmesh up`: bring the mesh of one machine up, keep it up, and take it down again."""
+"""`opsmesh up`: bring the mesh of one machine up, keep it up, and take it down again.
+
+This process stays as long as the mesh, so it imports little; `bringup` does the work at the start.
+"""
 
 import asyncio
 import fcntl
+import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
-import grpc
 import psutil
 
-from services.local import certs, endpoints, postgres, reach, supervise, temporal, valkey
+from services.local import supervise
 from services.local.files import LocalError, port_is_free, private_directory
-from services.local.layout import DEFAULT_PORT_BASE, LOOPBACK, SERVICES, Mesh, plan, service_program
-from services.local.process import write_spec
-from services.mesh.errors import BootError
+from services.local.layout import DEFAULT_PORT_BASE, LOOPBACK, SERVICES, Mesh, plan
+from services.local.process import Program, leashed, write_spec
 
 STOP_SECONDS = 24
+ORPHAN_SECONDS = 15
 WATCH_SECONDS = 0.5
 BOOT_ERROR = "exit status 78"  # sysexits.h: wrong configuration, which no second start mends
 Say = Callable[[str], None]
-Publish = Callable[[Callable[[str], grpc.aio.Channel], Path], Awaitable[list[str]]]
 
 
 def speak(line: str) -> None:
@@ -39,14 +43,12 @@ async def run_up(
     port_base: int = DEFAULT_PORT_BASE,
     *,
     services: Sequence[str] = SERVICES,
-    publish: Publish | None = None,
     say: Say = speak,
 ) -> int:
     """Run the mesh under STATE until SIGINT or SIGTERM; return the exit code (0 for a clean stop).
 
-    PUBLISH gets the operator's channels and the configuration folder once all is healthy, and answers lines about
-    drift; without one, `services.local.publish` is used. Raises LocalError, with everything stopped, when the mesh
-    cannot come up.
+    Call it from the main thread, whose end its children notice. Raises LocalError, with everything stopped, when the
+    mesh cannot come up.
     """
     mesh = plan(state, config, models, listen, port_base)
     stop = asyncio.Event()
@@ -55,46 +57,36 @@ async def run_up(
         loop.add_signal_handler(number, stop.set)
     try:
         with _only_one(mesh):
-            return await _run(mesh, services, publish or _shipped_publish, stop, say)
+            mesh.endpoints_file.unlink(missing_ok=True)
+            await _end_of_predecessor(mesh, say)
+            _check_ports(mesh)
+            return await _run(_Children(mesh, services, say), stop)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
 
 
-async def _run(mesh: Mesh, services: Sequence[str], publish: Publish, stop: asyncio.Event, say: Say) -> int:
-    """Do the job of run_up under the lock."""
-    mesh.endpoints_file.unlink(missing_ok=True)
-    await _end_of_predecessor(mesh, say)
-    _check_ports(mesh)
-    webhooks = await asyncio.to_thread(_prepare, mesh, services, say)
-    child = await _start(mesh, services)
-    died = asyncio.create_task(child.wait())
+async def _run(children: "_Children", stop: asyncio.Event) -> int:
+    """Keep the mesh until somebody wants it to stop, or it cannot go on."""
+    work = asyncio.create_task(children.live())
     stopped = asyncio.create_task(stop.wait())
-    watch = asyncio.create_task(_watch(mesh, say))
-    work = asyncio.create_task(_bring_up(mesh, services, webhooks, publish, say))
     try:
-        await asyncio.wait({work, stopped, died, watch}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             work.result()
-            await asyncio.wait({stopped, died, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if died.done():
-            raise LocalError(f"supervisord ended with {died.result()}; see {mesh.state / 'logs' / 'supervisord.log'}")
-        if watch.done():
-            watch.result()
-        say("stopping")
+        children.say("stopping")
         return 0
     finally:
-        mesh.endpoints_file.unlink(missing_ok=True)
-        for task in (work, watch, stopped):
+        for task in (work, stopped):
             task.cancel()
-        await asyncio.gather(work, watch, stopped, return_exceptions=True)
-        await _stop(child, died)
+        await asyncio.gather(work, stopped, return_exceptions=True)
+        await children.stop()
 
 
 @contextmanager
 def _only_one(mesh: Mesh) -> Iterator[None]:
     """Hold the lock on the state folder; raises LocalError when another mesh holds it."""
-    run = private_directory(private_directory(mesh.state) / "run")
+    run = private_directory(mesh.state / "run")
     with (run / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,96 +128,127 @@ def _check_ports(mesh: Mesh) -> None:
         )
 
 
-def _prepare(mesh: Mesh, services: Sequence[str], say: Say) -> dict[str, dict[str, str]]:
-    """Make what is missing on disk: certificates, secrets, the database cluster, folders."""
-    certs.ensure(mesh.state)
-    webhooks = endpoints.ensure_webhooks(mesh)
-    for name in services:
-        private_directory(mesh.state / "services" / name)
-    private_directory(mesh.state / "audit")
-    opened = postgres.initialise(mesh.postgres)
-    for folder in (folder for folder in opened if not folder.is_relative_to(mesh.state)):
-        say(f"note: {folder} is now traversable (o+x), for PostgreSQL cannot run as root")
-    for role in postgres.ROLES:
-        mesh.postgres.password(role)
-    return webhooks
+@dataclass(slots=True)
+class _Children:
+    """The processes of one run: the one that brings the mesh up, and the supervisor."""
 
+    mesh: Mesh
+    services: Sequence[str]
+    say: Say
+    known: dict[str, supervise.ProcessStatus] = field(default_factory=dict)
+    bringup: asyncio.subprocess.Process | None = None
+    supervisor: asyncio.subprocess.Process | None = None
 
-async def _start(mesh: Mesh, services: Sequence[str]) -> asyncio.subprocess.Process:
-    """Start the supervisor, which starts the stores. Called from the main thread: its death is what children watch."""
-    stores = [postgres.program(mesh.postgres), valkey.program(mesh.valkey), temporal.program(mesh.temporal)]
-    groups = [
-        supervise.Group("stores", stores),
-        supervise.Group("services", [service_program(mesh, name) for name in services], autostart=False),
-    ]
-    command = write_spec(supervise.program(mesh.supervisor, groups), mesh.supervisor.run)
-    # a session of its own, so that Ctrl-C reaches us alone and we stop things in order
-    return await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
-
-
-async def _bring_up(
-    mesh: Mesh, services: Sequence[str], webhooks: dict[str, dict[str, str]], publish: Publish, say: Say
-) -> None:
-    """Bring up stores, roles and migrations, all services at once, configuration, and at last endpoints.json."""
-    temporal_ready = asyncio.create_task(temporal.wait_ready(mesh.temporal))
-    try:
-        await asyncio.gather(postgres.wait_ready(mesh.postgres), valkey.wait_ready(mesh.valkey))
-        await postgres.provision(mesh.postgres)
-        await postgres.migrate(mesh.postgres.dsn(postgres.OWNER))
-        if services:
-            await asyncio.to_thread(supervise.call, mesh.supervisor, "supervisor.startProcessGroup", "services", False)
-        await asyncio.gather(temporal_ready, *(reach.wait_serving(mesh, name) for name in services))
-    finally:
-        temporal_ready.cancel()
-    async with reach.channels(mesh) as channels:
+    async def live(self) -> None:
+        """Start everything and watch it; ends only by raising LocalError."""
+        arguments = [json.dumps(self.mesh.describe()), json.dumps(list(self.services))]
+        work = Program("bringup", [sys.executable, "-m", "services.local.bringup", *arguments])
+        self.bringup = await _spawn(write_spec(work, self.mesh.supervisor.run), asyncio.subprocess.PIPE)
+        await self._hear("prepared")
+        self.supervisor = await _spawn(leashed(self.mesh.supervisor.run, self.mesh.supervisor.name))
+        died = asyncio.create_task(self.supervisor.wait())
+        watch = asyncio.create_task(self._watch())
+        ready = asyncio.create_task(self._hear("ready"))
         try:
-            drift = await publish(channels, mesh.config)
-        except BootError as error:
-            raise LocalError(str(error)) from error
-        except grpc.aio.AioRpcError as error:
-            raise LocalError(f"the configuration in {mesh.config} is refused: {error.details()}") from error
-    for line in drift:
-        say(line)
-    content = endpoints.describe(mesh, webhooks)
-    endpoints.write(mesh, content)
-    say(f"ready: {content['bridge']} (everything else: {mesh.endpoints_file})")
+            await asyncio.wait({ready, died, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                ready.result()
+                await asyncio.wait({died, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                watch.result()
+            log = self.mesh.supervisor.logs / "supervisord.log"
+            raise LocalError(f"supervisord ended with {await died}, so everything was stopped; see {log}")
+        finally:
+            for task in (ready, died, watch):
+                task.cancel()
+            await asyncio.gather(ready, died, watch, return_exceptions=True)
 
+    async def _hear(self, wanted: str) -> None:
+        """Repeat what the bring-up says until it says WANTED; raises LocalError when it fails."""
+        if self.bringup is None or self.bringup.stdout is None:
+            raise LocalError("the bring-up was not started; this is a bug")
+        async for line in self.bringup.stdout:
+            told = json.loads(line)
+            if told["event"] == "error":
+                raise LocalError(told["text"])
+            if told["text"]:
+                self.say(told["text"])
+            if told["event"] == wanted:
+                return
+        raise LocalError(f"the bring-up ended with {await self.bringup.wait()}; its last words are above")
 
-async def _watch(mesh: Mesh, say: Say) -> None:
-    """Tell when a child fails and when it is given up; while the mesh comes up, a hopeless child ends it."""
-    known: dict[str, str] = {}
-    while True:
-        await asyncio.sleep(WATCH_SECONDS)
-        try:
-            current = await asyncio.to_thread(supervise.status, mesh.supervisor)
-        except LocalError:
-            continue  # not up yet, or ending: whoever waits for its process says so
-        for child in current:
-            if child.state in {"BACKOFF", "FATAL"} and known.get(child.name) != child.state:
+    async def _watch(self) -> None:
+        """Tell when a child fails and when it is given up; while the mesh comes up, a hopeless child ends it."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                current = await asyncio.to_thread(supervise.status, self.mesh.supervisor)
+            except LocalError:
+                continue  # not up yet, or ending: whoever waits for its process says so
+            for child in current:
+                before = self.known.get(child.name)
+                self.known[child.name] = child
+                if child.state not in {"BACKOFF", "FATAL"} or (before and before.state == child.state):
+                    continue
                 ending = "was given up" if child.state == "FATAL" else "stopped and is started again"
-                say(f"{child.name} {ending}: {child.why}")
-            known[child.name] = child.state
-            hopeless = child.state == "FATAL" or (child.state == "BACKOFF" and child.why.startswith(BOOT_ERROR))
-            if hopeless and not mesh.endpoints_file.exists():
-                raise LocalError(f"{child.name} does not start: {child.why}")
+                self.say(f"{child.name} {ending}: {child.why}")
+                hopeless = child.state == "FATAL" or child.why.startswith(BOOT_ERROR)
+                if hopeless and not self.mesh.endpoints_file.exists():
+                    raise LocalError(f"{child.name} does not start: {child.why}")
+
+    async def stop(self) -> None:
+        """Stop services, then stores (the supervisor knows the order), and return when nothing is left."""
+        await _end(self.bringup)
+        self.mesh.endpoints_file.unlink(missing_ok=True)
+        await _end(self.supervisor)
+        # only when the supervisor was killed: its children are on a leash, and stopping by themselves
+        orphans = []
+        for pid in {child.pid for child in self.known.values() if child.pid}:
+            with suppress(psutil.NoSuchProcess):
+                orphans.append(psutil.Process(pid))
+        await asyncio.to_thread(psutil.wait_procs, orphans, ORPHAN_SECONDS)
 
 
-async def _stop(child: asyncio.subprocess.Process, died: asyncio.Task[int]) -> None:
-    """Stop services, then stores: the supervisor knows the order."""
+async def _spawn(command: Sequence[str], stdout: int = asyncio.subprocess.DEVNULL) -> asyncio.subprocess.Process:
+    """Start a child in a session of its own, so that Ctrl-C reaches us alone and things stop in order."""
+    return await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=stdout, start_new_session=True
+    )
+
+
+async def _end(child: asyncio.subprocess.Process | None) -> None:
+    """Stop CHILD, by force after 24 s."""
+    if child is None:
+        return
     if child.returncode is None:
         child.terminate()
     try:
-        await asyncio.wait_for(asyncio.shield(died), STOP_SECONDS)
+        await asyncio.wait_for(child.wait(), STOP_SECONDS)
     except TimeoutError:
         child.kill()  # its children are on a leash
-        await died
+        await child.wait()
 
 
-async def _shipped_publish(channels: Callable[[str], grpc.aio.Channel], config: Path) -> list[str]:
-    """Publish with the module that knows how; it knows every API, so it is imported when they all run."""
-    from services.local.publish import publish  # noqa: PLC0415 - as said
+def become_up(
+    state: Path,
+    config: Path | None = None,
+    models: Path | None = None,
+    listen: str = LOOPBACK,
+    port_base: int = DEFAULT_PORT_BASE,
+) -> NoReturn:
+    """Replace this process by `up` alone, without whatever a command line has imported; never returns."""
+    described = json.dumps(plan(state, config, models, listen, port_base).describe())
+    os.execv(sys.executable, [sys.executable, "-m", "services.local.up", described])  # noqa: S606 - no shell wanted
 
-    return await publish(channels, config)
+
+def main(described: str) -> int:
+    """Run what `become_up` described; a LocalError is told in its words, without a traceback."""
+    mesh = Mesh.parse(json.loads(described))
+    try:
+        return asyncio.run(run_up(mesh.state, mesh.config, mesh.models, mesh.listen, mesh.port_base))
+    except LocalError as error:
+        sys.stderr.write(f"opsmesh up: {error}\n")
+        return 1
 
 
 def read_status(state: Path) -> list[supervise.ProcessStatus]:
@@ -234,3 +257,7 @@ def read_status(state: Path) -> list[supervise.ProcessStatus]:
     Raises LocalError when no mesh runs there.
     """
     return supervise.status(Mesh(state.resolve()).supervisor)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -7,20 +7,20 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
-import grpc
 import psutil
 import pytest
 from redis.asyncio import Redis
 
 from services.local import up
 from services.local.files import LocalError, free_port_base
-from services.local.layout import SERVICES, Mesh, environment, plan
+from services.local.layout import SERVICES, Mesh, plan
+from services.local.programs import Stores, environment
 
 
 @pytest.fixture
@@ -43,32 +43,16 @@ def _secret(endpoints: dict[str, Any], source: str) -> str:
     return path.read_text()
 
 
-class Told:
-    """What `up` said and published."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.published: list[Path] = []
-
-    async def publish(self, _channels: Callable[[str], grpc.aio.Channel], config: Path) -> list[str]:
-        """Keep what is published and answer one line of drift."""
-        self.published.append(config)
-        return ["drift: none"]
-
-
 @asynccontextmanager
-async def stores_up(folder: Path, base: int, told: Told) -> AsyncIterator[dict[str, Any]]:
+async def stores_up(folder: Path, base: int) -> AsyncIterator[dict[str, Any]]:
     """Run `up` with the stores alone until the block ends; yields endpoints.json."""
     ready = asyncio.Event()
 
     def say(line: str) -> None:
-        told.lines.append(line)
         if line.startswith("ready"):
             ready.set()
 
-    running = asyncio.create_task(
-        up.run_up(folder / "state", folder / "config", port_base=base, services=(), publish=told.publish, say=say)
-    )
+    running = asyncio.create_task(up.run_up(folder / "state", folder / "config", port_base=base, services=(), say=say))
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
     try:
@@ -96,11 +80,8 @@ def _left(folder: Path) -> list[psutil.Process]:
 async def test_up_comes_stops_and_resumes(folder: Path) -> None:
     """Stores answer as endpoints.json says, the file is private and goes at the stop, and state survives."""
     base = free_port_base()
-    told = Told()
-    async with stores_up(folder, base, told) as endpoints:
+    async with stores_up(folder, base) as endpoints:
         assert (folder / "state" / "endpoints.json").stat().st_mode & 0o777 == 0o600
-        assert told.published == [folder / "config"]
-        assert "drift: none" in told.lines
         connection = await asyncpg.connect(endpoints["postgres"])
         assert await connection.fetchval("SELECT current_user") == "opsmesh_reader"
         await connection.close()
@@ -112,23 +93,23 @@ async def test_up_comes_stops_and_resumes(folder: Path) -> None:
             "valkey": True,
             "temporal": True,
         }
-        mesh = Mesh(folder / "state", port_base=base)
-        owner = await asyncpg.connect(mesh.postgres.dsn("opsmesh_owner"))
+        cluster = Stores.of(Mesh(folder / "state", port_base=base)).postgres
+        owner = await asyncpg.connect(cluster.dsn("opsmesh_owner"))
         await owner.execute("CREATE TABLE public.kept (a int)")
         await owner.close()
         secret = _secret(endpoints, "alertmanager")
     assert not (folder / "state" / "endpoints.json").exists()
     assert not _left(folder)
-    async with stores_up(folder, base, Told()) as again:
+    async with stores_up(folder, base) as again:
         assert _secret(again, "alertmanager") == secret
-        owner = await asyncpg.connect(mesh.postgres.dsn("opsmesh_owner"))
+        owner = await asyncpg.connect(cluster.dsn("opsmesh_owner"))
         assert await owner.fetchval("SELECT to_regclass('public.kept')") is not None
         await owner.close()
 
 
 async def test_webhooks_say_how_to_prove_oneself(folder: Path) -> None:
     """Each source has its URL, its kind of proof and a secret file; a basic one holds user:password."""
-    async with stores_up(folder, free_port_base(), Told()) as endpoints:
+    async with stores_up(folder, free_port_base()) as endpoints:
         webhooks = endpoints["webhooks"]
         kinds = {name: (hook["auth"], hook["header"]) for name, hook in webhooks.items()}
         assert kinds == {
@@ -145,7 +126,7 @@ async def test_webhooks_say_how_to_prove_oneself(folder: Path) -> None:
 
 async def test_two_on_one_state_refuse(folder: Path) -> None:
     """The second `up` on a folder says who holds it, and the first goes on."""
-    async with stores_up(folder, free_port_base(), Told()) as endpoints:
+    async with stores_up(folder, free_port_base()) as endpoints:
         with pytest.raises(LocalError, match=f"already runs.*{os.getpid()}"), up._only_one(Mesh(folder / "state")):
             pass
         connection = await asyncpg.connect(endpoints["postgres"])
