@@ -55,7 +55,9 @@ class Served:
         self.max_seconds = policy.seconds(found.max_duration)
         self.streams_out = bool(method.server_streaming)
         self.streams_in = bool(method.client_streaming)
-        self.has_request_id = "request_id" in method.input_type.fields_by_name and not self.streams_in
+        # In a read, a field of that name is a filter.
+        keyed = "request_id" in method.input_type.fields_by_name and not self.streams_in
+        self.has_request_id = keyed and found.access not in policy.READS
         # Foreign protos (health, reflection) carry no bounds of ours and may grow fields.
         self.checked = method.containing_service.full_name not in policy.BUILTIN_SERVICES
         self.meter = telemetry.Meter(self.name, found)
