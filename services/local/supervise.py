@@ -88,6 +88,7 @@ def program(instance: Instance, groups: Sequence[Group]) -> Program:
     private_directory(instance.run)
     private_directory(instance.logs)
     _ensure_socket_folder(instance)
+    instance.socket.unlink(missing_ok=True)  # of one that was killed: nobody else may run here
     sections = [_head(instance)]
     for priority, group in enumerate(groups, start=1):
         names = ",".join(item.name for item in group.programs)

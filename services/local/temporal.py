@@ -37,8 +37,7 @@ def program(temporal: Temporal) -> Program:
     argv += ["--metrics-port", str(temporal.metrics_port), "--db-filename", str(temporal.directory / "temporal.db")]
     argv += ["--log-level", "error", "--log-format", "json"]
     argv += ["--dynamic-config-value", "frontend.enableServerVersionCheck=false"]
-    # Go gives memory back early: the mesh has a memory bar, the server idles
-    environment = {"TEMPORAL_VERSION_CHECK_DISABLED": "1", "GOGC": "50", "HOME": str(temporal.directory)}
+    environment = {"TEMPORAL_VERSION_CHECK_DISABLED": "1", "HOME": str(temporal.directory)}
     return Program("temporal", argv, env=environment, cwd=temporal.directory, stop_seconds=8)
 
 

@@ -25,6 +25,7 @@ from services.local.process import Program, leashed, write_spec
 STOP_SECONDS = 24
 ORPHAN_SECONDS = 15
 WATCH_SECONDS = 0.5
+CALM_SECONDS = 2.0
 BOOT_ERROR = "exit status 78"  # sysexits.h: wrong configuration, which no second start mends
 Say = Callable[[str], None]
 
@@ -180,7 +181,7 @@ class _Children:
     async def _watch(self) -> None:
         """Tell when a child fails and when it is given up; while the mesh comes up, a hopeless child ends it."""
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(CALM_SECONDS if self.mesh.endpoints_file.exists() else WATCH_SECONDS)
             try:
                 current = await asyncio.to_thread(supervise.status, self.mesh.supervisor)
             except LocalError:
