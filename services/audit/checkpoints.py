@@ -1,0 +1,90 @@
+"""Signed heads of the log, appended to a file outside the database: what a rewritten chain cannot match."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from opsmesh.audit.v1 import audit_service_pb2 as audit
+from services.audit import chain
+from services.audit.domain import Head
+from services.mesh.errors import BootError
+
+
+def load_key(path: Path) -> Ed25519PrivateKey:
+    """Read the log's signing key, or say how to get one."""
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise BootError(f"OPSMESH_LOG_KEY_FILE={path} cannot be read: {error}. NEXT: opsmesh certs init") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise BootError(f"OPSMESH_LOG_KEY_FILE={path} is not an Ed25519 key. NEXT: opsmesh certs init")
+    return key
+
+
+class CheckpointFile:
+    """Signs heads and appends them, one JSON document a line, on disk before it returns. Only grows."""
+
+    def __init__(
+        self, key: Ed25519PrivateKey, path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._key = key
+        self._path = path
+        self._now = now
+        self._lock = asyncio.Lock()
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _cut_torn_line(path)
+            lines = path.read_bytes().splitlines() if path.exists() else []
+        except OSError as error:
+            raise BootError(f"OPSMESH_CHECKPOINT_FILE={path} cannot be used: {error}. NEXT: make it writable") from None
+        good = chain.check_checkpoints(lines[-1:], key.public_key())
+        self.last_kept = Head(good.covered, good.hashes[good.covered]) if good.hashes else None
+        self._last = self.last_kept
+
+    async def write(self, head: Head) -> audit.Checkpoint:
+        """Sign `head` and append it; durable when this returns."""
+        async with self._lock:
+            checkpoint = chain.sign(self._key, head.sequence, head.hash, self._now())
+            await asyncio.to_thread(_append, self._path, chain.to_line(checkpoint))
+            self._last = head
+            return checkpoint
+
+    async def write_if_changed(self, head: Head) -> None:
+        """Write a checkpoint unless the newest one is of this head."""
+        if head != self._last:
+            await self.write(head)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append one line in one write and sync it; a new file's name is synced, too."""
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        if os.write(descriptor, line) != len(line):
+            os.ftruncate(descriptor, size)
+            raise OSError(f"no room for a checkpoint in {path}")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if is_new:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove the beginning of a line that a crash cut off: nobody was ever told of that checkpoint."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
