@@ -1,0 +1,143 @@
+"""The request of a step from its arguments, and whether conditions hold: values of the incident and of answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from opsmesh.config.v1 import playbooks_pb2
+from opsmesh.ingest.v1 import ingest_service_pb2
+from services.automation.domain import Part, Path, parse_fields, parse_path, sentence
+from services.automation.fields import Leaf, answer_leaf, convert, field_policy, incident_leaf, literal, value_at, walk
+from services.mesh import policy
+from services.mesh.errors import Refusal
+from services.mesh.tools import Tool
+
+JSON_MAX: Final = 4096
+MASK: Final = "•••"
+
+
+class ArgumentError(Exception):
+    """A request cannot be made: `reason` is an error reason, the text says which field and why."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        self.reason = reason
+        super().__init__(text)
+
+
+class NotYetKnownError(ArgumentError):
+    """A value comes from a step that has no answer."""
+
+
+class Sources:
+    """Where values come from: the incident's snapshot and the answers of steps so far, by step id."""
+
+    def __init__(self, incident: ingest_service_pb2.Incident, answers: Mapping[str, Message]) -> None:
+        self.incident = incident
+        self.answers = answers
+
+    def find(self, path: Path) -> Any:
+        """Return the value of a path, None when it is missing."""
+        if path.step_id is None:
+            return self._of_incident(path.parts)
+        answer = self.answers.get(path.step_id)
+        if answer is None:
+            raise NotYetKnownError("INVALID_ARGUMENT", f"step {path.step_id} has no answer")
+        return value_at(answer, path.parts)
+
+    def _of_incident(self, parts: Sequence[Part]) -> Any:
+        """Return a value of the incident; a target that the inventory does not know is as good as none."""
+        if parts[0].name == "targets":
+            index = parts[0].index or 0
+            if index >= len(self.incident.targets) or not self.incident.targets[index].in_inventory:
+                return None
+        return value_at(self.incident, parts)
+
+
+def build(tool: Tool, arguments: Mapping[str, playbooks_pb2.Argument], sources: Sources, request_id: str) -> Message:
+    """Return the request of a step, within its bounds. Raises ArgumentError."""
+    request = tool.request_class()
+    for name, argument in arguments.items():
+        field = request.DESCRIPTOR.fields_by_name[name]
+        if argument.HasField("literal"):
+            json_format.ParseDict({name: json_format.MessageToDict(argument.literal)}, request)
+            continue
+        path = parse_path(getattr(argument, "from"))
+        found = sources.find(path)
+        if found is None or found == "":
+            if name == tool.spec.target_field:
+                raise ArgumentError("TARGET_UNKNOWN", f"{name}: the incident has no such target in the inventory")
+            found = argument.default
+            if found == "" and field.type != field.TYPE_STRING:
+                raise ArgumentError("INVALID_ARGUMENT", f"{name}: {getattr(argument, 'from')} is missing")
+        else:
+            source = incident_leaf(path) if path.step_id is None else _answer(sources, path)
+            found = convert(found, source.field, field)
+        try:
+            setattr(request, name, found)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError("INVALID_ARGUMENT", f"{name}: {error}") from None
+    if "request_id" in request.DESCRIPTOR.fields_by_name:
+        request.request_id = request_id  # type: ignore[attr-defined]  # the descriptor says it is there
+    try:
+        policy.validate(request)
+    except Refusal as refusal:
+        wrong = "; ".join(f"{one.field}: {one.description}" for one in refusal.violations)
+        raise ArgumentError("INVALID_ARGUMENT", wrong) from None
+    return request
+
+
+def _answer(sources: Sources, path: Path) -> Leaf:
+    return answer_leaf(sources.answers[str(path.step_id)].DESCRIPTOR, path.parts)
+
+
+def target_of(tool: Tool, request: Message) -> str:
+    """Return the target a request names, empty for tools without one."""
+    return str(getattr(request, tool.spec.target_field)) if tool.spec.target_field else ""
+
+
+def unmet(expectations: Sequence[playbooks_pb2.Expectation], answer: Message) -> str:
+    """Return which expectation an answer does not meet, as a sentence; empty when it meets all."""
+    for one in expectations:
+        parts = parse_fields(one.path)
+        wanted = literal(walk(answer.DESCRIPTOR, parts).field, one.equals)
+        found = value_at(answer, parts)
+        if found != wanted:
+            return f"{one.path} is {sentence(str(found), 100)}, expected {sentence(str(wanted), 100)}"
+    return ""
+
+
+def holds(conditions: Sequence[playbooks_pb2.Expectation], sources: Sources) -> str:
+    """Return which condition does not hold, as a sentence; empty when all do. Raises NotYetKnownError."""
+    for one in conditions:
+        path = parse_path(one.path)
+        found = sources.find(path)
+        leaf = incident_leaf(path) if path.step_id is None else _answer(sources, path)
+        wanted = literal(leaf.field, one.equals)
+        if found != wanted:
+            return f"{one.path} is {sentence(str(found), 100)}, not {sentence(str(wanted), 100)}"
+    return ""
+
+
+def masked_json(message: Message) -> str:
+    """Return a message as bounded proto3 JSON with its sensitive fields masked."""
+    shown = type(message)()
+    shown.CopyFrom(message)
+    _mask(shown)
+    text = json_format.MessageToJson(
+        shown, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None
+    )
+    return sentence(text, JSON_MAX)
+
+
+def _mask(message: Message) -> None:
+    """Replace every sensitive field, at any depth."""
+    for field, value in message.ListFields():
+        if field_policy(field).sensitive:
+            message.ClearField(field.name)
+            if field.type == field.TYPE_STRING and not field.is_repeated:
+                setattr(message, field.name, MASK)
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for child in value if field.is_repeated else [value]:
+                _mask(child)

@@ -1,0 +1,96 @@
+"""The lanes: PENDING goes to the engine, what is open is looked after; the tables decide, engines may forget."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from services.automation.domain import ENGINE_STARTS_MAX, OPEN_EXECUTION, ExecutionState
+from services.automation.ends import Ends
+from services.automation.engines import Engine, EngineState, EngineUnavailableError, Ticket
+from services.automation.progress import Due, Progress
+from services.automation.store import Store
+from services.mesh.loop import every
+
+PERIOD: Final = 1.0
+# How soon a cancelled execution is looked at again, in seconds; its row's claim ends at about the same time.
+CANCEL_PERIOD: Final = 0.3
+BATCH: Final = 32
+log = structlog.get_logger("opsmesh.automation.lanes")
+
+
+class Lanes:
+    """Two workers; both may run in several processes at once, because each row is claimed."""
+
+    def __init__(self, store: Store, progress: Progress, engine: Engine, ends: Ends) -> None:
+        self._store = store
+        self._progress = progress
+        self._engine = engine
+        self._ends = ends
+        self._started = asyncio.Event()
+        self._cancelled = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look now: an execution was started or is to be cancelled."""
+        self._started.set()
+        self._cancelled.set()
+
+    async def start(self, stop: asyncio.Event) -> None:
+        """Give PENDING executions to the engine until `stop`."""
+        await every(stop, PERIOD, self.start_pending, self._started)
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Look after open executions until `stop`."""
+        await every(stop, PERIOD, self.watch_open, self._cancelled)
+
+    async def start_pending(self) -> None:
+        """Start everything that is due."""
+        await self._each(self._progress.claim_pending, self._start_one)
+
+    async def watch_open(self) -> None:
+        """Look after everything that is due."""
+        await self._each(self._progress.claim_running, self._watch_one)
+
+    async def _each(self, claim: Callable[[int], Awaitable[list[Due]]], work: Callable[[Due], Awaitable[None]]) -> None:
+        """Work on claimed rows at once; an engine that is away ends the round, the claims run out by themselves."""
+        while due := await claim(BATCH):
+            answers = await asyncio.gather(*(work(one) for one in due), return_exceptions=True)
+            failures = [one for one in answers if isinstance(one, Exception)]
+            serious = [one for one in failures if not isinstance(one, EngineUnavailableError)]
+            if serious:
+                raise serious[0]
+            if failures or len(due) < BATCH:
+                return
+
+    async def _start_one(self, due: Due) -> None:
+        """Start one, or end it when it was cancelled before the engine got it."""
+        if due.cancel_requested and await self._engine.describe(due.execution_id) is EngineState.MISSING:
+            await self._ends.close(due.execution_id, ExecutionState.CANCELLED)
+            return
+        await self._engine.start(Ticket(due.execution_id, due.digest))
+        await self._progress.began(due.execution_id)
+
+    async def _watch_one(self, due: Due) -> None:
+        """Hold one execution against what the engine says."""
+        state = await self._engine.describe(due.execution_id)
+        if state is EngineState.RUNNING:
+            if due.cancel_requested:
+                await self._engine.cancel(due.execution_id)
+                asyncio.get_running_loop().call_later(CANCEL_PERIOD, self._cancelled.set)
+        elif state is EngineState.CANCELLED or (state is EngineState.COMPLETED and due.cancel_requested):
+            await self._ends.close(due.execution_id, ExecutionState.CANCELLED)
+        else:
+            await self._revive(due, state)
+
+    async def _revive(self, due: Due, state: EngineState) -> None:
+        """Start again what the engine lost or let die: steps go on from their rows, under the same request ids."""
+        execution = await self._store.execution(due.execution_id)
+        if execution is None or execution.state not in OPEN_EXECUTION:
+            return
+        log.warning("engine lost it", execution_id=due.execution_id, engine=state, starts=due.engine_starts)
+        if due.engine_starts >= ENGINE_STARTS_MAX:
+            await self._ends.give_up(execution)
+            return
+        await self._progress.starting_again(due.execution_id)
+        await self._engine.start(Ticket(due.execution_id, due.digest, again=True))
