@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type, wait_random_exponential
 
 BACKOFF_MIN: Final = 0.1
 BACKOFF_MAX: Final = 30.0
@@ -45,7 +45,7 @@ async def every(
 
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(Exception),
-        wait=wait_exponential_jitter(initial=max(seconds, BACKOFF_MIN), max=BACKOFF_MAX),
+        wait=wait_random_exponential(multiplier=max(seconds, BACKOFF_MIN), max=BACKOFF_MAX),
         stop=lambda _: stop.is_set(),
         sleep=pause,
         before_sleep=tell,

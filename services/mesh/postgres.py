@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from services.mesh.errors import BootError, name_unavailable
 from services.mesh.settings import PostgresSettings
@@ -49,7 +49,7 @@ async def open_pool(settings: PostgresSettings, schema: str, *, maximum: int = P
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(ABSENT),
         stop=stop_after_delay(BOOT_SECONDS),
-        wait=wait_exponential_jitter(initial=0.1, max=2),
+        wait=wait_random_exponential(multiplier=0.1, max=2),
         reraise=True,
     )
     try:

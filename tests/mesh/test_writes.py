@@ -61,19 +61,19 @@ class FakeAudit:
 
 @pytest.fixture(scope="module")
 def settings(database: Database, tmp_path_factory: pytest.TempPathFactory) -> PostgresSettings:
-    """Give the settings of automation on a database of this module."""
-    base = World(tmp_path_factory.mktemp("world")).settings("automation")
+    """Give the settings of gateway on a database of this module."""
+    base = World(tmp_path_factory.mktemp("world")).settings("gateway")
     return PostgresSettings(
         **base.model_dump(),
-        postgres_dsn=database.dsn("automation", with_password=False),
-        postgres_password_file=database.password_file("automation"),
+        postgres_dsn=database.dsn("gateway", with_password=False),
+        postgres_password_file=database.password_file("gateway"),
     )
 
 
 @pytest.fixture
 async def pool(settings: PostgresSettings) -> AsyncIterator[Pool]:
-    """Give the pool of automation, its house tables empty."""
-    async with await open_pool(settings, "automation") as opened:
+    """Give the pool of gateway, its house tables empty."""
+    async with await open_pool(settings, "gateway") as opened:
         await opened.execute("DELETE FROM requests")
         await opened.execute("DELETE FROM outbox")
         yield opened
@@ -88,7 +88,7 @@ def audit() -> FakeAudit:
 @pytest.fixture
 def writes(pool: Pool, audit: FakeAudit) -> Writes:
     """Give what is tested."""
-    return Writes(pool, "automation", audit)
+    return Writes(pool, "gateway", audit)
 
 
 class Change:
@@ -265,7 +265,7 @@ async def test_two_workers_deliver_each_event(writes: Writes, audit: FakeAudit, 
         events = [event(pb.AuditEvent.PHASE_RECORD, SUCCEEDED) for _ in range(250)]
         async with pool.acquire() as connection, connection.transaction():
             await writes.enqueue(connection, *events)
-    await asyncio.gather(writes.deliver(), Writes(pool, "automation", audit).deliver())
+    await asyncio.gather(writes.deliver(), Writes(pool, "gateway", audit).deliver())
     await writes.deliver()
     assert set(audit.events) == {one.event_id for one in events}
 
@@ -307,7 +307,7 @@ async def test_stored_answers_are_forgotten_after_a_week(writes: Writes, pool: P
 
 async def test_the_schema_must_be_of_our_revision(pool: Pool, tmp_path: Path) -> None:
     """A migration that was not run is a boot error that says how to run it."""
-    await check_revision(pool, ROOT / "services" / "automation" / "migrations")
+    await check_revision(pool, ROOT / "services" / "gateway" / "migrations")
     (tmp_path / "209911210000_later.sql").write_text("", encoding="utf-8")
     with pytest.raises(BootError, match=r"209911210000\. NEXT: opsmesh migrate"):
         await check_revision(pool, tmp_path)
@@ -319,5 +319,5 @@ async def test_a_wrong_password_is_a_boot_error(settings: PostgresSettings, tmp_
     wrong = tmp_path / "password"
     wrong.write_text("hunter2", encoding="utf-8")
     with pytest.raises(BootError) as raised:
-        await open_pool(settings.model_copy(update={"postgres_password_file": wrong}), "automation")
+        await open_pool(settings.model_copy(update={"postgres_password_file": wrong}), "gateway")
     assert "hunter2" not in str(raised.value)
