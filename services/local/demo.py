@@ -6,7 +6,6 @@ failed.
 """
 
 import asyncio
-import base64
 import contextlib
 import json
 import os
@@ -30,6 +29,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from services.local.checkout import Workload, start_workload, stop_workload
+from services.local.endpoints import webhook_headers
 from services.local.files import free_port, free_port_base
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -170,18 +170,6 @@ def wait_for(fact: Callable[[], object], seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def webhook_headers(hook: dict[str, str]) -> dict[str, str]:
-    """Return the headers with which a sender proves itself at HOOK, an entry of endpoints.json's `webhooks`."""
-    if hook["auth"] == "none":
-        return {}
-    secret = Path(hook["secret_file"]).read_text(encoding="utf-8").splitlines()[0].strip()
-    if hook["auth"] == "bearer":
-        return {"Authorization": f"Bearer {secret}"}
-    if hook["auth"] == "basic":
-        return {"Authorization": "Basic " + base64.b64encode(secret.encode()).decode()}
-    return {hook["header"]: secret}
-
-
 def post_alert(world: World, body: dict[str, Any]) -> None:
     """Post BODY to the bridge three times, as an impatient sender does; each must be accepted."""
     endpoints = json.loads((world.state / "endpoints.json").read_text(encoding="utf-8"))
@@ -206,10 +194,10 @@ def await_repair(world: World) -> tuple[dict[str, Any], dict[str, Any], dict[str
     incident = incidents[0]
     check(int(incident["signal_count"]) == 3, f"the incident has {incident['signal_count']} signals instead of 3")  # noqa: PLR2004  three were posted
     check(int(incident["duplicate_count"]) == 2, f"{incident['duplicate_count']} duplicates instead of 2")  # noqa: PLR2004  two repeat the first
-    decision = world.ask("decisions", "show", incident["decision_id"])["decision"]
+    decision = world.ask("decisions", "show", incident["decision_id"])
     check(bool(decision["rule_id"]), "no rule decided")
     check(decision["model_call_count"] == 0, "a model was called")
-    execution = world.ask("executions", "show", decision["execution_id"])["execution"]
+    execution = world.ask("executions", "show", decision["execution_id"])
     check(execution["state"] == "STATE_SUCCEEDED", f"the playbook ended as {execution['state']}")
     restarts = [step for step in execution["steps"] if step["tool"] == RESTART]
     check(

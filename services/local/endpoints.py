@@ -1,5 +1,6 @@
 """What `opsmesh up` tells the outside: endpoints.json, and the webhook sources with their generated secrets."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,18 @@ def _webhook(mesh: Mesh, source: sources_pb2.Source) -> dict[str, str]:
     ensure_secret(secret_file, prefix=f"{source.source}:" if auth == "basic" else "")
     header = settings.header if auth == "header" else "Authorization"
     return {"url": url, "auth": auth, "header": header, "secret_file": str(secret_file)}
+
+
+def webhook_headers(hook: dict[str, str]) -> dict[str, str]:
+    """Return the headers with which a sender proves itself at HOOK, an entry of endpoints.json's `webhooks`."""
+    if hook["auth"] == "none":
+        return {}
+    secret = Path(hook["secret_file"]).read_text(encoding="utf-8").splitlines()[0].strip()
+    if hook["auth"] == "bearer":
+        return {"Authorization": f"Bearer {secret}"}
+    if hook["auth"] == "basic":
+        return {"Authorization": "Basic " + base64.b64encode(secret.encode()).decode()}
+    return {hook["header"]: secret}
 
 
 def describe(mesh: Mesh, webhooks: dict[str, dict[str, str]]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The `opsmesh` command: a gRPC client like any other."""

@@ -1,0 +1,107 @@
+"""`opsmesh executions`: playbooks that run or ran."""
+
+import uuid
+from typing import Annotated
+
+import typer
+
+from opsmesh.automation.v1 import automation_service_pb2 as automation
+from opsmesh.automation.v1 import automation_service_pb2_grpc as automation_grpc
+from services.cli.command import Limit, PageToken, RequestId, command
+from services.cli.output import Column, age, console, show_list, show_one
+from services.cli.session import Session
+
+app = typer.Typer(help="Playbooks that run or ran.", no_args_is_help=True)
+
+COLUMNS: list[Column] = [
+    ("execution", "execution_id"),
+    ("playbook", lambda one: f"{one.playbook_id} v{one.playbook_version}"),
+    ("state", "state"),
+    ("age", lambda one: age(one.create_time)),
+    ("requester", "requester"),
+    ("incident", "incident_id"),
+    ("detail", "detail"),
+]
+SHEET: list[Column] = [
+    *COLUMNS,
+    ("health proved", "health_proved"),
+    ("decision", "decision_id"),
+    ("cancel requested", lambda one: "yes" if one.cancel_requested else ""),
+    ("asked for", "create_time"),
+    ("ended", "end_time"),
+]
+STEPS: list[Column] = [
+    ("step", "step_id"),
+    ("state", "state"),
+    ("tool", lambda one: one.tool.rpartition("/")[2]),
+    ("try", "attempt"),
+    ("target", "target_id"),
+    ("answer", "response_json"),
+    ("detail", lambda one: f"{one.reason} {one.detail}".strip()),
+]
+
+
+@command(app, "list")
+async def list_executions(
+    session: Session,
+    incident: Annotated[str, typer.Option(help="Only this incident.")] = "",
+    playbook: Annotated[str, typer.Option(help="Only this playbook.")] = "",
+    observed: Annotated[bool, typer.Option("--observed", help="Only what would have happened.")] = False,
+    limit: Limit = 50,
+    page_token: PageToken = "",
+) -> None:
+    """List executions, newest first."""
+    request = automation.ListExecutionsRequest(
+        page_size=limit,
+        page_token=page_token,
+        incident_id=incident,
+        playbook_id=playbook,
+        states=[automation.Execution.STATE_OBSERVED] if observed else [],
+    )
+    stub = session.stub(automation_grpc.AutomationServiceStub, "automation")
+    show_list(session, await stub.ListExecutions(request), "executions", COLUMNS)
+
+
+@command(app, "show")
+async def show_execution(session: Session, execution_id: str) -> None:
+    """Show one execution with its steps."""
+    stub = session.stub(automation_grpc.AutomationServiceStub, "automation")
+    answer = await stub.GetExecution(automation.GetExecutionRequest(execution_id=execution_id))
+    _show(session, answer.execution)
+
+
+@command(app, "start")
+async def start_execution(
+    session: Session,
+    playbook: str,
+    incident: Annotated[str, typer.Option(help="The incident it is for.")],
+    request_id: RequestId = "",
+) -> None:
+    """Start a playbook on an incident."""
+    stub = session.stub(automation_grpc.AutomationServiceStub, "automation")
+    request = automation.StartExecutionRequest(
+        request_id=request_id or str(uuid.uuid4()), playbook_id=playbook, incident_id=incident
+    )
+    _show(session, (await stub.StartExecution(request)).execution)
+
+
+@command(app, "cancel")
+async def cancel_execution(
+    session: Session,
+    execution_id: str,
+    reason: Annotated[str, typer.Option(help="Why it must stop.")],
+    request_id: RequestId = "",
+) -> None:
+    """Ask an execution to stop; it is CANCELLED once the engine was seen to have stopped."""
+    stub = session.stub(automation_grpc.AutomationServiceStub, "automation")
+    request = automation.CancelExecutionRequest(
+        request_id=request_id or str(uuid.uuid4()), execution_id=execution_id, reason=reason
+    )
+    _show(session, (await stub.CancelExecution(request)).execution)
+
+
+def _show(session: Session, execution: automation.Execution) -> None:
+    show_one(session, execution, SHEET)
+    if not session.as_json:
+        console().print()
+        show_list(session, execution, "steps", STEPS)

@@ -1,0 +1,108 @@
+"""`opsmesh rules|policies|playbooks publish|list`: versions of what decides and what is done."""
+
+import uuid
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from google.protobuf.message import Message
+
+from opsmesh.automation.v1 import playbook_service_pb2 as playbooks
+from opsmesh.automation.v1 import playbook_service_pb2_grpc as playbooks_grpc
+from opsmesh.guardrails.v1 import policy_service_pb2 as policies
+from opsmesh.guardrails.v1 import policy_service_pb2_grpc as policies_grpc
+from opsmesh.router.v1 import rule_service_pb2 as rules
+from opsmesh.router.v1 import rule_service_pb2_grpc as rules_grpc
+from services.cli.command import Limit, PageToken, command
+from services.cli.output import Column, show_list, show_one
+from services.cli.session import Session
+from services.local.layout import DEFAULT_CONFIG
+from services.local.publish import read_playbooks, read_policies, read_rules
+
+rules_app = typer.Typer(help="What is known is answered without a model.", no_args_is_help=True)
+policies_app = typer.Typer(help="What may be done.", no_args_is_help=True)
+playbooks_app = typer.Typer(help="What is done, step by step.", no_args_is_help=True)
+
+Config = Annotated[Path, typer.Option("--config", help="Folder of the configuration.")]
+ValidateOnly = Annotated[bool, typer.Option("--validate-only", help="Only say whether it would be accepted.")]
+
+VERSION: list[Column] = [
+    ("version", "version"),
+    ("active", lambda one: "active" if one.active else ""),
+    ("published", "publish_time"),
+    ("by", "publisher"),
+    ("digest", lambda one: one.digest[:12]),
+]
+
+
+def _version(session: Session, message: Message, *first: Column) -> None:
+    show_one(session, message, [*first, *VERSION])
+
+
+@command(rules_app, "publish")
+async def publish_rules(session: Session, config: Config = DEFAULT_CONFIG, validate_only: ValidateOnly = False) -> None:
+    """Publish all rules of CONFIG/rules as a new version."""
+    request = rules.PublishRuleSetRequest(
+        request_id=str(uuid.uuid4()), rule_set=read_rules(config), validate_only=validate_only
+    )
+    stub = session.stub(rules_grpc.RuleServiceStub, "router")
+    _version(session, (await stub.PublishRuleSet(request)).rule_set, ("rules", "rule_count"))
+
+
+@command(rules_app, "list")
+async def list_rules(session: Session, limit: Limit = 50, page_token: PageToken = "") -> None:
+    """List the versions of the rule set, newest first."""
+    stub = session.stub(rules_grpc.RuleServiceStub, "router")
+    answer = await stub.ListRuleSets(rules.ListRuleSetsRequest(page_size=limit, page_token=page_token))
+    show_list(session, answer, "rule_sets", [*VERSION, ("rules", "rule_count")])
+
+
+@command(policies_app, "publish")
+async def publish_policies(
+    session: Session,
+    config: Config = DEFAULT_CONFIG,
+    validate_only: ValidateOnly = False,
+) -> None:
+    """Publish CONFIG/policies and CONFIG/inventory.yaml as a new version."""
+    policy_set, inventory = read_policies(config)
+    request = policies.PublishPolicySetRequest(
+        request_id=str(uuid.uuid4()), policy_set=policy_set, inventory=inventory, validate_only=validate_only
+    )
+    stub = session.stub(policies_grpc.PolicyServiceStub, "guardrails")
+    _version(session, (await stub.PublishPolicySet(request)).policy_set)
+
+
+@command(policies_app, "list")
+async def list_policies(session: Session, limit: Limit = 50, page_token: PageToken = "") -> None:
+    """List the versions of the policy set, newest first."""
+    stub = session.stub(policies_grpc.PolicyServiceStub, "guardrails")
+    answer = await stub.ListPolicySets(policies.ListPolicySetsRequest(page_size=limit, page_token=page_token))
+    show_list(session, answer, "policy_sets", VERSION)
+
+
+@command(playbooks_app, "publish")
+async def publish_playbooks(
+    session: Session,
+    config: Config = DEFAULT_CONFIG,
+    only: Annotated[str, typer.Option(help="Only this playbook.")] = "",
+    validate_only: ValidateOnly = False,
+) -> None:
+    """Publish the playbooks of CONFIG/playbooks, each as a new version."""
+    stub = session.stub(playbooks_grpc.PlaybookServiceStub, "automation")
+    published = playbooks.ListPlaybooksResponse()
+    for playbook in read_playbooks(config):
+        if only in ("", playbook.playbook_id):
+            request = playbooks.PublishPlaybookRequest(
+                request_id=str(uuid.uuid4()), playbook=playbook, validate_only=validate_only
+            )
+            published.playbooks.append((await stub.PublishPlaybook(request)).playbook)
+    show_list(session, published, "playbooks", [("playbook", "playbook_id"), *VERSION])
+
+
+@command(playbooks_app, "list")
+async def list_playbooks(session: Session, limit: Limit = 50, page_token: PageToken = "") -> None:
+    """List the active version of every playbook."""
+    stub = session.stub(playbooks_grpc.PlaybookServiceStub, "automation")
+    answer = await stub.ListPlaybooks(playbooks.ListPlaybooksRequest(page_size=limit, page_token=page_token))
+    title: Column = ("title", lambda one: one.playbook.title)
+    show_list(session, answer, "playbooks", [("playbook", "playbook_id"), title, *VERSION])
