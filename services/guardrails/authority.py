@@ -1,0 +1,254 @@
+"""Judges actions: reads what holds, applies the four checks, and mints, asks a person or refuses. Errors are DENY."""
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from opsmesh.audit.v1 import audit_service_pb2
+from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
+from services.guardrails import action as actions
+from services.guardrails import checks, convert, domain
+from services.guardrails.action import Action, SyntaxFault
+from services.guardrails.checks import Finding, Incident, failed
+from services.guardrails.domain import Access, Case, PolicySet, Ruling, Verdict
+from services.guardrails.grants import Minter
+from services.guardrails.judgement import Asked, Judged, Look
+from services.guardrails.policies import Policies
+from services.guardrails.store import JudgementStore, Key, Moment, Question, Session
+from services.guardrails.surroundings import PeerTrouble, Surroundings
+from services.mesh.errors import Refusal
+from services.mesh.identities import Identities
+from services.mesh.writes import Event, Subject, event
+
+# What a caller hears when a peer is away: ask again this soon, in seconds.
+RETRY_SECONDS: Final = 1.0
+OUTCOMES: Final[Mapping[Verdict, "Event.Outcome.ValueType"]] = {
+    Verdict.ALLOW: Event.OUTCOME_SUCCEEDED,
+    Verdict.OBSERVE: Event.OUTCOME_OBSERVED,
+    Verdict.REQUIRE_APPROVAL: Event.OUTCOME_DENIED,
+    Verdict.DENY: Event.OUTCOME_DENIED,
+}
+log = structlog.get_logger("opsmesh.guardrails.authority")
+
+
+class Authority:
+    """Judges, and acts on the judgement: a grant, an approval, a place in the ledger, an audit record."""
+
+    def __init__(
+        self,
+        store: JudgementStore,
+        policies: Policies,
+        surroundings: Surroundings,
+        minter: Minter,
+        identities: Identities,
+    ) -> None:
+        self._store = store
+        self._policies = policies
+        self._surroundings = surroundings
+        self._minter = minter
+        self._identities = identities
+
+    async def preview(self, asked: Asked) -> pb.Judgement:
+        """Judge and change nothing; whether a notice cap has room is known only when it is reserved."""
+        try:
+            action = actions.read(asked.method, asked.payload)
+        except SyntaxFault as fault:
+            return self._unreadable(asked, fault)
+        look = await self._look(action, asked)
+        async with self._store.session() as session:
+            return (await self._judge(session, asked, action, look)).message()
+
+    async def authorize(self, asked: Asked) -> pb.AuthorizeActionResponse:
+        """Judge and do what follows; refuses with UNAVAILABLE when only a peer's absence stands in the way."""
+        try:
+            action = actions.read(asked.method, asked.payload)
+        except SyntaxFault as fault:
+            judgement = self._unreadable(asked, fault)
+            async with self._store.session() as session:
+                await session.record(self._event(asked, judgement, ""))
+            return pb.AuthorizeActionResponse(judgement=judgement)
+        look = await self._look(action, asked)
+        async with self._store.session() as session:
+            judged = await self._judge(session, asked, action, look)
+            _refuse_if_passing(judged)
+            if judged.conclusion[0] is Verdict.REQUIRE_APPROVAL:
+                return await self._ask(session, judged)
+            if judged.conclusion[0] is Verdict.ALLOW and action.access is Access.INFORM:
+                judged = await self._reserve(session, judged)
+            return await self._answer(session, judged)
+
+    async def _look(self, action: Action, asked: Asked) -> Look:
+        """Ask the other services at the same time."""
+        precondition, incident = await asyncio.gather(
+            self._surroundings.precondition(action.tool, action.target_id),
+            self._incident(asked.context.incident_id),
+            return_exceptions=True,
+        )
+        for found in (precondition, incident):
+            if isinstance(found, BaseException) and not isinstance(found, PeerTrouble):
+                raise found
+        return Look(
+            precondition=precondition if isinstance(precondition, Mapping) else {},
+            incident=incident if isinstance(incident, Incident) else None,
+            no_precondition=precondition if isinstance(precondition, PeerTrouble) else None,
+            no_incident=incident if isinstance(incident, PeerTrouble) else None,
+        )
+
+    async def _incident(self, incident_id: str) -> Incident | None:
+        """Return the incident of an action that names one."""
+        return await self._surroundings.incident(incident_id) if incident_id else None
+
+    async def _judge(self, session: Session, asked: Asked, action: Action, look: Look) -> Judged:
+        """Apply the checks to what holds at this moment."""
+        key = Key(asked.caller, action.method, UUID(action.request_id), action.digest)
+        moment = await session.moment(action.target_id, key)
+        policy = await self._policies.at(moment.policy_set_version, session.connection)
+        entry = policy.inventory.get(action.target_id)
+        method_risk = domain.Risk(action.tool.policy.risk)
+        risk, risk_detail = domain.derive_risk(action.tool.rpc, method_risk, entry, action.blasts)
+        case = Case(
+            method=action.method,
+            access=action.access,
+            risk=risk,
+            caller=asked.caller,
+            target_id=action.target_id,
+            environment=entry.environment if entry else "",
+            region=entry.region if entry else "",
+            channel=action.channel,
+        )
+        ruling, policy_finding = self._rule(case, policy, moment, action)
+        holder = checks.holder_of(asked.caller, asked.context.execution_id)
+        safety = checks.check_safety(case, policy, moment.lock, holder, look.precondition, binding=asked.binding)
+        if safety.passed and look.no_precondition:
+            safety = _troubled("safety", look.no_precondition)
+        sanity = (
+            _troubled("sanity", look.no_incident)
+            if look.no_incident
+            else checks.check_sanity(case, policy, asked.context.incident_id, look.incident)
+        )
+        readable = Finding("syntax", passed=True, detail=f"a valid {action.message.DESCRIPTOR.full_name}")
+        return Judged(
+            asked=asked,
+            action=action,
+            case=case,
+            look=look,
+            policy=policy,
+            moment=moment,
+            ruling=ruling,
+            risk_detail=risk_detail,
+            findings=(readable, safety, policy_finding, sanity),
+        )
+
+    def _rule(self, case: Case, policy: PolicySet, moment: Moment, action: Action) -> tuple[Ruling, Finding]:
+        """Return what policy says; whatever goes wrong while it is asked is DENY."""
+        permission = action.tool.policy.permission
+        if not self._identities.allows(case.caller, permission):
+            facts = {"identity": case.caller, "method": case.method, "permission": permission}
+            return Ruling(Verdict.DENY), Finding("policy", passed=False, reason="PERMISSION_DENIED", facts=facts)
+        try:
+            ruling = domain.rule_on(policy, case, moment.now)
+            return ruling, checks.check_policy(case, policy, ruling, moment.approval, moment.approval_id)
+        except Exception:
+            error_id = secrets.token_hex(8)
+            log.exception("policy could not be asked", error_id=error_id, method=case.method)
+            denied = failed("policy", "INTERNAL", service="guardrails", error_id=error_id)
+            return Ruling(Verdict.DENY), denied
+
+    async def _reserve(self, session: Session, judged: Judged) -> Judged:
+        """Take a place in the ledger of the channel, or turn the judgement into CAP_EXCEEDED."""
+        channel = judged.case.channel
+        if not channel:
+            return judged
+        cap = judged.policy.cap(channel)
+        if await session.reserve(channel, cap, judged.key):
+            return judged
+        return judged.but(failed("policy", "CAP_EXCEEDED", cap=str(cap), what=f"channel {channel}"))
+
+    async def _ask(self, session: Session, judged: Judged) -> pb.AuthorizeActionResponse:
+        """Make or find the approval of exactly these bytes."""
+        action, asked, judgement = judged.action, judged.asked, judged.message()
+        need = judged.ruling.need or domain.Need()
+        question = Question(
+            key=judged.key,
+            incident_id=asked.context.incident_id,
+            request=action.wire,
+            judgement=judgement.SerializeToString(),
+            context=asked.context.SerializeToString(),
+            seconds=need.ttl.total_seconds(),
+        )
+        approval_id, expires = await session.ask(question, self._event(asked, judgement, action.request_id))
+        return pb.AuthorizeActionResponse(
+            judgement=judgement,
+            approval_id=str(approval_id),
+            expire_time=convert.timestamp(expires),
+            request=action.wire,
+        )
+
+    async def _answer(self, session: Session, judged: Judged) -> pb.AuthorizeActionResponse:
+        """Answer, with a grant when the verdict is ALLOW; recorded before it leaves."""
+        action, moment, judgement = judged.action, judged.moment, judged.message()
+        response = pb.AuthorizeActionResponse(judgement=judgement, request=action.wire)
+        if judgement.reason == "APPROVAL_EXPIRED":
+            response.approval_id = moment.approval_id
+        if judged.conclusion[0] is Verdict.ALLOW:
+            response.grant, expires = self._minter.mint(
+                action,
+                judged.case,
+                judged.asked.context,
+                now=moment.now,
+                fence=moment.lock.fence if moment.lock and judged.case.target_id else 0,
+                precondition=judged.look.precondition,
+                policy_set_version=moment.policy_set_version,
+                kill_epoch=moment.kill_epoch,
+            )
+            response.expire_time.CopyFrom(convert.timestamp(expires))
+        await session.record(self._event(judged.asked, judgement, action.request_id))
+        return response
+
+    def _unreadable(self, asked: Asked, fault: SyntaxFault) -> pb.Judgement:
+        """Return the judgement of an action that could not be read."""
+        finding = failed("syntax", fault.reason, str(fault))
+        version = self._policies.kept.version
+        return convert.to_judgement(
+            Verdict.DENY, fault.reason, [finding], method=asked.method, policy_set_version=version
+        )
+
+    def _event(self, asked: Asked, judgement: pb.Judgement, request_id: str) -> audit_service_pb2.AuditEvent:
+        """Return the audit record of a judgement."""
+        verdict = Verdict(judgement.verdict)
+        pending = "APPROVAL_PENDING" if verdict is Verdict.REQUIRE_APPROVAL else ""
+        context = asked.context
+        subject = Subject(
+            target=judgement.target_id,
+            environment=judgement.environment,
+            region=judgement.region,
+            incident_id=context.incident_id,
+            decision_id=context.decision_id,
+            execution_id=context.execution_id,
+            step_id=context.step_id,
+            rule_set_version=context.rule_set_version,
+            policy_set_version=judgement.policy_set_version,
+            detail={"tool": asked.method, "verdict": verdict.name, "policy_rule_id": judgement.policy_rule_id},
+        )
+        made = event(Event.PHASE_RECORD, OUTCOMES[verdict], subject, reason=judgement.reason or pending)
+        made.request_id, made.request_digest = request_id, judgement.request_digest
+        made.on_behalf_of = context.on_behalf_of or made.on_behalf_of
+        return made
+
+
+def _troubled(name: str, trouble: PeerTrouble) -> Finding:
+    """Return the finding of a check whose peer did not tell."""
+    refusal = trouble.refusal
+    return Finding(name, passed=False, reason=refusal.name, facts=refusal.metadata, passing=trouble.passing)
+
+
+def _refuse_if_passing(judged: Judged) -> None:
+    """Refuse, instead of a lasting DENY, when all that stands in the way is a peer that is away for now."""
+    wrong = [finding for finding in judged.findings if not finding.passed]
+    if wrong and all(finding.passing for finding in wrong):
+        first = wrong[0]
+        raise Refusal(convert.reason_value(first.reason), violations=(), retry_after=RETRY_SECONDS, **dict(first.facts))

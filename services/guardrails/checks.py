@@ -1,0 +1,136 @@
+"""The named checks of an action, pure: safety, policy and sanity; syntax is the parser's (services.guardrails.action).
+
+Reasons are values of ErrorReason without prefix; their facts fill the reason's text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from services.guardrails.domain import Access, Case, PolicySet, Ruling, Verdict
+
+HUMAN: Final = "human/"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one of the four checks found: a sentence when it passed, a reason and its facts when it did not.
+
+    `passing` says that it failed only because a peer is away, which asking again may mend.
+    """
+
+    name: str
+    passed: bool
+    detail: str = ""
+    reason: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    passing: bool = False
+
+
+def failed(name: str, reason: str, detail: str = "", **facts: str) -> Finding:
+    """Return the finding of a check that did not pass; without `detail` the reason's own text is told."""
+    return Finding(name, passed=False, reason=reason, detail=detail, facts=facts)
+
+
+def holder_of(caller: str, execution_id: str) -> str:
+    """Return in whose name a caller holds locks: a person in their own, a service in that of an execution."""
+    return caller if caller.startswith(HUMAN) else execution_id
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A row of the lock table as of now; `held` says whether it is in force."""
+
+    holder: str
+    fence: int
+    held: bool
+
+
+def check_safety(
+    case: Case, policy: PolicySet, lock: Lock | None, holder: str, precondition: Mapping[str, str], *, binding: bool
+) -> Finding:
+    """Return whether the target is known and, when the judgement is binding, locked by whoever wants to act on it."""
+    if not case.target_id:
+        return Finding("safety", passed=True, detail="this tool has no target")
+    if case.target_id not in policy.inventory:
+        lines = inventory_lines(case.target_id)
+        return failed("safety", "TARGET_UNKNOWN", target=case.target_id, lines=lines)
+    read = ", ".join(f"{name}={value}" for name, value in sorted(precondition.items())) or "nothing to keep"
+    if case.access in {Access.READ, Access.INFORM}:
+        return Finding("safety", passed=True, detail=f"{case.target_id} is in the inventory; no lock is needed")
+    mine = lock is not None and lock.held and lock.holder == holder
+    if not binding:
+        words = "held by the caller" if mine else f"held by {lock.holder}" if lock and lock.held else "free"
+        return Finding("safety", passed=True, detail=f"{case.target_id} is known, its lock is {words}; state: {read}")
+    if not mine or lock is None:
+        who = holder or f"{case.caller} without an execution"
+        return failed("safety", "LOCK_REQUIRED", holder=who, target=case.target_id)
+    return Finding("safety", passed=True, detail=f"{case.target_id} is locked with fence {lock.fence}; state: {read}")
+
+
+class Standing(Enum):
+    """Where the approval of exactly these bytes stands."""
+
+    NONE = "none"
+    PENDING = "PENDING"
+    EXPIRED = "EXPIRED"
+
+
+def check_policy(case: Case, policy: PolicySet, ruling: Ruling, approval: Standing, approval_id: str) -> Finding:
+    """Return what the policy set and the approval say, in words."""
+    if not policy.version:
+        return failed("policy", "NO_POLICY_SET")
+    if ruling.verdict is Verdict.DENY:
+        words = f"rule {ruling.rule_id}" if ruling.rule_id else "no rule of the policy set matches"
+        target = case.target_id or case.channel or "(no target)"
+        return failed("policy", "POLICY_DENIED", method=case.method, target=target, rule=words)
+    if ruling.verdict is Verdict.REQUIRE_APPROVAL and approval is Standing.EXPIRED:
+        return failed("policy", "APPROVAL_EXPIRED", approval_id=approval_id)
+    words = f"rule {ruling.rule_id} of version {policy.version} says {ruling.verdict.name}"
+    if ruling.need:
+        groups = f", among them {', '.join(sorted(ruling.need.groups))}" if ruling.need.groups else ""
+        words += f": {ruling.need.approvers} must approve{groups}"
+    return Finding("policy", passed=True, detail=words)
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """What ingest says about an incident; `targets` are those in the inventory."""
+
+    incident_id: str
+    is_open: bool
+    targets: frozenset[str]
+
+
+def check_sanity(case: Case, policy: PolicySet, incident_id: str, incident: Incident | None) -> Finding:
+    """Return whether the action belongs to its incident: open, and the target among its targets or what they need."""
+    if not incident_id:
+        if case.caller.startswith(HUMAN):
+            return Finding("sanity", passed=True, detail="a person asks, without an incident")
+        return failed("sanity", "INCIDENT_NOT_OPEN", "a service acts for an incident only, and named none")
+    if incident is None or not (incident.is_open or case.access is Access.INFORM):
+        return failed("sanity", "INCIDENT_NOT_OPEN", incident_id=incident_id)
+    if case.access is Access.INFORM or not case.target_id:
+        return Finding("sanity", passed=True, detail=f"incident {incident_id} exists; this tool has no target")
+    needed = {one for target in incident.targets if (entry := policy.inventory.get(target)) for one in entry.depends_on}
+    if case.target_id not in incident.targets | needed:
+        return failed("sanity", "TARGET_NOT_OF_INCIDENT", target=case.target_id, incident_id=incident_id)
+    relation = "among its targets" if case.target_id in incident.targets else "what its targets depend on"
+    return Finding("sanity", passed=True, detail=f"incident {incident_id} is open, {case.target_id} is {relation}")
+
+
+def conclude(findings: Sequence[Finding], ruling: Ruling) -> tuple[Verdict, str]:
+    """Return the verdict and the reason of the first failed check: one that failed is DENY."""
+    first = next((finding for finding in findings if not finding.passed), None)
+    return (Verdict.DENY, first.reason) if first else (ruling.verdict, "")
+
+
+def inventory_lines(target_id: str) -> str:
+    """Return the lines that add a target to deploy/inventory.yaml, its environment guessed from the id."""
+    scheme, _, rest = target_id.partition(":")
+    environment, _, name = rest.partition("/")
+    kind = scheme if scheme in {"host", "database"} else "service"
+    known = scheme == "svc" and name and environment.islower()
+    where = environment if known else "production"
+    return f'\n  - target_id: "{target_id}"\n    kind: {kind}\n    environment: {where}'

@@ -1,0 +1,92 @@
+"""Signs grants: the only place that holds the key."""
+
+import uuid
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from opsmesh.guardrails.v1 import grant_pb2
+from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
+from opsmesh.policy.v1 import policy_pb2
+from services.guardrails.action import Action
+from services.guardrails.convert import timestamp
+from services.guardrails.domain import Case
+from services.mesh import policy
+from services.mesh.errors import BootError
+
+LIFETIME: Final = timedelta(seconds=30)
+# What gRPC carries in metadata without refusing it at random.
+BYTES_MAX: Final = 6 * 1024
+
+
+class Minter:
+    """Makes grants and signs them."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+
+    @classmethod
+    def load(cls, path: Path) -> "Minter":
+        """Read the private key; a BootError says what is wrong with the file."""
+        try:
+            key = load_pem_private_key(path.read_bytes(), password=None)
+        except (OSError, ValueError, TypeError) as error:
+            raise BootError(
+                f"OPSMESH_GRANT_KEY_FILE={path} cannot be read: {error}. NEXT: opsmesh certs init"
+            ) from None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise BootError(f"OPSMESH_GRANT_KEY_FILE={path} is no Ed25519 key. NEXT: opsmesh certs init")
+        return cls(key)
+
+    def mint(
+        self,
+        action: Action,
+        case: Case,
+        context: pb.ActionContext,
+        *,
+        now: datetime,
+        fence: int,
+        precondition: Mapping[str, str],
+        policy_set_version: int,
+        kill_epoch: int,
+        approval_id: str = "",
+    ) -> tuple[bytes, datetime]:
+        """Return a signed grant for exactly this action from `now` (the database's clock), and when it ends.
+
+        A ValueError when it would not fit into metadata.
+        """
+        expires = now + LIFETIME
+        grant = grant_pb2.Grant(
+            grant_id=str(uuid.uuid4()),
+            method=action.method,
+            request_digest=action.digest,
+            caller=case.caller,
+            request_id=action.request_id,
+            target_id=case.target_id,
+            environment=case.environment,
+            region=case.region,
+            fence=fence,
+            precondition=precondition,
+            policy_set_version=policy_set_version,
+            kill_epoch=kill_epoch,
+            risk=policy_pb2.Risk.ValueType(case.risk),
+            incident_id=context.incident_id,
+            decision_id=context.decision_id,
+            execution_id=context.execution_id,
+            step_id=context.step_id,
+            approval_id=approval_id,
+            rule_set_version=context.rule_set_version,
+            on_behalf_of=context.on_behalf_of,
+            issue_time=timestamp(now),
+            expire_time=timestamp(expires),
+        )
+        policy.validate(grant)
+        raw = grant.SerializeToString(deterministic=True)
+        signed = grant_pb2.SignedGrant(grant=raw, signature=self._key.sign(raw)).SerializeToString()
+        if len(signed) > BYTES_MAX:
+            raise ValueError(f"a grant of {len(signed)} bytes is larger than {BYTES_MAX}")
+        return signed, expires

@@ -1,0 +1,90 @@
+"""The composition root of guardrails: settings, resources, servicers, workers."""
+
+import asyncio
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from opsmesh.audit.v1 import audit_service_pb2_grpc
+from opsmesh.guardrails.v1 import (
+    approval_service_pb2_grpc,
+    guardrails_service_pb2_grpc,
+    kill_switch_service_pb2_grpc,
+    policy_service_pb2_grpc,
+    target_lock_service_pb2_grpc,
+)
+from services.guardrails.authority import Authority
+from services.guardrails.grants import Minter
+from services.guardrails.lease import LeaseBoard
+from services.guardrails.policies import Policies
+from services.guardrails.publishing import PolicyServicer, TargetLockServicer
+from services.guardrails.servicer import ApprovalServicer, GuardrailsServicer, KillSwitchServicer
+from services.guardrails.settings import GuardrailsSettings
+from services.guardrails.store import JudgementStore
+from services.guardrails.surroundings import Mesh
+from services.mesh.client import Peers
+from services.mesh.identities import Identities
+from services.mesh.loop import every
+from services.mesh.postgres import Pool, answers, check_revision, open_pool
+from services.mesh.server import Servicers, Worker, serve
+from services.mesh.settings import load
+from services.mesh.writes import Writes
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+SWEEP_SECONDS = 0.5
+FORGET_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What guardrails serves and what works in the background."""
+
+    servicers: Servicers
+    workers: list[Worker]
+
+
+def furnish(settings: GuardrailsSettings, pool: Pool, peers: Peers) -> Rooms:
+    """Wire the servicers and workers to their resources."""
+    identities = Identities.load(settings.identities)
+    minter = Minter.load(settings.grant_key_file)
+    writes = Writes(pool, "guardrails", audit_service_pb2_grpc.AuditServiceStub(peers.channel("audit")))
+    policies = Policies(pool)
+    board = LeaseBoard(policies)
+    store = JudgementStore(pool, writes)
+    surroundings = Mesh(gateway=peers.channel("gateway"), ingest=peers.channel("ingest"))
+    authority = Authority(store, policies, surroundings, minter, identities)
+
+    async def sweep(stop: asyncio.Event) -> None:
+        await every(stop, SWEEP_SECONDS, store.sweep)
+
+    async def forget(stop: asyncio.Event) -> None:
+        await every(stop, FORGET_SECONDS, store.forget)
+
+    servicers: Servicers = [
+        (guardrails_service_pb2_grpc.add_GuardrailsServiceServicer_to_server, GuardrailsServicer(authority)),
+        (approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server, ApprovalServicer(store)),
+        (kill_switch_service_pb2_grpc.add_KillSwitchServiceServicer_to_server, KillSwitchServicer(board)),
+        (
+            policy_service_pb2_grpc.add_PolicyServiceServicer_to_server,
+            PolicyServicer(policies, writes, identities, board),
+        ),
+        (
+            target_lock_service_pb2_grpc.add_TargetLockServiceServicer_to_server,
+            TargetLockServicer(policies, writes, pool),
+        ),
+    ]
+    return Rooms(servicers, [writes.outbox_worker, sweep, forget])
+
+
+async def run() -> None:
+    """Serve until told to stop."""
+    settings = load(GuardrailsSettings)
+    peers = Peers(settings)
+    pool = await open_pool(settings, "guardrails")
+    try:
+        await check_revision(pool, MIGRATIONS)
+        rooms = furnish(settings, pool, peers)
+        await serve(settings, rooms.servicers, workers=rooms.workers, ready=partial(answers, pool))
+    finally:
+        await peers.close()
+        await pool.close()
