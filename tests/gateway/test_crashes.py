@@ -1,0 +1,204 @@
+"""The gateway is killed at each boundary of an effect; what is left is resolved to what truly happened."""
+
+import asyncio
+from contextlib import suppress
+
+import grpc.aio
+import pytest
+
+from opsmesh.audit.v1 import audit_service_pb2
+from opsmesh.gateway.v1 import effect_service_pb2
+from opsmesh.tools.workload.v1 import workload_tool_service_pb2 as workload_pb
+from services.local.supervise import call
+from services.mesh.errors import Refusal
+from tests.gateway.world import Mesh, RestartRequest
+
+Event = audit_service_pb2.AuditEvent
+State = effect_service_pb2.Effect
+STOP, START = "supervisor.stopProcess", "supervisor.startProcess"
+
+
+async def killed_while(mesh: Mesh, request: RestartRequest, held: asyncio.Event, grant: bytes) -> None:
+    """Begin an effect, kill the gateway when `held` says that it has come to the boundary, and start it again."""
+
+    async def begin() -> None:
+        with suppress(Refusal, grpc.aio.AioRpcError):
+            await mesh.call(request, grant)
+
+    calling = asyncio.create_task(begin())
+    try:
+        await asyncio.wait_for(held.wait(), 15)
+        await mesh.stop_hard()
+    finally:
+        calling.cancel()
+        held.clear()
+        mesh.audit.mode = "keep"
+    await mesh.start()
+
+
+async def test_killed_before_the_intent_was_kept(mesh: Mesh) -> None:
+    """No intent, so NOT_STARTED: before the deadline EFFECT_IN_FLIGHT, after it the same request is done, once."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.audit.mode = "hold"
+    await killed_while(mesh, request, mesh.audit.held, grant)
+    with pytest.raises(Refusal, match="EFFECT_IN_FLIGHT") as caught:
+        await mesh.call(request, grant)
+    assert caught.value.retry_after == 0.5
+    await mesh.let_pass(request)
+    assert (await mesh.effect(request)).state == State.STATE_NOT_STARTED
+    assert mesh.workload.start_count() == starts
+    assert (await mesh.call(request, mesh.sign(await mesh.mint(request)))).process_id
+    assert mesh.workload.start_count() == starts + 1
+    # The outcome of the second try is the only one: the first has no intent.
+    await mesh.until(lambda: mesh.audit.of(request.request_id, Event.PHASE_OUTCOME))
+    assert [one.details["try"] for one in mesh.audit.of(request.request_id, Event.PHASE_INTENT)] == ["2"]
+
+
+async def test_killed_after_the_intent_before_the_act(mesh: Mesh) -> None:
+    """An intent and the same process: FAILED, stored, on record, and never done."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.audit.mode = "swallow"
+    await killed_while(mesh, request, mesh.audit.held, grant)
+    await assert_failed(mesh, request, grant, "was not restarted")
+    assert mesh.workload.start_count() == starts
+
+
+async def test_killed_while_the_stop_is_on_its_way(mesh: Mesh) -> None:
+    """The stop never arrived: FAILED, the process runs on."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.proxy.hold = ("before", STOP)
+    await killed_while(mesh, request, mesh.proxy.held, grant)
+    await assert_failed(mesh, request, grant, "was not restarted")
+    assert mesh.workload.start_count() == starts
+
+
+@pytest.mark.parametrize("boundary", [("after", STOP), ("before", START)])
+async def test_killed_between_stop_and_start(mesh: Mesh, boundary: tuple[str, str]) -> None:
+    """The workload is found stopped: FAILED; a new request brings it up."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.proxy.hold = boundary
+    await killed_while(mesh, request, mesh.proxy.held, grant)
+    await assert_failed(mesh, request, grant, "does not run")
+    again = mesh.restart()
+    answer = await mesh.call(again, mesh.sign(await mesh.mint(again)))
+    assert (answer.previous_process_id, mesh.workload.start_count()) == (0, starts + 1)
+
+
+async def test_killed_after_the_start_before_its_answer(mesh: Mesh) -> None:
+    """Another process runs: SUCCEEDED, and the same request gets an answer that says so, without another restart."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.make(request, found := await mesh.found())
+    mesh.proxy.hold = ("after", START)
+    await killed_while(mesh, request, mesh.proxy.held, mesh.sign(grant))
+    await mesh.let_pass(request)
+    answer = await mesh.call(request, mesh.sign(grant))
+    now = await mesh.found()
+    assert answer == workload_pb.RestartWorkloadResponse(
+        previous_process_id=int(found["process_id"]),
+        process_id=int(now["process_id"]),
+        state=workload_pb.Workload.STATE_RUNNING,
+    )
+    assert mesh.workload.start_count() == starts + 1
+    await mesh.until(lambda: mesh.audit.of(request.request_id, Event.PHASE_OUTCOME))
+    assert mesh.audit.of(request.request_id, Event.PHASE_OUTCOME)[0].outcome == Event.OUTCOME_SUCCEEDED
+
+
+async def test_killed_after_the_outcome_was_written(mesh: Mesh) -> None:
+    """Transaction 2 is done, the delivery of its outcome is not: the outbox delivers it, the answer is stored."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.proxy.hold = ("after", START)
+    calling = asyncio.create_task(mesh.call(request, grant))
+    await asyncio.wait_for(mesh.proxy.held.wait(), 15)
+    mesh.proxy.held.clear()
+    mesh.audit.mode = "hold"
+    mesh.proxy.release()
+    first = await calling
+    await asyncio.wait_for(mesh.audit.held.wait(), 15)
+    await mesh.stop_hard()
+    mesh.audit.held.clear()
+    mesh.audit.mode = "keep"
+    await mesh.start()
+    assert await mesh.call(request, grant) == first
+    await mesh.until(lambda: mesh.audit.of(request.request_id, Event.PHASE_OUTCOME))
+    assert mesh.workload.start_count() == starts + 1
+
+
+async def test_the_lane_resolves_without_being_asked(mesh: Mesh) -> None:
+    """A due effect is resolved by the gateway itself."""
+    request = mesh.restart()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.audit.mode = "swallow"
+    await killed_while(mesh, request, mesh.audit.held, grant)
+    await mesh.let_pass(request)
+    await mesh.until(lambda: mesh.audit.of(request.request_id, Event.PHASE_OUTCOME))
+    assert mesh.audit.of(request.request_id, Event.PHASE_OUTCOME)[0].outcome == Event.OUTCOME_FAILED
+
+
+async def test_a_silent_backend_is_unknown_after_ten_tries_and_a_person_settles_it(mesh: Mesh) -> None:
+    """EFFECT_UNKNOWN is stored and never repeated; SettleEffect ends it, once, under the person's name."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.proxy.hold = ("before", STOP)
+    await killed_while(mesh, request, mesh.proxy.held, grant)
+    await mesh.execute(
+        "UPDATE gateway.effects SET resolve_tries = 9 WHERE request_id = $1::text::uuid", request.request_id
+    )
+    mesh.proxy.deaf = True
+    try:
+        await mesh.let_pass(request)
+        with pytest.raises(Refusal, match="EFFECT_UNKNOWN"):
+            await mesh.call(request, grant)
+    finally:
+        mesh.proxy.deaf = False
+    with pytest.raises(Refusal, match="EFFECT_UNKNOWN"):
+        await mesh.call(request, grant)
+    assert mesh.workload.start_count() == starts
+    assert [one.outcome for one in mesh.audit.of(request.request_id, Event.PHASE_OUTCOME)] in (
+        [],
+        [Event.OUTCOME_UNKNOWN],
+    )
+    settled = await mesh.settle(request, State.STATE_SUCCEEDED, "I looked at it")
+    assert (settled.state, settled.settler) == (State.STATE_SUCCEEDED, "human/operator")
+    with pytest.raises(Refusal, match="CONFLICT"):
+        await mesh.settle(request, State.STATE_FAILED, "no, I did not")
+    assert await mesh.call(request, grant) == workload_pb.RestartWorkloadResponse()
+
+
+async def test_a_stopping_gateway_finishes_what_it_began(mesh: Mesh) -> None:
+    """SIGTERM while the tool acts: the effect ends SUCCEEDED before the process does, with exit code 0."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.proxy.hold = ("before", STOP)
+    calling = asyncio.create_task(mesh.call(request, grant))
+    await asyncio.wait_for(mesh.proxy.held.wait(), 15)
+    mesh.proxy.held.clear()
+    stopping = asyncio.create_task(mesh.stop())
+    await mesh.until(lambda: mesh.process is None)
+    mesh.proxy.release()
+    assert (await calling).process_id
+    assert await stopping == 0
+    assert mesh.workload.start_count() == starts + 1
+    await mesh.start()
+    assert (await mesh.effect(request)).state == State.STATE_SUCCEEDED
+
+
+async def assert_failed(mesh: Mesh, request: RestartRequest, grant: bytes, words: str) -> None:
+    """Let the deadline pass: EFFECT_FAILED with these words, the same again, and one outcome FAILED on record."""
+    await mesh.let_pass(request)
+    for _ in range(2):
+        with pytest.raises(Refusal, match="EFFECT_FAILED") as caught:
+            await mesh.call(request, grant)
+        assert words in caught.value.metadata["detail"]
+    await mesh.until(lambda: mesh.audit.of(request.request_id, Event.PHASE_OUTCOME))
+    assert [one.outcome for one in mesh.audit.of(request.request_id, Event.PHASE_OUTCOME)] == [Event.OUTCOME_FAILED]
+
+
+async def test_supervisord_still_answers_its_owner(mesh: Mesh) -> None:
+    """After all of this the process manager's own view is one running process."""
+    info = await asyncio.to_thread(call, mesh.workload.instance, "supervisor.getProcessInfo", "checkout")
+    assert info["statename"] == "RUNNING"
