@@ -53,7 +53,7 @@ class Stage(StrEnum):
     NOTIFY = "NOTIFY"
 
 
-class Test(StrEnum):
+class Kind(StrEnum):
     """Kinds of conditions; the names of the IDL's fields."""
 
     MATCHES = "matches"
@@ -68,7 +68,7 @@ class Condition:
     """A test of one field. `values` holds the pattern, prefix, value or values; `wanted` is for EXISTS."""
 
     field: str
-    test: Test
+    test: Kind
     values: tuple[str, ...] = ()
     wanted: bool = True
 

@@ -54,8 +54,8 @@ class Hands:
 
     def __init__(
         self,
-        automation: automation_service_pb2_grpc.AutomationServiceAsyncStub,
-        models: model_service_pb2_grpc.ModelServiceAsyncStub,
+        automation: "automation_service_pb2_grpc.AutomationServiceAsyncStub",
+        models: "model_service_pb2_grpc.ModelServiceAsyncStub",
     ) -> None:
         self._automation = automation
         self._models = models

@@ -91,10 +91,10 @@ def _rule_of(rule: rules_pb2.Rule) -> domain.Rule:
 
 def _condition_of(condition: rules_pb2.Condition) -> domain.Condition:
     """Return one condition."""
-    test = domain.Test(condition.WhichOneof("test") or domain.Test.EXISTS)
-    if test is domain.Test.EXISTS:
+    test = domain.Kind(condition.WhichOneof("test") or domain.Kind.EXISTS)
+    if test is domain.Kind.EXISTS:
         return domain.Condition(condition.field, test, wanted=condition.exists)
-    if test is domain.Test.ONE_OF:
+    if test is domain.Kind.ONE_OF:
         return domain.Condition(condition.field, test, tuple(condition.one_of.values))
     return domain.Condition(condition.field, test, (getattr(condition, test.value),))
 

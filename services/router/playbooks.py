@@ -12,7 +12,7 @@ SECONDS: Final = 5.0
 class AutomationPlaybooks:
     """The published playbooks; raises grpc.aio.AioRpcError while automation does not answer."""
 
-    def __init__(self, stub: playbook_service_pb2_grpc.PlaybookServiceAsyncStub) -> None:
+    def __init__(self, stub: "playbook_service_pb2_grpc.PlaybookServiceAsyncStub") -> None:
         self._stub = stub
 
     async def published(self) -> frozenset[str]:

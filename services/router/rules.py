@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import re2
 
-from services.router.domain import Condition, Outcome, Rule, Test
+from services.router.domain import Condition, Kind, Outcome, Rule
 
 Facts = Mapping[str, str]
 Predicate = Callable[[Facts], bool]
@@ -171,9 +171,9 @@ def _wrong_match(rule: Rule, path: str) -> list[Problem]:
         where = f"{path}.conditions[{number}]"
         if unknown := _unknown_field(condition.field):
             problems.append(Problem(f"{where}.field", unknown))
-        if condition.test is Test.ONE_OF and not condition.values:
+        if condition.test is Kind.ONE_OF and not condition.values:
             problems.append(Problem(f"{where}.one_of.values", "an empty list never matches"))
-        if condition.test is Test.MATCHES:
+        if condition.test is Kind.MATCHES:
             try:
                 pattern(condition.values[0])
             except ValueError as error:
@@ -213,13 +213,13 @@ def _absent(name: str) -> Predicate:
 def _predicate(condition: Condition) -> Predicate:
     """Return a condition as a function of the facts. An absent field passes only NOT_EQUALS and `exists: false`."""
     name, values = condition.field, condition.values
-    if condition.test is Test.EXISTS:
+    if condition.test is Kind.EXISTS:
         return lambda facts, wanted=condition.wanted: (name in facts) is wanted  # type: ignore[misc]
-    if condition.test is Test.NOT_EQUALS:
+    if condition.test is Kind.NOT_EQUALS:
         return lambda facts: facts.get(name) != values[0]
-    if condition.test is Test.ONE_OF:
+    if condition.test is Kind.ONE_OF:
         return lambda facts, wanted=frozenset(values): facts.get(name) in wanted  # type: ignore[misc]
-    if condition.test is Test.HAS_PREFIX:
+    if condition.test is Kind.HAS_PREFIX:
         return lambda facts: name in facts and facts[name].startswith(values[0])
     search = pattern(values[0]).search
     return lambda facts: name in facts and search(facts[name].encode()) is not None
@@ -245,13 +245,13 @@ def _in_words(rule: Rule) -> tuple[str, ...]:
 
 def _wanted(condition: Condition) -> str:
     """Return what a condition asks of its field."""
-    if condition.test is Test.EXISTS:
+    if condition.test is Kind.EXISTS:
         return "is there" if condition.wanted else "is not there"
     words = {
-        Test.MATCHES: "matches",
-        Test.HAS_PREFIX: "begins with",
-        Test.NOT_EQUALS: "is anything but",
-        Test.ONE_OF: "is one of",
+        Kind.MATCHES: "matches",
+        Kind.HAS_PREFIX: "begins with",
+        Kind.NOT_EQUALS: "is anything but",
+        Kind.ONE_OF: "is one of",
     }
     return f"{words[condition.test]} {', '.join(map(_quote, condition.values))}"[: 2 * VALUE_SHOWN]
 
