@@ -1,7 +1,7 @@
 """Spans to an OTLP collector: imported only when one is configured, because the SDK and exporter are heavy."""
 
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -12,6 +12,9 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from services.mesh.call import Call, Trace, maybe_current
+
+# A collector that does not answer must not hold up the end of the process.
+EXPORT_SECONDS: Final = 2
 
 
 class _CallIds(RandomIdGenerator):
@@ -32,11 +35,12 @@ class OtlpExporter:
     """Sends one span per served call to a collector, in batches, in the background."""
 
     def __init__(self, service: str, endpoint: str) -> None:
-        provider = TracerProvider(
+        self._provider = TracerProvider(
             resource=Resource.create({"service.name": service, "service.namespace": "opsmesh"}), id_generator=_CallIds()
         )
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=True)))
-        self._tracer = provider.get_tracer("opsmesh")
+        exporter = OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=EXPORT_SECONDS)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("opsmesh")
 
     def span(self, call: Call, parent: Trace | None) -> AbstractContextManager[Any]:
         """Record one served call as a server span below its caller's."""
@@ -48,3 +52,7 @@ class OtlpExporter:
         return self._tracer.start_as_current_span(
             call.method, context=context, kind=SpanKind.SERVER, record_exception=False, set_status_on_exception=True
         )
+
+    def close(self) -> None:
+        """Send what is left, within seconds."""
+        self._provider.shutdown()

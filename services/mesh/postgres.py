@@ -37,8 +37,13 @@ ABSENT: Final = (
 name_unavailable("PostgreSQL", ConnectionError, asyncpg.QueryCanceledError, *ABSENT[2:])
 
 
-async def open_pool(settings: PostgresSettings, schema: str, *, maximum: int = POOL_MAX) -> Pool:
-    """Open the pool of a service on its schema; waits up to 30 s for the store, then raises BootError."""
+async def open_pool(
+    settings: PostgresSettings, schema: str, *, minimum: int = POOL_MIN, maximum: int = POOL_MAX
+) -> Pool:
+    """Open the pool of a service on its schema; waits up to 30 s for the store, then raises BootError.
+
+    With a `minimum` of 0 nothing is connected yet, so a service may start without its store.
+    """
     try:
         password = settings.postgres_password_file.read_text(encoding="utf-8").strip()
     except OSError as error:
@@ -53,7 +58,7 @@ async def open_pool(settings: PostgresSettings, schema: str, *, maximum: int = P
         reraise=True,
     )
     try:
-        return await retrying(_connect, settings.postgres_dsn, password, schema, maximum)
+        return await retrying(_connect, settings.postgres_dsn, password, schema, (minimum, maximum))
     except ABSENT as error:
         raise BootError(
             f"PostgreSQL does not answer at OPSMESH_POSTGRES_DSN={settings.postgres_dsn}: {error!r}. NEXT: start it"
@@ -62,13 +67,13 @@ async def open_pool(settings: PostgresSettings, schema: str, *, maximum: int = P
         raise BootError(f"PostgreSQL refuses {settings.postgres_dsn}: {error}. NEXT: opsmesh migrate") from None
 
 
-async def _connect(dsn: str, password: str, schema: str, maximum: int) -> Pool:
+async def _connect(dsn: str, password: str, schema: str, size: tuple[int, int]) -> Pool:
     """Open a pool whose connections see one schema and give up on statements that take too long."""
     return await asyncpg.create_pool(
         dsn,
         password=password,
-        min_size=POOL_MIN,
-        max_size=maximum,
+        min_size=size[0],
+        max_size=size[1],
         timeout=STATEMENT_SECONDS,
         # The server's own limit comes first: then the connection stays usable.
         command_timeout=STATEMENT_SECONDS + 1,

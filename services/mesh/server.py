@@ -5,6 +5,7 @@ import gc
 import inspect
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import grpc
@@ -16,7 +17,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from services.mesh import policy, tls
+from services.mesh import policy, telemetry, tls
 from services.mesh.chain import Chain, Handler, Served
 from services.mesh.errors import BootError
 from services.mesh.identities import Identities
@@ -63,12 +64,19 @@ class _Registrar:
 class Server:
     """Serves `servicers`, pairs of a generated add function and a servicer; raises BootError when anything is missing.
 
-    `ready` is asked every second: the health service says SERVING only while it answers True. `limit` calls are served
-    at once, more are shed.
+    `ready` is asked every second: the health service says SERVING only while it answers True. `parts` are asked
+    likewise and have names of their own there (`ingest/postgres`): what is degraded while the service goes on.
+    `limit` calls are served at once, more are shed.
     """
 
     def __init__(
-        self, settings: MeshSettings, servicers: Servicers, *, ready: Ready | None = None, limit: int = CONCURRENT_MAX
+        self,
+        settings: MeshSettings,
+        servicers: Servicers,
+        *,
+        ready: Ready | None = None,
+        parts: Mapping[str, Ready] = MappingProxyType({}),
+        limit: int = CONCURRENT_MAX,
     ) -> None:
         trust_domain, identity = tls.own_identity(settings.tls_cert)
         self.service = identity.partition("/")[2]
@@ -81,6 +89,7 @@ class Server:
         self.chain = Chain()
         self._settings = settings
         self._ready = ready
+        self._parts = parts
         self._health = HealthServicer()
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=limit)
         self.methods = self._register(servicers)
@@ -91,7 +100,7 @@ class Server:
                 f"cannot listen on OPSMESH_LISTEN={settings.listen}: {error}. NEXT: free the port"
             ) from None
         self._metrics = MetricsServer(settings.metrics) if settings.metrics else None
-        self._polling: asyncio.Task[None] | None = None
+        self._polling: list[asyncio.Task[None]] = []
 
     def _register(self, servicers: Servicers) -> dict[str, Served]:
         """Wrap every handler into the chain and register it; refuse methods without policy or without `async`."""
@@ -129,26 +138,28 @@ class Server:
 
     async def start(self) -> None:
         """Listen, and say SERVING as soon as `ready` agrees."""
-        await self._say(serving=self._ready is None)
+        own = ("", *self.served_services)
+        await self._say(own, serving=self._ready is None)
         await self._server.start()
         if self._metrics:
             self._metrics.start()
-        if self._ready:
-            self._polling = asyncio.create_task(self._poll(self._ready))
+        asked = {own: self._ready} if self._ready else {}
+        for names, check in (asked | {(name,): check for name, check in self._parts.items()}).items():
+            self._polling.append(asyncio.create_task(self._poll(check, names)))
         log.info("listening", service=self.service, address=self._settings.listen, port=self.port)
 
     async def stop(self, grace: float = GRACE) -> None:
         """Say NOT_SERVING, end streams after a second, let calls finish within `grace` seconds, then cancel them."""
-        if self._polling:
-            self._polling.cancel()
+        for task in self._polling:
+            task.cancel()
         await self._health.enter_graceful_shutdown()
         self.chain.end_streams(min(STREAM_GRACE, grace))
         await self._server.stop(grace)
         if self._metrics:
             self._metrics.stop()
 
-    async def _poll(self, ready: Ready) -> None:
-        """Ask whether this service can work and publish the answer."""
+    async def _poll(self, ready: Ready, names: Sequence[str]) -> None:
+        """Ask whether this service, or a part of it, can work and publish the answer."""
         last: bool | None = None
         while True:
             try:
@@ -156,15 +167,15 @@ class Server:
             except Exception as error:  # noqa: BLE001  whatever went wrong: not ready
                 serving = False
                 if last is not False:
-                    log.warning("not ready", service=self.service, error=repr(error))
+                    log.warning("not ready", service=names[-1] or self.service, error=repr(error))
             if serving != last:
-                await self._say(serving=serving)
+                await self._say(names, serving=serving)
                 last = serving
             await asyncio.sleep(READY_PERIOD)
 
-    async def _say(self, *, serving: bool) -> None:
-        """Publish the state of this server and of each of its services."""
-        for name in ("", *self.served_services):
+    async def _say(self, names: Sequence[str], *, serving: bool) -> None:
+        """Publish the state of this server and its services, or of a part."""
+        for name in names:
             await self._health.set(name, SERVING if serving else NOT_SERVING)
 
 
@@ -181,6 +192,7 @@ async def serve(
     *,
     workers: Sequence[Worker] = (),
     ready: Ready | None = None,
+    parts: Mapping[str, Ready] = MappingProxyType({}),
     limit: int = CONCURRENT_MAX,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and stop the workers; raises what a worker failed with."""
@@ -188,7 +200,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave.set)
-    server = Server(settings, servicers, ready=ready, limit=limit)
+    server = Server(settings, servicers, ready=ready, parts=parts, limit=limit)
     await server.start()
     # What exists now stays: the collector need not look at it again.
     gc.collect()
@@ -206,6 +218,9 @@ async def serve(
             log.warning("worker cancelled", worker=task.get_name())
             task.cancel()
     failures = [one for one in await asyncio.gather(*running, return_exceptions=True) if isinstance(one, Exception)]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+    await asyncio.to_thread(telemetry.close)
+    log.info("stopped", service=server.service)
     if failures:
         raise failures[0]
-    log.info("stopped", service=server.service)

@@ -37,6 +37,9 @@ class Exporter(Protocol):
     def span(self, call: Call, parent: Trace | None) -> AbstractContextManager[Any]:
         """Record one served call; it must give the span the ids that the call already carries."""
 
+    def close(self) -> None:
+        """Send what is left, within seconds."""
+
 
 _exporter: Exporter | None = None
 
@@ -111,7 +114,7 @@ def _with_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapp
 
 def _to_json(event: Any, **_: Any) -> str:
     """Serialise a log line; what JSON does not know becomes text."""
-    return orjson.dumps(event, default=str).decode()
+    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def setup(service: str, level: str = "info", otlp_endpoint: str = "") -> None:
@@ -146,3 +149,9 @@ def setup(service: str, level: str = "info", otlp_endpoint: str = "") -> None:
         from services.mesh.otlp import OtlpExporter  # noqa: PLC0415  the SDK costs seconds and memory: only when asked
 
         _exporter = OtlpExporter(service, otlp_endpoint)
+
+
+def close() -> None:
+    """Send the spans that are left, if a collector is configured; blocks for a few seconds at most."""
+    if _exporter:
+        _exporter.close()
