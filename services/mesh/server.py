@@ -159,7 +159,7 @@ class Server:
             self._metrics.stop()
 
     async def _poll(self, ready: Ready, names: Sequence[str]) -> None:
-        """Ask whether this service, or a part of it, can work and publish the answer."""
+        """Ask whether this service, or a part of it, can work and publish the answer under `names`."""
         last: bool | None = None
         while True:
             try:
@@ -167,14 +167,14 @@ class Server:
             except Exception as error:  # noqa: BLE001  whatever went wrong: not ready
                 serving = False
                 if last is not False:
-                    log.warning("not ready", service=names[-1] or self.service, error=repr(error))
+                    log.warning("not ready", service=self.service, part=names[0], error=repr(error))
             if serving != last:
                 await self._say(names, serving=serving)
                 last = serving
             await asyncio.sleep(READY_PERIOD)
 
     async def _say(self, names: Sequence[str], *, serving: bool) -> None:
-        """Publish the state of this server and its services, or of a part."""
+        """Publish a state under each of `names`."""
         for name in names:
             await self._health.set(name, SERVING if serving else NOT_SERVING)
 

@@ -1,0 +1,1 @@
+"""HTTP to gRPC: authenticates webhooks on their raw bytes and passes them on in batches."""

@@ -1,0 +1,103 @@
+"""Adaptive batches: what arrives in one turn of the event loop, or while two calls are on their way, goes together.
+
+No timer: an idle bridge sends at once, a busy one fills its batches by itself.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable
+from typing import Protocol
+
+from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
+
+ITEMS_MAX = 128
+BYTES_MAX = 3 << 20
+LANES = 2
+DEADLINE = 4.0
+
+
+class Ingest(Protocol):
+    """Where batches go."""
+
+    def SubmitSignals(  # noqa: N802  the name of the RPC
+        self, request: ingest.SubmitSignalsRequest, *, timeout: float
+    ) -> Awaitable[ingest.SubmitSignalsResponse]:
+        """Append the deliveries durably and answer each."""
+
+
+class FullError(Exception):
+    """Too much waits for ingest already; the sender must come again."""
+
+
+class Batches:
+    """Collects deliveries for ingest. Bounded by items and bytes; beyond them FullError."""
+
+    def __init__(self, target: Ingest, items_max: int, bytes_max: int) -> None:
+        self._target = target
+        self._items_max = items_max
+        self._bytes_max = bytes_max
+        self._waiting: deque[tuple[ingest.Delivery, asyncio.Future[ingest.DeliveryResult]]] = deque()
+        self._bytes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    async def submit(self, delivery: ingest.Delivery) -> ingest.DeliveryResult:
+        """Return ingest's answer to DELIVERY. Raises FullError, or the AioRpcError of the call that carried it."""
+        size = len(delivery.body)
+        if len(self._waiting) >= self._items_max or self._bytes + size > self._bytes_max:
+            raise FullError
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[ingest.DeliveryResult] = loop.create_future()
+        self._waiting.append((delivery, answer))
+        self._bytes += size
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._flush)
+        return await answer
+
+    async def drain(self) -> None:
+        """Wait until everything accepted so far is answered."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        while self._waiting and len(self._tasks) < LANES:
+            task = asyncio.create_task(self._send(self._take()))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._flush()
+
+    def _take(self) -> list[tuple[ingest.Delivery, asyncio.Future[ingest.DeliveryResult]]]:
+        batch: list[tuple[ingest.Delivery, asyncio.Future[ingest.DeliveryResult]]] = []
+        size = 0
+        while self._waiting and len(batch) < ITEMS_MAX:
+            next_size = len(self._waiting[0][0].body)
+            if batch and size + next_size > BYTES_MAX:
+                break
+            batch.append(self._waiting.popleft())
+            size += next_size
+        self._bytes -= size
+        return batch
+
+    async def _send(self, batch: list[tuple[ingest.Delivery, asyncio.Future[ingest.DeliveryResult]]]) -> None:
+        request = ingest.SubmitSignalsRequest(deliveries=[delivery for delivery, _ in batch])
+        try:
+            response = await self._target.SubmitSignals(request, timeout=DEADLINE)
+            results = {result.delivery_id: result for result in response.results}
+            outcome: list[ingest.DeliveryResult | Exception] = [
+                results.get(delivery.delivery_id) or LookupError("ingest did not answer this delivery")
+                for delivery, _ in batch
+            ]
+        except Exception as error:  # noqa: BLE001  every sender of the batch must hear of it, whatever it is
+            outcome = [error] * len(batch)
+        for (_, answer), result in zip(batch, outcome, strict=True):
+            if answer.done():
+                continue
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)

@@ -1,0 +1,60 @@
+"""Whether the bridge can accept, and what behind it is degraded: ingest's own health, asked every second."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.mesh.loop import every
+
+PERIOD = 1.0
+TIMEOUT = 1.0
+# Without the first nothing can be accepted; without the second what is accepted waits.
+NEEDED = {"ingest": "", "valkey": "ingest/valkey"}
+WISHED = {"postgres": "ingest/postgres"}
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What /readyz says."""
+
+    ready: bool
+    degraded: tuple[str, ...]
+
+    def body(self) -> dict[str, object]:
+        """Return the JSON body."""
+        status = "unavailable" if not self.ready else "degraded" if self.degraded else "ok"
+        return {"status": status, "degraded": list(self.degraded)}
+
+
+class Watch:
+    """Keeps the last known readiness; until it was asked once, not ready."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = health_pb2_grpc.HealthStub(channel)
+        self.current = Readiness(ready=False, degraded=tuple(NEEDED))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Ask until STOP."""
+        await every(stop, PERIOD, self.look)
+
+    async def look(self) -> None:
+        """Ask ingest once."""
+        needed, wished = await asyncio.gather(self._failing(NEEDED), self._failing(WISHED))
+        # An ingest that does not answer says nothing about its stores.
+        degraded = ("ingest",) if "ingest" in needed and "valkey" in needed else (*needed, *wished)
+        self.current = Readiness(ready=not needed, degraded=degraded)
+
+    async def _failing(self, parts: Mapping[str, str]) -> tuple[str, ...]:
+        answers = await asyncio.gather(*(self._serves(service) for service in parts.values()))
+        return tuple(name for name, serves in zip(parts, answers, strict=True) if not serves)
+
+    async def _serves(self, service: str) -> bool:
+        try:
+            answer = await self._stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == SERVING)
