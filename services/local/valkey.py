@@ -21,7 +21,7 @@ ACL = {
         "~signals* ~ingest:* +xadd +xlen +xrange +xrevrange +xread +xreadgroup +xack +xautoclaim +xclaim +xpending "
         "+xtrim +xdel +xinfo +xgroup|create +xgroup|createconsumer +xgroup|delconsumer +get +mget +set +del +incr "
         "+incrby +expire +pexpire +ttl +pttl +exists +eval +evalsha +script|load +multi +exec +discard +info +waitaof "
-        "+time"
+        "+time +config|get"
     ),
     OBSERVER: "%R~* +@read +info +config|get +xinfo +memory|usage +memory|stats +latency|latest +slowlog|get +time",
 }

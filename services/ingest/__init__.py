@@ -1,0 +1,1 @@
+"""Takes signals durably, and keeps the incidents they are about."""

@@ -1,0 +1,129 @@
+"""What a decision of the router makes of an incident: pure."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from services.ingest.domain import ACTING, REVISIONS_MAX, State
+
+FIRST_POLLS: Final = (0.1, 0.15, 0.25, 0.5, 1.0)
+POLL_ACTING_MAX: Final = 2.0
+POLL_MAX: Final = 60.0
+RETRY_FIRST: Final = 0.25
+RETRY_MAX: Final = 15.0
+
+
+class DecisionState(IntEnum):
+    """The numbers of router.v1.Decision.State."""
+
+    UNSPECIFIED = 0
+    AWAITING_MODEL = 1
+    DECIDED = 2
+    CLOSED = 3
+
+
+class Outcome(IntEnum):
+    """The numbers of router.v1.Decision.Outcome."""
+
+    UNSPECIFIED = 0
+    GATHER_CONTEXT = 1
+    DELEGATE_AGENT = 2
+    TRIGGER_AUTOMATION = 3
+    ASK_HUMAN = 4
+    RESPOND = 5
+
+
+class Result(IntEnum):
+    """The numbers of router.v1.Decision.Result."""
+
+    UNSPECIFIED = 0
+    REPAIRED = 1
+    SUCCEEDED = 2
+    FAILED = 3
+    CANCELLED = 4
+    UNKNOWN = 5
+    OBSERVED = 6
+    RESPONDED = 7
+    SUPERSEDED = 8
+    STALE = 9
+
+
+FINAL: Final = {
+    Result.REPAIRED: (State.RESOLVED, "repaired: the target was seen healthy"),
+    Result.RESPONDED: (State.RESOLVED, ""),
+    Result.STALE: (State.STALE, "too old to act on"),
+}
+UNPROVED: Final = {
+    Result.OBSERVED: (State.OBSERVED, "policy only observed what would have been done"),
+    Result.SUCCEEDED: (State.AWAITING_PERSON, "the work succeeded, but nothing proves the target healthy"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What a decision says, as far as incidents care."""
+
+    state: DecisionState
+    outcome: Outcome
+    result: Result
+    awaiting_approval: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where an incident goes: `following` asks the router again, `revise` has it decided anew."""
+
+    state: State
+    detail: str
+    following: bool = False
+    revise: bool = False
+
+
+def follow(state: State, revision: int, decided: Decided, *, firing: bool) -> Step:
+    """Return where a decision leads an incident; one that a person resolved stays resolved."""
+    if state in (State.RESOLVED, State.STALE):
+        return Step(state, "", following=decided.state is not DecisionState.CLOSED)
+    if decided.state is DecisionState.AWAITING_MODEL:
+        return Step(State.AWAITING_MODEL, decided.reason or "no rule matched", following=True)
+    if decided.state is DecisionState.CLOSED:
+        return _closed(state, revision, decided, firing=firing)
+    if decided.outcome is Outcome.ASK_HUMAN:
+        return Step(State.AWAITING_PERSON, decided.reason, following=True)
+    if decided.outcome in (Outcome.TRIGGER_AUTOMATION, Outcome.DELEGATE_AGENT):
+        waits = decided.awaiting_approval
+        return Step(State.AWAITING_APPROVAL if waits else State.RUNNING, decided.reason, following=True)
+    return Step(state, decided.reason, following=True)
+
+
+def _closed(state: State, revision: int, decided: Decided, *, firing: bool) -> Step:
+    """Return where a finished decision leads."""
+    result = decided.result
+    if result is Result.SUPERSEDED:
+        return Step(state, decided.reason)
+    if result in FINAL:
+        final, words = FINAL[result]
+        return Step(final, words or decided.reason)
+    failed = result in (Result.FAILED, Result.CANCELLED, Result.UNKNOWN)
+    # What the sender has resolved meanwhile is decided anew, and that closes it.
+    if revision < REVISIONS_MAX and (failed or not firing):
+        return Step(State.OPEN, f"decided anew: the last decision ended {result.name}", revise=True)
+    if not firing and not failed:
+        return Step(State.RESOLVED, "the sender resolved every alert")
+    if failed:
+        return Step(State.AWAITING_PERSON, f"{result.name} after {revision} revisions; a person must look")
+    open_state, words = UNPROVED.get(result, (State.AWAITING_PERSON, "the decision ended without a result"))
+    return Step(open_state, words)
+
+
+def poll_delay(state: State, polls: int) -> float:
+    """Return the seconds until the router is asked again: quick at first, and while something acts."""
+    if polls < len(FIRST_POLLS):
+        return FIRST_POLLS[polls]
+    latest = POLL_ACTING_MAX if state in ACTING else POLL_MAX
+    return float(min(latest, 2.0 ** min(polls - len(FIRST_POLLS), 10)))
+
+
+def retry_delay(failures: int) -> float:
+    """Return the seconds until an incident is handed to a router that did not answer, again."""
+    return float(min(RETRY_MAX, RETRY_FIRST * 2.0 ** min(failures, 10)))

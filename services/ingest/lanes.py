@@ -1,0 +1,193 @@
+"""What ingest does besides taking signals: hands incidents to the router, follows decisions, reads the inventory."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+import grpc.aio
+import structlog
+
+from opsmesh.guardrails.v1 import policy_service_pb2
+from opsmesh.ingest.v1 import ingest_service_pb2 as pb
+from opsmesh.router.v1 import decision_service_pb2 as router_pb
+from services.ingest import decisions
+from services.ingest.domain import Inventory, State
+from services.ingest.mapping import decided_of, inventory_of
+from services.ingest.store import Due, PostgresIncidents, fit
+from services.ingest.worker import AWAY
+from services.mesh import telemetry
+from services.mesh.call import working
+from services.mesh.loop import every, wait
+
+IDENTITY: Final = "service/ingest"
+DECIDE: Final = "opsmesh.router.v1.DecisionService/DecideIncident"
+FOLLOW: Final = "opsmesh.router.v1.DecisionService/BatchGetDecisions"
+INVENTORY: Final = "opsmesh.guardrails.v1.PolicyService/GetPolicySet"
+DECIDE_SECONDS: Final = 10.0
+READ_SECONDS: Final = 5.0
+DECIDE_COUNT: Final = 64
+FOLLOW_COUNT: Final = 256
+PERIOD: Final = 1.0
+INVENTORY_PERIOD: Final = 5.0
+log = structlog.get_logger("opsmesh.lanes")
+
+
+class Router(Protocol):
+    """What ingest needs of the router's stub."""
+
+    @property
+    def DecideIncident(self) -> Callable[..., Awaitable[router_pb.DecideIncidentResponse]]:  # noqa: N802  the IDL's name
+        """Decide incidents, once per revision."""
+
+    @property
+    def BatchGetDecisions(self) -> Callable[..., Awaitable[router_pb.BatchGetDecisionsResponse]]:  # noqa: N802  the IDL's name
+        """Read several decisions."""
+
+
+class Policies(Protocol):
+    """What ingest needs of guardrails' stub."""
+
+    @property
+    def GetPolicySet(self) -> Callable[..., Awaitable[policy_service_pb2.GetPolicySetResponse]]:  # noqa: N802  the IDL's name
+        """Read the active policy set with its inventory."""
+
+
+class DecisionLanes:
+    """Hands incidents to the router and follows its decisions; a router that is away delays, nothing is lost."""
+
+    def __init__(self, store: PostgresIncidents, router: Router, wake: asyncio.Event) -> None:
+        self._store = store
+        self._router = router
+        self._wake = wake
+        self._stop = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop`: at once when woken, else when the next incident is due."""
+        self._stop = stop
+        await every(stop, PERIOD, self.work, self._wake)
+
+    async def work(self) -> None:
+        """Do what is due, and what becomes due within the next second."""
+        try:
+            while not self._stop.is_set():
+                if await self.decide() + await self.follow():
+                    continue
+                pause = await self._store.next_due()
+                if pause > PERIOD:
+                    return
+                await wait(self._stop, max(0.01, pause), self._wake)
+        except AWAY as error:
+            # Looked at again every second: nobody shall wait for a backoff once it is back.
+            log.warning("PostgreSQL does not answer", error=repr(error))
+
+    async def decide(self) -> int:
+        """Hand due incidents to the router; return how many there were."""
+        due = await self._store.claim_undecided(DECIDE_COUNT)
+        by_id = {one.incident.incident_id: one for one in due}
+        left = [one.incident for one in due]
+        while left:
+            batch = fit(left)
+            left = left[len(batch) :]
+            request = router_pb.DecideIncidentRequest(incidents=batch)
+            trace = telemetry.parse(by_id[batch[0].incident_id].traceparent)
+            try:
+                with working(IDENTITY, DECIDE, DECIDE_SECONDS, trace=trace):
+                    response = await self._router.DecideIncident(request)
+            except grpc.aio.AioRpcError as error:
+                log.warning("the router does not decide", code=error.code().name, incidents=len(batch))
+                await self._postpone([by_id[one.incident_id] for one in batch])
+                continue
+            await self._apply([by_id[one.incident_id] for one in batch], response.decisions, first=True)
+        return len(due)
+
+    async def follow(self) -> int:
+        """Ask for the open decisions that are due; return how many there were."""
+        due = await self._store.claim_following(FOLLOW_COUNT)
+        if not due:
+            return 0
+        request = router_pb.BatchGetDecisionsRequest(decision_ids=[one.incident.decision_id for one in due])
+        try:
+            with working(IDENTITY, FOLLOW, READ_SECONDS):
+                response = await self._router.BatchGetDecisions(request)
+        except grpc.aio.AioRpcError as error:
+            log.warning("the router does not tell its decisions", code=error.code().name, incidents=len(due))
+            await self._postpone(due)
+            return len(due)
+        await self._apply(due, response.decisions, first=False)
+        return len(due)
+
+    async def _postpone(self, due: Sequence[Due]) -> None:
+        for one in due:
+            await self._store.postpone(one.incident, decisions.retry_delay(one.attempts))
+
+    async def _apply(self, due: Sequence[Due], found: Sequence[router_pb.Decision], *, first: bool) -> None:
+        """Move each incident as its decision says; `first` when it was decided just now."""
+        by_incident: Mapping[str, router_pb.Decision] = {one.incident_id: one for one in found}
+        for one in due:
+            incident = one.incident
+            decision = by_incident.get(incident.incident_id)
+            if decision is None:
+                log.warning("the router has no decision", incident_id=incident.incident_id, revision=incident.revision)
+                await self._store.postpone(incident, decisions.retry_delay(one.attempts))
+                continue
+            before = State(incident.state)
+            decided = decided_of(decision)
+            step = decisions.follow(before, incident.revision, decided, firing=incident.firing)
+            polls = 0 if first or step.state is not before else one.attempts
+            seconds = decisions.poll_delay(step.state, polls)
+            started = decision.rule_id if decided.outcome is decisions.Outcome.TRIGGER_AUTOMATION else ""
+            ids = (decision.decision_id, decision.execution_id, started)
+            if await self._store.advance(incident, step, ids, polls, seconds):
+                _tell(incident, before, step, decision)
+            else:
+                # A signal or a person came in between: look again with what holds now.
+                await self._store.postpone(incident, 0)
+
+
+def _tell(incident: pb.Incident, before: State, step: decisions.Step, decision: router_pb.Decision) -> None:
+    """Log a change of state."""
+    if step.state is not before or step.revise:
+        log.info(
+            "incident",
+            incident_id=incident.incident_id,
+            state=step.state.name,
+            before=before.name,
+            decision_id=decision.decision_id,
+            rule_id=decision.rule_id,
+            detail=step.detail,
+        )
+
+
+class InventoryLane:
+    """Keeps the inventory that guardrails has published; without guardrails the last one stays."""
+
+    def __init__(self, store: PostgresIncidents, policies: Policies) -> None:
+        self._store = store
+        self._policies = policies
+        self._loaded = False
+        self.inventory = Inventory()
+
+    def current(self) -> Inventory:
+        """Return the inventory to look keys up in."""
+        return self.inventory
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Read it now and every five seconds until `stop`."""
+        await every(stop, INVENTORY_PERIOD, self.read)
+
+    async def read(self) -> None:
+        """Take over a newer version, if there is one."""
+        if not self._loaded:
+            self.inventory = await self._store.read_inventory()
+            self._loaded = True
+        try:
+            with working(IDENTITY, INVENTORY, READ_SECONDS):
+                answer = await self._policies.GetPolicySet(policy_service_pb2.GetPolicySetRequest())
+        except grpc.aio.AioRpcError as error:
+            log.debug("no inventory from guardrails", code=error.code().name)
+            return
+        found = answer.policy_set
+        if found.version != self.inventory.version:
+            await self._store.write_inventory(found.version, found.inventory)
+            self.inventory = inventory_of(found.inventory, found.version)
+            log.info("inventory", version=found.version, entries=len(found.inventory.entries))

@@ -1,0 +1,173 @@
+"""Between the IDL's messages and the plain data of the domain."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+from uuid import UUID, uuid5
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from opsmesh.config.v1 import inventory_pb2
+from opsmesh.ingest.v1 import ingest_service_pb2 as pb
+from opsmesh.ingest.v1 import signal_pb2
+from opsmesh.router.v1 import decision_service_pb2
+from opsmesh.type.v1 import type_pb2
+from services.ingest.decisions import Decided, DecisionState, Outcome, Result
+from services.ingest.domain import Inventory, InventoryMatch, Resolved, SignalFacts, correlation_key, episode_of
+from services.ingest.signal import DeliveryFacts, FieldError, ParsedSignal, Status, TargetKey, Unreadable, bounded_key
+from services.ingest.sources import Parser
+from services.ingest.sources.reading import clean
+
+NANOS: Final = 1_000_000_000
+TARGETS_MAX: Final = 32
+# Statuses whose words describe what is wrong now.
+DESCRIBING: Final = frozenset(
+    {Status.UNSPECIFIED, Status.FIRING, Status.ACKNOWLEDGED, Status.NO_DATA, Status.OCCURRENCE}
+)
+
+
+def to_timestamp(nanos: int) -> Timestamp:
+    """Return nanoseconds since 1970 as a Timestamp."""
+    return Timestamp(seconds=nanos // NANOS, nanos=nanos % NANOS)
+
+
+def signal_id_of(delivery_id: str, index: int) -> str:
+    """Return the id of a signal: the same delivery again has the same signals."""
+    return str(uuid5(UUID(delivery_id), str(index)))
+
+
+def entry_of(delivery: pb.Delivery, parse: Parser) -> pb.StreamEntry:
+    """Parse a delivery into what the stream keeps: its signals, or why it could not be understood."""
+    delivery.content_type = clean(delivery.content_type)
+    delivery.traceparent = clean(delivery.traceparent)
+    entry = pb.StreamEntry(delivery=delivery)
+    try:
+        parsed = parse(delivery.body, DeliveryFacts(delivery.source, delivery.content_type))
+    except Unreadable as error:
+        entry.errors.extend(_errors(error.errors))
+        return entry
+    received = delivery.receive_time.ToNanoseconds()
+    entry.signals.extend(_signal(delivery, received, index, one) for index, one in enumerate(parsed))
+    return entry
+
+
+def result_of(entry: pb.StreamEntry) -> pb.DeliveryResult:
+    """Return the answer for an entry that is on disk; also what was not understood has the id of its row."""
+    delivery_id = entry.delivery.delivery_id
+    if entry.errors:
+        return pb.DeliveryResult(
+            delivery_id=delivery_id,
+            state=pb.DeliveryResult.STATE_MALFORMED,
+            signal_ids=[signal_id_of(delivery_id, 0)],
+            errors=entry.errors,
+        )
+    ids = [signal.signal_id for signal in entry.signals]
+    return pb.DeliveryResult(delivery_id=delivery_id, state=pb.DeliveryResult.STATE_ACCEPTED, signal_ids=ids)
+
+
+def _errors(errors: Iterable[FieldError]) -> list[pb.DeliveryError]:
+    return [pb.DeliveryError(field=clean(one.field), description=clean(one.description)) for one in errors]
+
+
+def _signal(delivery: pb.Delivery, received: int, index: int, parsed: ParsedSignal) -> signal_pb2.Signal:
+    """Return a parsed signal as the IDL's message."""
+    signal = signal_pb2.Signal(
+        signal_id=signal_id_of(delivery.delivery_id, index),
+        delivery_id=delivery.delivery_id,
+        index=index,
+        source=delivery.source,
+        event_time=to_timestamp(received if parsed.event_time is None else parsed.event_time),
+        receive_time=delivery.receive_time,
+        event_key=bounded_key(parsed.dedup_key, episode_of(parsed.start_time), parsed.status.name),
+        dedup_key=parsed.dedup_key,
+        group_key=parsed.group_key,
+        status=signal_pb2.Signal.Status.ValueType(parsed.status),
+        status_raw=parsed.status_raw,
+        severity=signal_pb2.Signal.Severity.ValueType(parsed.severity),
+        severity_raw=parsed.severity_raw,
+        summary=parsed.summary,
+        description=parsed.description,
+        rule_name=parsed.rule_name,
+        resource=parsed.resource,
+        targets=[signal_pb2.TargetKey(kind=one.kind, key=one.key, partial=one.partial) for one in parsed.targets],
+        labels=parsed.labels,
+        annotations=parsed.annotations,
+        links=[signal_pb2.Link(rel=signal_pb2.Link.Rel.ValueType(one.rel), url=one.url) for one in parsed.links],
+        warnings=parsed.warnings,
+        test=parsed.test,
+        body_pointer=parsed.body_pointer,
+    )
+    if parsed.start_time is not None:
+        signal.start_time.CopyFrom(to_timestamp(parsed.start_time))
+    if parsed.end_time is not None:
+        signal.end_time.CopyFrom(to_timestamp(parsed.end_time))
+    return signal
+
+
+def inventory_of(message: inventory_pb2.Inventory, version: int) -> Inventory:
+    """Return an inventory as a lookup."""
+    entries = ((InventoryMatch(one.target_id, one.environment, one.region), one.keys) for one in message.entries)
+    return Inventory(entries, version)
+
+
+def targets_of(signal: signal_pb2.Signal, inventory: Inventory) -> list[Resolved]:
+    """Return the targets of a signal, looked up in the inventory."""
+    return inventory.resolve(TargetKey(one.kind, one.key, one.partial) for one in signal.targets)
+
+
+def facts_of(signal: signal_pb2.Signal, targets: Sequence[Resolved]) -> SignalFacts:
+    """Return what deduplication needs to know of a signal."""
+    return SignalFacts(
+        signal_id=signal.signal_id,
+        source=signal.source,
+        dedup_key=signal.dedup_key,
+        status=Status(signal.status),
+        event_time=signal.event_time.ToNanoseconds(),
+        start_time=signal.start_time.ToNanoseconds() if signal.HasField("start_time") else None,
+        correlation_key=correlation_key(signal.source, signal.dedup_key, signal.rule_name, signal.labels, targets),
+        incident_id=str(uuid5(UUID(signal.signal_id), "incident")),
+        test=signal.test,
+    )
+
+
+def absorb(incident: pb.Incident, signal: signal_pb2.Signal, targets: Sequence[Resolved]) -> None:
+    """Let a signal describe its incident: the newest words, the worst severity, every target."""
+    if not incident.source:
+        incident.source, incident.title, incident.rule_name = signal.source, signal.summary, signal.rule_name
+    incident.status = signal.status
+    incident.severity = max(incident.severity, signal.severity)
+    if Status(signal.status) not in DESCRIBING:
+        return
+    for field in ("labels", "resource", "description", "links"):
+        incident.ClearField(field)
+    incident.labels.update(signal.labels)
+    incident.resource.update(signal.resource)
+    incident.description = signal.description
+    incident.links.extend(signal.links)
+    known = {one.target_id: one for one in (*incident.targets, *map(_target, targets))}
+    raw_of_known = {one.raw_key for one in known.values() if one.in_inventory}
+    merged = [one for one in known.values() if one.in_inventory or one.raw_key not in raw_of_known]
+    merged.sort(key=lambda one: not one.in_inventory)
+    incident.ClearField("targets")
+    incident.targets.extend(merged[:TARGETS_MAX])
+
+
+def _target(resolved: Resolved) -> type_pb2.Target:
+    match = resolved.match
+    return type_pb2.Target(
+        target_id=resolved.target_id,
+        environment=match.environment if match else "",
+        region=match.region if match else "",
+        in_inventory=match is not None,
+        raw_key=resolved.raw_key,
+    )
+
+
+def decided_of(decision: decision_service_pb2.Decision) -> Decided:
+    """Return what a decision says, as far as incidents care."""
+    return Decided(
+        state=DecisionState(decision.state),
+        outcome=Outcome(decision.outcome),
+        result=Result(decision.result),
+        awaiting_approval=decision.awaiting_approval,
+        reason=decision.reason[:512],
+    )

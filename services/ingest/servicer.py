@@ -1,0 +1,114 @@
+"""IngestService: proto in, proto out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import grpc.aio
+
+from opsmesh.ingest.v1 import ingest_service_pb2 as pb
+from opsmesh.ingest.v1 import ingest_service_pb2_grpc, signal_pb2
+from services.ingest.mapping import entry_of, result_of
+from services.ingest.sources import Parser
+from services.ingest.store import Incidents, fit
+from services.ingest.stream import Inbox
+from services.mesh.call import current
+from services.mesh.paging import page_size, read_token, write_token
+from services.mesh.postgres import Connection
+from services.mesh.writes import Subject, Writes
+
+BRIDGE: Final = "service/bridge"
+Context = grpc.aio.ServicerContext[object, object]
+METHOD_MTLS: Final = signal_pb2.Authenticity(method=signal_pb2.Authenticity.METHOD_MTLS, verified=True)
+
+
+class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
+    """Takes signals and shows incidents; `wake` is called after a person has closed one."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        incidents: Incidents,
+        writes: Writes,
+        parsers: Mapping[str, Parser],
+        wake: Callable[[], None],
+    ) -> None:
+        self._inbox = inbox
+        self._incidents = incidents
+        self._writes = writes
+        self._parsers = parsers
+        self._wake = wake
+
+    async def SubmitSignals(self, request: pb.SubmitSignalsRequest, _: Context) -> pb.SubmitSignalsResponse:  # noqa: N802  the IDL's name
+        """Parse and append deliveries; accepted means on disk."""
+        if current().identity != BRIDGE:
+            for delivery in request.deliveries:
+                delivery.authenticity.CopyFrom(METHOD_MTLS)
+        results, contents = _read(request.deliveries, self._parsers)
+        if contents:
+            await self._inbox.append(contents)
+        return pb.SubmitSignalsResponse(results=results)
+
+    async def GetIncident(self, request: pb.GetIncidentRequest, _: Context) -> pb.GetIncidentResponse:  # noqa: N802  the IDL's name
+        """Read one incident."""
+        incident, signals = await self._incidents.get(request.incident_id)
+        return pb.GetIncidentResponse(incident=incident, signals=signals)
+
+    async def ListIncidents(self, request: pb.ListIncidentsRequest, _: Context) -> pb.ListIncidentsResponse:  # noqa: N802  the IDL's name
+        """List incidents, newest first."""
+        size = page_size(request.page_size)
+        found = await self._incidents.list_incidents(request, size, _position(request))
+        page = fit(found[:size])
+        token = ""
+        if len(page) < len(found):
+            last = page[-1]
+            token = write_token(request, last.open_time.ToDatetime().isoformat() + "+00:00", last.incident_id)
+        return pb.ListIncidentsResponse(incidents=page, next_page_token=token)
+
+    async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, _: Context) -> pb.ListDeadLettersResponse:  # noqa: N802  the IDL's name
+        """List deliveries that could not be understood or processed, newest first."""
+        size = page_size(request.page_size)
+        found = await self._incidents.list_dead_letters(request.source, size, _position(request))
+        page = fit(found[:size])
+        token = ""
+        if len(page) < len(found):
+            last = page[-1]
+            token = write_token(request, last.create_time.ToDatetime().isoformat() + "+00:00", last.delivery_id)
+        return pb.ListDeadLettersResponse(dead_letters=page, next_page_token=token)
+
+    async def ResolveIncident(self, request: pb.ResolveIncidentRequest, _: Context) -> pb.ResolveIncidentResponse:  # noqa: N802  the IDL's name
+        """Let a person close an incident."""
+        reason = f"{current().identity}: {request.reason}"
+
+        async def change(connection: Connection) -> pb.ResolveIncidentResponse:
+            incident = await self._incidents.resolve(connection, request.incident_id, reason)
+            return pb.ResolveIncidentResponse(incident=incident)
+
+        subject = Subject(incident_id=request.incident_id, detail={"reason": request.reason})
+        response = await self._writes.once(request, pb.ResolveIncidentResponse, change, subject)
+        self._wake()
+        return response
+
+
+def _read(
+    deliveries: Sequence[pb.Delivery], parsers: Mapping[str, Parser]
+) -> tuple[list[pb.DeliveryResult], list[bytes]]:
+    """Parse each delivery; return the answers, and what the stream must hold before these go out."""
+    results, contents = [], []
+    for delivery in deliveries:
+        parse = parsers.get(delivery.source)
+        if parse is None:
+            unknown = pb.DeliveryResult.STATE_UNKNOWN_SOURCE
+            results.append(pb.DeliveryResult(delivery_id=delivery.delivery_id, state=unknown))
+            continue
+        entry = entry_of(delivery, parse)
+        results.append(result_of(entry))
+        contents.append(entry.SerializeToString())
+    return results, contents
+
+
+def _position(request: pb.ListIncidentsRequest | pb.ListDeadLettersRequest) -> tuple[datetime, UUID] | None:
+    """Return where the page begins."""
+    position = read_token(request, datetime, UUID)
+    return (position[0], position[1]) if position else None

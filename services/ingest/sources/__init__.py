@@ -1,0 +1,15 @@
+"""What each sender really sends. A parser takes the exact bytes and returns signals, or raises Unreadable."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from services.ingest.signal import DeliveryFacts, ParsedSignal
+from services.ingest.sources import alertmanager, generic, grafana
+
+Parser = Callable[[bytes, DeliveryFacts], list[ParsedSignal]]
+
+PARSERS: Final[Mapping[str, Parser]] = {
+    "alertmanager": alertmanager.parse,
+    "grafana": grafana.parse,
+    "generic": generic.parse,
+}

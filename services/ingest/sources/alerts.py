@@ -1,0 +1,185 @@
+"""Alerts in Prometheus' shape (labels, annotations, startsAt, fingerprint), as Alertmanager and Grafana send them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from services.ingest.resources import resource_of, target_keys
+from services.ingest.signal import (
+    DESCRIPTION_MAX,
+    GROUP_MAX,
+    KEY_MAX,
+    LINKS_MAX,
+    RAW_MAX,
+    RULE_MAX,
+    SIGNALS_MAX,
+    SUMMARY_MAX,
+    URL_MAX,
+    FieldError,
+    Link,
+    ParsedSignal,
+    Rel,
+    Severity,
+    Status,
+    Unreadable,
+    hashed,
+    unreadable,
+)
+from services.ingest.sources.reading import Notes, bounded, text_of, time_of, word_of, words_of
+from services.ingest.words import read_severity, read_status
+
+SEVERITY_LABELS: Final = ("severity", "priority")
+RUNBOOKS: Final = ("runbook_url", "runbook")
+NAME_LABEL: Final = "alertname"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What the alerts of one notification share."""
+
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    group_key: str
+    links: tuple[Link, ...]
+    notes: tuple[str, ...]
+
+
+Shape = Callable[[ParsedSignal, Mapping[str, Any], Notes], ParsedSignal]
+
+
+def read_alerts(body: Any, notes: Notes, shape: Shape | None = None) -> list[ParsedSignal]:
+    """Return a signal per alert of a notification; SHAPE may add what only its sender knows.
+
+    An alert that cannot be understood is named in the warnings of the others; Unreadable when none can.
+    """
+    alerts = _alerts_of(body)
+    if len(alerts) > SIGNALS_MAX:
+        notes.add(f"{len(alerts) - SIGNALS_MAX} alerts beyond the first {SIGNALS_MAX} were left out")
+        alerts = alerts[:SIGNALS_MAX]
+    errors: list[FieldError] = []
+    readable: list[tuple[int, Mapping[str, Any]]] = []
+    for index, alert in enumerate(alerts):
+        if found := _broken(alert, f"alerts[{index}]"):
+            errors.append(found)
+        else:
+            readable.append((index, alert))
+    if not readable:
+        raise Unreadable(errors)
+    for error in errors:
+        notes.add(f"left out {error.field}: {error.description}")
+    group = _group_of(body, notes)
+    return [_signal(alert, index, group, shape) for index, alert in readable]
+
+
+def _alerts_of(body: Any) -> list[Any]:
+    """Return the list of alerts; Unreadable when the body has another shape."""
+    if not isinstance(body, Mapping):
+        raise unreadable("", "must be a JSON object")
+    if "alerts" not in body:
+        raise unreadable("alerts", "is required")
+    alerts = body["alerts"]
+    if not isinstance(alerts, list):
+        raise unreadable("alerts", "must be a list of alerts")
+    if not alerts:
+        raise unreadable("alerts", "must hold at least one alert")
+    return alerts
+
+
+def _broken(alert: Any, path: str) -> FieldError | None:
+    """Say why an alert cannot be told from others."""
+    if not isinstance(alert, Mapping):
+        return FieldError(path, "must be an object")
+    labels = alert.get("labels")
+    if labels is not None and not isinstance(labels, Mapping):
+        return FieldError(f"{path}.labels", "must be an object of texts")
+    if not labels and not text_of(alert.get("fingerprint")):
+        return FieldError(f"{path}.labels", "is required: without labels or fingerprint the alert has no identity")
+    return None
+
+
+def _group_of(body: Mapping[str, Any], notes: Notes) -> Group:
+    """Read what stands beside the alerts."""
+    truncated = body.get("truncatedAlerts")
+    if isinstance(truncated, int) and truncated > 0:
+        notes.add(f"the sender left out {truncated} alerts")
+    labels = words_of(body.get("groupLabels"), "groupLabels", notes)
+    labels |= words_of(body.get("commonLabels"), "commonLabels", notes)
+    external = bounded(body.get("externalURL"), URL_MAX, "externalURL", notes)
+    return Group(
+        labels=labels,
+        annotations=words_of(body.get("commonAnnotations"), "commonAnnotations", notes),
+        group_key=bounded(body.get("groupKey"), GROUP_MAX, "groupKey", notes),
+        links=(Link(Rel.SOURCE, external),) if external else (),
+        notes=notes.texts,
+    )
+
+
+def _signal(alert: Mapping[str, Any], index: int, group: Group, shape: Shape | None) -> ParsedSignal:
+    """Read one alert."""
+    notes = Notes(*group.notes)
+    labels = {**group.labels, **words_of(alert.get("labels"), "labels", notes)}
+    annotations = {**group.annotations, **words_of(alert.get("annotations"), "annotations", notes)}
+    status_raw = bounded(alert.get("status"), RAW_MAX, "status", notes)
+    status = read_status(status_raw)
+    if status is Status.UNSPECIFIED:
+        notes.add(f"status is not understood: {status_raw or '(absent)'}")
+    severity_raw = next((labels[name] for name in SEVERITY_LABELS if name in labels), "")[:RAW_MAX]
+    severity = read_severity(severity_raw)
+    if severity is Severity.UNSPECIFIED:
+        notes.add(f"severity is not understood: {severity_raw or '(absent)'}")
+    started = time_of(alert.get("startsAt"), "startsAt", notes)
+    ended = time_of(alert.get("endsAt"), "endsAt", notes) if status is Status.RESOLVED else None
+    rule_name = labels.get(NAME_LABEL, "")[:RULE_MAX]
+    summary = annotations.get("summary") or annotations.get("message") or annotations.get("title") or rule_name
+    resource = resource_of(labels)
+    signal = ParsedSignal(
+        dedup_key=fingerprint_of(alert, labels, notes),
+        status=status,
+        status_raw=status_raw,
+        severity=severity,
+        severity_raw=severity_raw,
+        summary=" ".join((summary or "an alert without a name").split())[:SUMMARY_MAX],
+        description=(annotations.get("description") or annotations.get("message", ""))[:DESCRIPTION_MAX],
+        rule_name=rule_name,
+        group_key=group.group_key,
+        event_time=ended if status is Status.RESOLVED else started,
+        start_time=started,
+        end_time=ended,
+        resource=resource,
+        targets=target_keys(resource),
+        labels=labels,
+        annotations=annotations,
+        links=links_of(alert, annotations, group.links, notes),
+        warnings=notes.texts,
+        body_pointer=f"/alerts/{index}",
+    )
+    return shape(signal, alert, notes) if shape else signal
+
+
+def fingerprint_of(alert: Mapping[str, Any], labels: Mapping[str, str], notes: Notes) -> str:
+    """Return the sender's fingerprint; old senders have none, then the labels are the identity."""
+    fingerprint = word_of(alert.get("fingerprint"), KEY_MAX, "fingerprint", notes)
+    if fingerprint:
+        return fingerprint
+    notes.add("no fingerprint: the key is a hash of the labels")
+    return hashed(*(part for pair in sorted(labels.items()) for part in pair))
+
+
+def links_of(
+    alert: Mapping[str, Any], annotations: Mapping[str, str], shared: tuple[Link, ...], notes: Notes
+) -> tuple[Link, ...]:
+    """Return the links of an alert, relative ones as they are: they are shown, never fetched."""
+    found = list(shared)
+    candidates = [
+        (Rel.GENERATOR, alert.get("generatorURL")),
+        (Rel.SILENCE, alert.get("silenceURL")),
+        (Rel.DASHBOARD, alert.get("dashboardURL")),
+        (Rel.PANEL, alert.get("panelURL")),
+        (Rel.IMAGE, alert.get("imageURL")),
+        *((Rel.RUNBOOK, annotations[name]) for name in RUNBOOKS if name in annotations),
+        *((Rel.DASHBOARD, value) for name, value in annotations.items() if name.startswith("dashboard")),
+    ]
+    for rel, value in candidates:
+        if url := word_of(value, URL_MAX, rel.name.lower(), notes):
+            found.append(Link(rel, url))
+    return tuple(found[:LINKS_MAX])

@@ -1,0 +1,285 @@
+"""Incidents in PostgreSQL: read, claimed with SKIP LOCKED, and changed one row at a time by compare-and-set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Protocol, TypeVar
+from uuid import UUID
+
+import asyncpg
+from google.protobuf.message import Message
+
+from opsmesh.config.v1 import inventory_pb2
+from opsmesh.ingest.v1 import ingest_service_pb2 as pb
+from opsmesh.ingest.v1 import signal_pb2
+from opsmesh.type.v1 import error_reason_pb2
+from services.ingest.decisions import Step
+from services.ingest.domain import Inventory, State
+from services.ingest.mapping import inventory_of
+from services.ingest.record import DeadLetter, put_aside, record
+from services.mesh.errors import Refusal
+from services.mesh.postgres import Connection, Pool
+
+COLUMNS: Final = (
+    "incident_id, state, state_detail, source, severity, correlation_key, firing, signal_count, duplicate_count, "
+    "revision, decision_id, execution_id, started_rule_ids, open_time, update_time, resolve_time, snapshot, "
+    "attempts, traceparent, extract(epoch FROM now() - open_time)::bigint AS age"
+)
+SIGNALS_SHOWN: Final = 50
+LETTER_BYTES: Final = 65536
+RULES_KEPT: Final = 16
+ANSWER_BYTES: Final = 3 * 1024 * 1024
+# Long enough for a router that is slow; after it another replica may take over.
+LEASE: Final = timedelta(seconds=20)
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An incident that waits for the router, as it was when it was claimed."""
+
+    incident: pb.Incident
+    attempts: int
+    traceparent: str
+
+
+class Incidents(Protocol):
+    """What the servicer needs of the store."""
+
+    async def get(self, incident_id: str) -> tuple[pb.Incident, list[pb.SignalRecord]]:
+        """Return an incident with its newest signals; a Refusal when there is none."""
+
+    async def list_incidents(
+        self, request: pb.ListIncidentsRequest, size: int, after: tuple[datetime, UUID] | None
+    ) -> list[pb.Incident]:
+        """Return incidents after a position, newest first, one more than `size` if there are more."""
+
+    async def list_dead_letters(
+        self, source: str, size: int, after: tuple[datetime, UUID] | None
+    ) -> list[pb.DeadLetter]:
+        """Return dead letters after a position, newest first, one more than `size` if there are more."""
+
+    async def resolve(self, connection: Connection, incident_id: str, reason: str) -> pb.Incident:
+        """Close an incident in the caller's transaction; a Refusal when there is none or it is closed."""
+
+
+class PostgresIncidents:
+    """Incidents on ingest's schema."""
+
+    def __init__(self, pool: Pool, window: timedelta, debounce: timedelta) -> None:
+        self._pool = pool
+        self._window = window
+        self._debounce = debounce
+
+    async def record(self, entries: Sequence[pb.StreamEntry], inventory: Inventory) -> bool:
+        """Write a batch of deliveries in one transaction; say whether an incident waits for a decision now."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            return await record(connection, entries, inventory, self._window, self._debounce)
+
+    async def put_aside(self, letter: DeadLetter) -> None:
+        """Keep what cannot be processed."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            await put_aside(connection, [letter])
+
+    async def get(self, incident_id: str) -> tuple[pb.Incident, list[pb.SignalRecord]]:
+        """Return an incident with its newest signals; a Refusal when there is none."""
+        async with self._pool.acquire() as connection:
+            sql = f"SELECT {COLUMNS} FROM incidents WHERE incident_id = $1"  # noqa: S608  constants only
+            row = await connection.fetchrow(sql, UUID(incident_id))
+            if row is None:
+                raise _unknown(incident_id)
+            signals = await connection.fetch(
+                "SELECT signal, disposition, record_time FROM signals WHERE incident_id = $1 "
+                "ORDER BY record_time DESC, delivery_id, index LIMIT $2",
+                UUID(incident_id),
+                SIGNALS_SHOWN,
+            )
+        incident = incident_of(row)
+        return incident, fit([_record_of(one) for one in signals], ANSWER_BYTES - incident.ByteSize())
+
+    async def list_incidents(
+        self, request: pb.ListIncidentsRequest, size: int, after: tuple[datetime, UUID] | None
+    ) -> list[pb.Incident]:
+        """Return incidents after a position, newest first, one more than `size` if there are more."""
+        rows = await self._pool.fetch(
+            f"SELECT {COLUMNS} FROM incidents WHERE ($1::text[] = '{{}}' OR state = ANY($1)) "  # noqa: S608  constants only
+            "AND ($2 = '' OR $2 = ANY(target_ids)) AND ($3 = '' OR source = $3) "
+            "AND ($4::timestamptz IS NULL OR (open_time, incident_id) < ($4, $5::uuid)) "
+            "ORDER BY open_time DESC, incident_id DESC LIMIT $6",
+            [State(one).name for one in request.states],
+            request.target_id,
+            request.source,
+            *(after or (None, None)),
+            size + 1,
+        )
+        return [incident_of(row) for row in rows]
+
+    async def list_dead_letters(
+        self, source: str, size: int, after: tuple[datetime, UUID] | None
+    ) -> list[pb.DeadLetter]:
+        """Return dead letters after a position, newest first, one more than `size` if there are more."""
+        rows = await self._pool.fetch(
+            "SELECT delivery_id, source, reason, delivery_count, substring(body FOR $5) AS body, "
+            "length(body) AS body_size, create_time FROM dead_letters WHERE ($1 = '' OR source = $1) "
+            "AND ($2::timestamptz IS NULL OR (create_time, delivery_id) < ($2, $3::uuid)) "
+            "ORDER BY create_time DESC, delivery_id DESC LIMIT $4",
+            source,
+            *(after or (None, None)),
+            size + 1,
+            LETTER_BYTES,
+        )
+        return [_letter_of(row) for row in rows]
+
+    async def resolve(self, connection: Connection, incident_id: str, reason: str) -> pb.Incident:
+        """Close an incident in the caller's transaction; the router hears of it by a new revision."""
+        row = await connection.fetchrow(
+            "UPDATE incidents SET state = 'RESOLVED', state_detail = $2, resolve_time = now(), update_time = now(), "  # noqa: S608  constants only
+            "revision = revision + 1, needs_decision = true, following = false, due_time = now(), attempts = 0 "
+            f"WHERE incident_id = $1 AND state NOT IN ('RESOLVED', 'STALE') RETURNING {COLUMNS}",
+            UUID(incident_id),
+            reason[:512],
+        )
+        if row is not None:
+            return incident_of(row)
+        state = await connection.fetchval("SELECT state FROM incidents WHERE incident_id = $1", UUID(incident_id))
+        if state is None:
+            raise _unknown(incident_id)
+        conflict = error_reason_pb2.ERROR_REASON_CONFLICT
+        raise Refusal(conflict, resource="incident", id=incident_id, state=state)
+
+    async def claim_undecided(self, count: int) -> list[Due]:
+        """Take incidents whose revision the router must decide now."""
+        return await self._claim("needs_decision", count)
+
+    async def claim_following(self, count: int) -> list[Due]:
+        """Take incidents whose decision is open and due to be asked for."""
+        return await self._claim("following AND NOT needs_decision", count)
+
+    async def _claim(self, condition: str, count: int) -> list[Due]:
+        rows = await self._pool.fetch(
+            "UPDATE incidents SET due_time = now() + $2, attempts = attempts + 1 WHERE incident_id IN "  # noqa: S608  constants only
+            f"(SELECT incident_id FROM incidents WHERE {condition} AND due_time <= now() ORDER BY due_time "
+            f"LIMIT $1 FOR UPDATE SKIP LOCKED) RETURNING {COLUMNS}",
+            count,
+            LEASE,
+        )
+        return [Due(incident_of(row), row["attempts"], row["traceparent"]) for row in rows]
+
+    async def next_due(self) -> float:
+        """Return the seconds until the router must be asked for something; infinite when nothing waits."""
+        sql = "SELECT extract(epoch FROM min(due_time) - now())::float FROM incidents WHERE needs_decision OR following"
+        found = await self._pool.fetchval(sql)
+        return float("inf") if found is None else float(found)
+
+    async def postpone(self, incident: pb.Incident, seconds: float) -> None:
+        """Let an incident wait: the router did not answer."""
+        await self._pool.execute(
+            "UPDATE incidents SET due_time = now() + $3 WHERE incident_id = $1 AND revision = $2",
+            UUID(incident.incident_id),
+            incident.revision,
+            timedelta(seconds=seconds),
+        )
+
+    async def advance(
+        self, incident: pb.Incident, step: Step, decision: tuple[str, str, str], attempts: int, seconds: float
+    ) -> bool:
+        """Move an incident as its decision says; False when it has changed since it was claimed.
+
+        `decision` is (decision_id, execution_id, rule_id); `seconds` until the router is asked again.
+        """
+        decision_id, execution_id, rule_id = decision
+        done = await self._pool.execute(
+            "UPDATE incidents SET state = $5, state_detail = CASE WHEN $6 = '' THEN state_detail ELSE $6 END, "
+            "following = $7, needs_decision = $8::boolean, revision = revision + $8::boolean::integer, "
+            "decision_id = $9, execution_id = CASE WHEN $10 = '' THEN execution_id ELSE $10 END, "
+            "started_rule_ids = CASE WHEN $11 = '' OR $11 = ANY(started_rule_ids) "
+            "OR cardinality(started_rule_ids) >= $14 THEN started_rule_ids ELSE started_rule_ids || $11::text END, "
+            "attempts = $12, due_time = CASE WHEN $8 THEN now() ELSE now() + $13 END, "
+            "update_time = CASE WHEN state = $5 THEN update_time ELSE now() END, "
+            "resolve_time = CASE WHEN $5 = 'RESOLVED' THEN coalesce(resolve_time, now()) END "
+            "WHERE incident_id = $1 AND revision = $2 AND state = $3 AND firing = $4",
+            UUID(incident.incident_id),
+            incident.revision,
+            State(incident.state).name,
+            incident.firing,
+            step.state.name,
+            step.detail[:512],
+            step.following,
+            step.revise,
+            decision_id,
+            execution_id,
+            rule_id,
+            attempts,
+            timedelta(seconds=seconds),
+            RULES_KEPT,
+        )
+        return bool(done.endswith(" 1"))
+
+    async def read_inventory(self) -> Inventory:
+        """Return the last inventory that was seen."""
+        row = await self._pool.fetchrow("SELECT version, inventory FROM inventory")
+        if row is None:
+            return Inventory()
+        return inventory_of(inventory_pb2.Inventory.FromString(row["inventory"]), row["version"])
+
+    async def write_inventory(self, version: int, inventory: inventory_pb2.Inventory) -> None:
+        """Keep an inventory for the next start."""
+        await self._pool.execute(
+            "INSERT INTO inventory (version, inventory) VALUES ($1, $2) ON CONFLICT (only) DO UPDATE SET "
+            "version = excluded.version, inventory = excluded.inventory, update_time = now()",
+            version,
+            inventory.SerializeToString(),
+        )
+
+
+def fit(messages: Sequence[M], room: int = ANSWER_BYTES) -> list[M]:
+    """Return as many messages, at least one, as fit into an answer."""
+    kept: list[M] = []
+    for one in messages:
+        room -= one.ByteSize() + 8
+        if room < 0 and kept:
+            break
+        kept.append(one)
+    return kept
+
+
+def incident_of(row: asyncpg.Record) -> pb.Incident:
+    """Return a row as the IDL's incident."""
+    incident = pb.Incident.FromString(row["snapshot"])
+    incident.incident_id = str(row["incident_id"])
+    incident.state = pb.Incident.State.ValueType(State[row["state"]])
+    for name in ("state_detail", "source", "correlation_key", "firing", "signal_count", "duplicate_count"):
+        setattr(incident, name, row[name])
+    for name in ("revision", "decision_id", "execution_id"):
+        setattr(incident, name, row[name])
+    incident.started_rule_ids.extend(row["started_rule_ids"])
+    incident.age_seconds = max(0, row["age"])
+    incident.open_time.FromDatetime(row["open_time"])
+    incident.update_time.FromDatetime(row["update_time"])
+    if row["resolve_time"]:
+        incident.resolve_time.FromDatetime(row["resolve_time"])
+    return incident
+
+
+def _record_of(row: asyncpg.Record) -> pb.SignalRecord:
+    disposition = pb.SignalRecord.Disposition.Value(f"DISPOSITION_{row['disposition']}")
+    found = pb.SignalRecord(signal=signal_pb2.Signal.FromString(row["signal"]), disposition=disposition)
+    found.record_time.FromDatetime(row["record_time"])
+    return found
+
+
+def _letter_of(row: asyncpg.Record) -> pb.DeadLetter:
+    found = pb.DeadLetter(
+        delivery_id=str(row["delivery_id"]),
+        source=row["source"],
+        reason=row["reason"],
+        delivery_count=row["delivery_count"],
+        body=row["body"],
+        body_size=row["body_size"],
+    )
+    found.create_time.FromDatetime(row["create_time"])
+    return found
+
+
+def _unknown(incident_id: str) -> Refusal:
+    return Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="incident", id=incident_id)

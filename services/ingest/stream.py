@@ -1,0 +1,280 @@
+"""The stream of accepted deliveries in Redis or Valkey: appended in coalesced batches, on disk before any answer."""
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from opsmesh.type.v1 import error_reason_pb2
+from services.ingest.settings import IngestSettings
+from services.mesh.errors import BootError, Refusal
+from services.mesh.loop import wait
+
+STREAM: Final = "signals"
+GROUP: Final = "ingest"
+FIELD: Final = b"e"
+READ_COUNT: Final = 128
+BLOCK_SECONDS: Final = 2.0
+ANSWER_SECONDS: Final = 3.0
+MEMORY_SECONDS: Final = 0.5
+PENDING_BYTES_MAX: Final = 48 * 1024 * 1024
+# A consumer that has asked for nothing for so long is dead, and if nothing is pending its name can go.
+CONSUMER_IDLE_SECONDS: Final = 3600
+ABSENT: Final = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
+STORE: Final = "Valkey"
+log = structlog.get_logger("opsmesh.stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """One entry as the stream handed it out; `deliveries` counts how often."""
+
+    entry_id: bytes
+    content: bytes
+    deliveries: int = 1
+
+
+class Inbox(Protocol):
+    """What the servicer needs of the stream."""
+
+    async def append(self, contents: Sequence[bytes]) -> None:
+        """Append entries; returns once they are on disk, else raises a Refusal."""
+
+
+def connect(settings: IngestSettings, answer_seconds: float = ANSWER_SECONDS) -> "Redis":
+    """Return a client whose every answer is awaited for a bounded time, and which never repeats by itself."""
+    try:
+        password = settings.redis_password_file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise BootError(
+            f"cannot read OPSMESH_REDIS_PASSWORD_FILE={settings.redis_password_file}: {error.strerror}. "
+            "NEXT: `opsmesh up` makes it; elsewhere put the password of the URL's user into that file"
+        ) from None
+    return Redis.from_url(
+        settings.redis_url,
+        password=password,
+        socket_timeout=answer_seconds,
+        socket_connect_timeout=1.0,
+        retry=Retry(NoBackoff(), 0),
+        max_connections=8,
+    )
+
+
+def absent(error: Exception) -> Refusal:
+    """Return the refusal that says the store does not answer."""
+    log.warning("the stream does not answer", error=repr(error))
+    return Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store=STORE, retry_after=1.0)
+
+
+class Appender:
+    """Appends what arrives meanwhile in one pipeline: one round trip and one fsync for many callers."""
+
+    def __init__(self, client: "Redis", settings: IngestSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._queue: list[tuple[Sequence[bytes], asyncio.Future[None]]] = []
+        self._queued_bytes = 0
+        self._running: asyncio.Task[None] | None = None
+        self._checked = False
+        self._full = False
+
+    async def append(self, contents: Sequence[bytes]) -> None:
+        """Append entries; returns once they are on disk, else raises a Refusal and nothing may be assumed."""
+        size = sum(map(len, contents))
+        if self._full:
+            raise self._shed()
+        if self._queued_bytes + size > PENDING_BYTES_MAX:
+            limit = f"{PENDING_BYTES_MAX} bytes that wait for the stream"
+            raise Refusal(error_reason_pb2.ERROR_REASON_OVERLOADED, limit=limit, retry_after=1.0)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((contents, done))
+        self._queued_bytes += size
+        if self._running is None:
+            self._running = asyncio.create_task(self._drain())
+        await done
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Keep an eye on the store's memory until `stop`."""
+        while not await wait(stop, MEMORY_SECONDS):
+            try:
+                await self.watch()
+            except (RedisError, *ABSENT):
+                continue
+
+    async def watch(self) -> None:
+        """Look whether the store is close to its memory limit."""
+        info = await self._client.info("memory")
+        limit = int(info.get("maxmemory", 0))
+        self._full = bool(limit) and int(info["used_memory"]) * 100 >= limit * self._settings.shed_percent
+
+    async def check(self) -> None:
+        """Raise BootError when the store may lose what it has acknowledged, unless that is accepted."""
+        try:
+            found = await self._client.config_get("append*")
+            found |= await self._client.config_get("maxmemory-policy")
+        except NoPermissionError:
+            log.warning("the durability of the stream cannot be checked: the user lacks +config|get")
+            found = {}
+        wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+        wrong = [
+            f"{name} is {found[name]}, not {value}" for name, value in wanted.items() if found.get(name, value) != value
+        ]
+        if wrong and not self._settings.redis_lossy:
+            raise BootError(
+                f"the store at OPSMESH_REDIS_URL may lose acknowledged signals: {'; '.join(wrong)}. "
+                "NEXT: configure it so, or accept the loss with OPSMESH_REDIS_LOSSY=true"
+            )
+        self._checked = True
+
+    def _shed(self) -> Refusal:
+        percent = str(self._settings.shed_percent)
+        return Refusal(error_reason_pb2.ERROR_REASON_INTAKE_FULL, percent=percent, retry_after=5.0)
+
+    async def _drain(self) -> None:
+        """Append until nothing waits."""
+        try:
+            while self._queue:
+                batch, self._queue = self._queue, []
+                self._queued_bytes = 0
+                await self._append(batch)
+        finally:
+            self._running = None
+
+    async def _append(self, batch: list[tuple[Sequence[bytes], asyncio.Future[None]]]) -> None:
+        """Send one pipeline and tell each caller what became of its entries."""
+        error: Exception | None = None
+        answers: list[Any] = []
+        try:
+            if not self._checked:
+                await self.check()
+            pipeline = self._client.pipeline(transaction=False)
+            for contents, _ in batch:
+                for content in contents:
+                    pipeline.xadd(STREAM, {FIELD: content})
+            answers = await pipeline.execute(raise_on_error=False)
+        except (RedisError, *ABSENT) as failure:
+            error = absent(failure)
+        except BootError as failure:
+            log.error("the stream is not durable", error=str(failure))  # noqa: TRY400  the message says it all
+            error = absent(failure)
+        start = 0
+        for contents, done in batch:
+            mine = answers[start : start + len(contents)]
+            start += len(contents)
+            failed = error or next((self._refused(one) for one in mine if isinstance(one, Exception)), None)
+            if done.done():
+                continue
+            if failed:
+                done.set_exception(failed)
+            else:
+                done.set_result(None)
+
+    def _refused(self, error: Exception) -> Refusal:
+        """Say why a single command was refused."""
+        if isinstance(error, OutOfMemoryError):
+            self._full = True
+            return self._shed()
+        return absent(error)
+
+
+class Reader:
+    """One consumer of the group, with a name nobody else has."""
+
+    def __init__(self, settings: IngestSettings) -> None:
+        self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._claim_milliseconds = int(settings.claim_seconds * 1000)
+        self._client = connect(settings)
+        self._blocking = connect(settings, BLOCK_SECONDS + ANSWER_SECONDS)
+
+    async def close(self) -> None:
+        """Close the connections; what is pending goes to another worker."""
+        await self._client.aclose()
+        await self._blocking.aclose()
+
+    async def ensure_group(self) -> None:
+        """Make stream and group where they are missing; a new group begins with the oldest entry."""
+        try:
+            await self._client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def read(self) -> list[Claimed]:
+        """Wait a bounded time for new entries."""
+        answer = await self._blocking.xreadgroup(
+            GROUP, self.consumer, {STREAM: ">"}, count=READ_COUNT, block=int(BLOCK_SECONDS * 1000)
+        )
+        entries = answer.values() if isinstance(answer, dict) else (pairs for _, pairs in answer or ())
+        return [Claimed(entry_id, fields.get(FIELD, b"")) for pairs in entries for entry_id, fields in _flat(pairs)]
+
+    async def claim(self) -> list[Claimed]:
+        """Take over what was handed out and not acknowledged for too long, with its number of deliveries."""
+        answer = await self._client.xautoclaim(
+            STREAM, GROUP, self.consumer, min_idle_time=self._claim_milliseconds, count=READ_COUNT
+        )
+        entries = {entry_id: fields for entry_id, fields in answer[1] if fields is not None}
+        if not entries:
+            return []
+        first, last = min(entries, key=_order), max(entries, key=_order)
+        pending = await self._client.xpending_range(
+            STREAM, GROUP, min=first, max=last, count=10 * READ_COUNT, consumername=self.consumer
+        )
+        counts = {one["message_id"]: int(one["times_delivered"]) for one in pending}
+        return [Claimed(one, fields.get(FIELD, b""), counts.get(one, 1)) for one, fields in entries.items()]
+
+    async def acknowledge(self, entry_ids: Sequence[bytes]) -> None:
+        """Say that these entries have their rows."""
+        if entry_ids:
+            await self._client.xack(STREAM, GROUP, *entry_ids)
+
+    async def trim(self) -> None:
+        """Drop entries below everything that is pending or not yet handed out: never one without its row."""
+        groups = await self._client.xinfo_groups(STREAM)
+        handed_out = next((one["last-delivered-id"] for one in groups if _text(one["name"]) == GROUP), None)
+        if handed_out is None or _text(handed_out) == "0-0":
+            return
+        summary = await self._client.xpending(STREAM, GROUP)
+        oldest = summary["min"] if summary["pending"] else None
+        time, _, sequence = _text(handed_out).partition("-")
+        after = f"{time}-{int(sequence) + 1}".encode()
+        keep = after if oldest is None else min(after, oldest, key=_order)
+        await self._client.xtrim(STREAM, minid=keep, approximate=False)
+
+    async def forget_consumers(self) -> None:
+        """Remove the names of consumers that are long dead and owe nothing."""
+        for one in await self._client.xinfo_consumers(STREAM, GROUP):
+            if one["pending"] == 0 and one["idle"] > CONSUMER_IDLE_SECONDS * 1000:
+                await self._client.xgroup_delconsumer(STREAM, GROUP, one["name"])
+
+    async def answers(self) -> bool:
+        """Say whether the store answers."""
+        try:
+            return bool(await self._client.ping())
+        except (RedisError, *ABSENT):
+            return False
+
+
+def _flat(pairs: Any) -> Any:
+    """Return (id, fields) pairs, one level less where the protocol nests them."""
+    return pairs[0] if pairs and isinstance(pairs[0], list) else pairs
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    """Return the order of an entry id."""
+    time, _, sequence = entry_id.partition(b"-")
+    return int(time), int(sequence)

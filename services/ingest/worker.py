@@ -1,0 +1,219 @@
+"""From the stream into PostgreSQL: a row per signal, acknowledged after the commit, poison put aside."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, Protocol
+from uuid import NAMESPACE_OID, uuid5
+
+import asyncpg
+import structlog
+from google.protobuf.message import DecodeError
+from prometheus_client import Counter
+from redis.exceptions import ResponseError
+from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
+
+from opsmesh.ingest.v1 import ingest_service_pb2 as pb
+from services.ingest import stream
+from services.ingest.domain import Inventory
+from services.ingest.record import DeadLetter
+from services.ingest.signal import SIGNALS_MAX
+from services.ingest.stream import Claimed
+from services.mesh import policy, postgres
+from services.mesh.loop import every, wait
+
+DELIVERIES_MAX: Final = 5
+CLAIM_PERIOD_MAX: Final = 5.0
+TRIM_SECONDS: Final = 1.0
+SWEEP_SECONDS: Final = 600.0
+PAUSE_SECONDS: Final = 0.25
+AWAY: Final = (*postgres.ABSENT, asyncpg.InterfaceError)
+RECORDED: Final = Counter("opsmesh_ingest_entries_total", "Stream entries that were processed.", ["outcome"])
+Readable = tuple[Claimed, pb.StreamEntry]
+Failed = tuple[Claimed, str]
+log = structlog.get_logger("opsmesh.worker")
+
+
+class Queue(Protocol):
+    """What the worker needs of the stream."""
+
+    async def ensure_group(self) -> None:
+        """Make stream and group where they are missing."""
+
+    async def read(self) -> list[Claimed]:
+        """Wait a bounded time for new entries."""
+
+    async def claim(self) -> list[Claimed]:
+        """Take over entries that were not acknowledged for too long."""
+
+    async def acknowledge(self, entry_ids: Sequence[bytes]) -> None:
+        """Say that these entries have their rows."""
+
+    async def trim(self) -> None:
+        """Drop what has its rows."""
+
+    async def forget_consumers(self) -> None:
+        """Remove the names of dead consumers."""
+
+
+class Records(Protocol):
+    """What the worker needs of the store."""
+
+    async def record(self, entries: Sequence[pb.StreamEntry], inventory: Inventory) -> bool:
+        """Write a batch in one transaction; say whether an incident waits for a decision now."""
+
+    async def put_aside(self, letter: DeadLetter) -> None:
+        """Keep what cannot be processed."""
+
+
+class Worker:
+    """Reads new entries, takes over abandoned ones and trims; `decide` is set when an incident waits for a decision."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        store: Records,
+        inventory: Callable[[], Inventory],
+        decide: asyncio.Event,
+        claim_seconds: float,
+    ) -> None:
+        self._queue = queue
+        self._store = store
+        self._inventory = inventory
+        self._decide = decide
+        self._claim_period = min(CLAIM_PERIOD_MAX, claim_seconds / 2)
+        self._stop = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop`; every lane outlives its mistakes."""
+        self._stop = stop
+        async with asyncio.TaskGroup() as group:
+            group.create_task(every(stop, 0, partial(self._calmly, self.take_new)))
+            group.create_task(every(stop, self._claim_period, partial(self._calmly, self.take_over)))
+            group.create_task(every(stop, TRIM_SECONDS, partial(self._calmly, self._queue.trim)))
+            group.create_task(every(stop, SWEEP_SECONDS, partial(self._calmly, self._queue.forget_consumers)))
+
+    async def _calmly(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do one round; a stream that is away is asked again soon, one that is new gets its group."""
+        try:
+            await work()
+        except stream.ABSENT as error:
+            log.warning("the stream does not answer", error=repr(error))
+            await wait(self._stop, PAUSE_SECONDS)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error) and "no such key" not in str(error):
+                raise
+            await self._queue.ensure_group()
+
+    async def take_new(self) -> None:
+        """Process what was never handed out."""
+        await self.process(await self._queue.read())
+
+    async def take_over(self) -> None:
+        """Process what a dead or failing consumer left, as long as there is any."""
+        while not self._stop.is_set():
+            claimed = await self._queue.claim()
+            await self.process(claimed)
+            if not claimed:
+                return
+
+    async def process(self, claimed: Sequence[Claimed]) -> None:
+        """Give each entry its rows, then acknowledge it; one that fails waits for its next delivery, up to five."""
+        if not claimed:
+            return
+        good: list[Readable] = []
+        bad: list[Failed] = []
+        for one in claimed:
+            if one.deliveries > DELIVERIES_MAX:
+                bad.append((one, "it was handed out five times and never finished"))
+                continue
+            try:
+                good.append((one, read_entry(one.content)))
+            except ValueError as error:
+                bad.append((one, str(error)))
+        good, failed = await self._record_or_part(good)
+        await self._queue.acknowledge([one.entry_id for one, _ in good])
+        RECORDED.labels("recorded").inc(len(good))
+        for one, reason in bad + failed:
+            await self._failed(one, reason)
+
+    async def _record_or_part(self, batch: list[Readable]) -> tuple[list[Readable], list[Failed]]:
+        """Record a batch; when that fails, its entries apart, so that only the culprit waits."""
+        try:
+            await self._record([entry for _, entry in batch])
+        except Exception as error:
+            if is_away(error):
+                raise
+            if len(batch) == 1:
+                one = batch[0][0]
+                log.warning("an entry cannot be recorded", entry_id=one.entry_id.decode(), error=repr(error)[:500])
+                return [], [(one, f"it cannot be stored: {type(error).__name__}")]
+        else:
+            return batch, []
+        good: list[Readable] = []
+        failed: list[Failed] = []
+        for single in batch:
+            recorded, broken = await self._record_or_part([single])
+            good += recorded
+            failed += broken
+        return good, failed
+
+    async def _failed(self, one: Claimed, reason: str) -> None:
+        """Put an entry aside after its last delivery, before it is acknowledged."""
+        if one.deliveries < DELIVERIES_MAX:
+            RECORDED.labels("failed").inc()
+            return
+        letter = letter_of(one, reason)
+        log.error(
+            "an entry is put aside", entry_id=one.entry_id.decode(), delivery_id=letter.delivery_id, reason=reason
+        )
+        await self._patiently(self._store.put_aside, letter)
+        await self._queue.acknowledge([one.entry_id])
+        RECORDED.labels("dead_letter").inc()
+
+    async def _record(self, entries: Sequence[pb.StreamEntry]) -> None:
+        """Record a batch, however long the store is away."""
+        if entries and await self._patiently(self._store.record, entries, self._inventory()):
+            self._decide.set()
+
+    async def _patiently(self, work: Callable[..., Awaitable[bool | None]], *arguments: object) -> bool | None:
+        """Repeat work while PostgreSQL is away; the stream keeps what comes meanwhile."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(is_away),
+            wait=wait_random_exponential(multiplier=0.1, max=1),
+            stop=lambda _: self._stop.is_set(),
+            before_sleep=lambda state: log.warning("PostgreSQL does not answer", tries=state.attempt_number),
+            reraise=True,
+        )
+        return await retrying(work, *arguments)
+
+
+def is_away(error: BaseException) -> bool:
+    """Say whether PostgreSQL does not answer; what it cannot take (asyncpg's own ValueErrors) is another thing."""
+    return isinstance(error, AWAY) and not isinstance(error, ValueError)
+
+
+def read_entry(content: bytes) -> pb.StreamEntry:
+    """Return an entry of the stream; a ValueError says what is wrong with one that is not ours."""
+    try:
+        entry = pb.StreamEntry.FromString(content)
+    except DecodeError:
+        raise ValueError("it is not an entry of the stream") from None
+    found = policy.violations(entry)
+    if found or not entry.HasField("delivery"):
+        what = f"{found[0].field}: {found[0].description}" if found else "it has no delivery"
+        raise ValueError(f"it breaks its bounds: {what}")
+    return entry
+
+
+def letter_of(one: Claimed, reason: str) -> DeadLetter:
+    """Return the dead letter of an entry, with its delivery's bytes where these can be read."""
+    try:
+        entry = pb.StreamEntry.FromString(one.content)
+    except DecodeError:
+        entry = pb.StreamEntry()
+    delivery = entry.delivery
+    if policy.violations(delivery):
+        return DeadLetter(str(uuid5(NAMESPACE_OID, one.entry_id.decode())), "", reason, one.deliveries, one.content)
+    ids = [signal.signal_id for signal in entry.signals if not policy.violations(signal)]
+    return DeadLetter(delivery.delivery_id, delivery.source, reason, one.deliveries, delivery.body, ids[:SIGNALS_MAX])
