@@ -59,7 +59,7 @@ def check_safety(
     read = ", ".join(f"{name}={value}" for name, value in sorted(precondition.items())) or "nothing to keep"
     if case.access in {Access.READ, Access.INFORM}:
         return Finding("safety", passed=True, detail=f"{case.target_id} is in the inventory; no lock is needed")
-    mine = lock is not None and lock.held and lock.holder == holder
+    mine = bool(holder) and lock is not None and lock.held and lock.holder == holder
     if not binding:
         words = "held by the caller" if mine else f"held by {lock.holder}" if lock and lock.held else "free"
         return Finding("safety", passed=True, detail=f"{case.target_id} is known, its lock is {words}; state: {read}")

@@ -1,0 +1,23 @@
+"""Fixtures of guardrails' tests."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.guardrails.world import House, house
+from tests.mesh.world import World
+from tests.stores import Database
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Give certificates and signing keys."""
+    return World(tmp_path_factory.mktemp("guardrails"))
+
+
+@pytest.fixture
+async def home(pki: World, postgres: Database, tmp_path: Path) -> AsyncIterator[House]:
+    """Give guardrails on an empty database of its own, without a policy set."""
+    async with postgres.fresh() as database, house(pki, database, tmp_path) as made:
+        yield made
