@@ -1,22 +1,21 @@
 """The composition root of agents: the model boundary, without a provider in this version."""
 
+import structlog
+
 from opsmesh.agents.v1 import model_service_pb2_grpc
 from services.agents.servicer import ModelServicer
 from services.agents.settings import AgentsSettings
-from services.mesh.errors import BootError
 from services.mesh.server import serve
 from services.mesh.settings import load
 
-MODELS_FILE = "models.yaml"
+log = structlog.get_logger("opsmesh.agents")
 
 
 async def run() -> None:
-    """Serve until told to stop; a models file that this version cannot use is refused, not ignored."""
+    """Serve until told to stop."""
     settings = load(AgentsSettings)
-    if (settings.config / MODELS_FILE).exists():
-        raise BootError(
-            f"{settings.config / MODELS_FILE}: this version has no model providers. NEXT: remove the file; "
-            "the mesh runs on rules alone and asks people about the rest"
-        )
+    if settings.models_file:
+        # Not a boot error: the mesh works without a model, and ListModels says that there is none.
+        log.warning("this version has no model providers: the models file is not used", file=str(settings.models_file))
     servicer = ModelServicer({})
     await serve(settings, [(model_service_pb2_grpc.add_ModelServiceServicer_to_server, servicer)])

@@ -1,7 +1,13 @@
 """What agents is told by its environment: what every service is, and no store."""
 
+from pathlib import Path
+
+from pydantic import Field
+
 from services.mesh.settings import MeshSettings
 
 
 class AgentsSettings(MeshSettings):
-    """Settings of agents; without OPSMESH_CONFIG/models.yaml there is no provider."""
+    """Settings of agents."""
+
+    models_file: Path | None = Field(default=None, description="the models and their providers; none = rules alone")

@@ -11,7 +11,7 @@ from services.router.messages import rules_of
 from services.router.rule_store import RuleStore
 from services.router.rules import Index
 
-PERIOD: Final = 0.5
+PERIOD: Final = 0.4
 log = structlog.get_logger("opsmesh.router")
 
 

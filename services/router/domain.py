@@ -124,7 +124,6 @@ class Verdict:
     rule_id: str = ""
     rule_set_version: int = 0
     playbook_id: str = ""
-    stage: Stage = Stage.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +146,19 @@ class Decision:
     create_time: datetime
     close_time: datetime | None
     age: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSetRow:
+    """A version; `content` is the serialised opsmesh.config.v1.RuleSet, None where it was not asked for."""
+
+    version: int
+    active: bool
+    digest: str
+    rule_count: int
+    publisher: str
+    publish_time: datetime | None
+    content: bytes | None = None
 
 
 class Rules(Protocol):
@@ -200,7 +212,7 @@ def _respond(reason: str, version: int) -> Verdict:
 
 
 def _await(reason: str, version: int) -> Verdict:
-    return Verdict(State.AWAITING_MODEL, shorten(reason), rule_set_version=version, stage=Stage.MODEL)
+    return Verdict(State.AWAITING_MODEL, shorten(reason), rule_set_version=version)
 
 
 def _apply(rule: Rule, snapshot: Snapshot, version: int, now: datetime) -> Verdict:
@@ -211,10 +223,9 @@ def _apply(rule: Rule, snapshot: Snapshot, version: int, now: datetime) -> Verdi
         reason = f"rule {rule.rule_id} matches, but {seconds} s are more than its {rule.max_age.total_seconds():g} s"
         return Verdict(State.CLOSED, reason, result=Result.STALE, rule_id=rule.rule_id, rule_set_version=version)
     if rule.outcome is Outcome.RESPOND:
-        state, result, stage = State.CLOSED, Result.RESPONDED, Stage.NONE
+        state, result = State.CLOSED, Result.RESPONDED
     else:
         state, result = State.DECIDED, Result.UNSPECIFIED
-        stage = Stage.START if rule.outcome is Outcome.TRIGGER_AUTOMATION else Stage.NOTIFY
     return Verdict(
         state=state,
         reason=shorten(rule.text or f"rule {rule.rule_id} matches"),
@@ -223,8 +234,16 @@ def _apply(rule: Rule, snapshot: Snapshot, version: int, now: datetime) -> Verdi
         rule_id=rule.rule_id,
         rule_set_version=version,
         playbook_id=rule.playbook_id,
-        stage=stage,
     )
+
+
+def first_stage(made: Verdict | Decision) -> Stage:
+    """Return the lane that a decision, just made, needs first."""
+    if made.state is State.AWAITING_MODEL:
+        return Stage.MODEL
+    if made.state is State.CLOSED:
+        return Stage.NONE
+    return Stage.START if made.outcome is Outcome.TRIGGER_AUTOMATION else Stage.NOTIFY
 
 
 def shorten(text: str) -> str:

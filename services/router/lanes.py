@@ -6,7 +6,7 @@ decision, so that doing it twice is doing it once.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Final
 
 import grpc
@@ -20,7 +20,7 @@ from services.mesh.call import working
 from services.mesh.errors import from_rpc_error
 from services.mesh.loop import wait
 from services.router import work as steps
-from services.router.domain import Result, Stage, State, shorten
+from services.router.domain import Decision, Result, Stage, State, first_stage, shorten
 from services.router.messages import execution_of
 from services.router.store import DecisionStore
 from services.router.work import Execution, Step, Work
@@ -102,7 +102,12 @@ class Hands:
     async def notify(self, work: Work) -> Step:
         """Tell a person, once per decision."""
         decision = work.decision
-        execution = await self._execute(work, NOTIFY_PLAYBOOK, str(steps.notify_request_id(decision.decision_id)))
+        try:
+            execution = await self._execute(work, NOTIFY_PLAYBOOK, str(steps.notify_request_id(decision.decision_id)))
+        except grpc.aio.AioRpcError as error:
+            if error.code() in REFUSED:
+                return steps.not_notified(work, _words(error))
+            raise
         return Step(Stage.NONE, decision.state, notice_execution_id=execution.execution_id)
 
     async def _execute(self, work: Work, playbook_id: str, request_id: str) -> Execution:
@@ -136,6 +141,8 @@ class Lane:
         self._handle = handle
         self._limit = limit
         self._running: set[asyncio.Task[None]] = set()
+        # Whether there may be due work that there was no room for.
+        self._more = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`; what is under way then is cancelled: its claim ends by itself."""
@@ -143,8 +150,8 @@ class Lane:
             while not await wait(stop, PERIOD, self.wake):
                 try:
                     await self._claim()
-                except Exception:
-                    log.exception("lane cannot claim", lane=self._stage)
+                except Exception as error:  # noqa: BLE001  whatever it is, the lane outlives it
+                    log.warning("lane cannot claim", lane=self._stage, error=repr(error))
         finally:
             for task in self._running:
                 task.cancel()
@@ -154,15 +161,19 @@ class Lane:
         """Take as much as there is room for."""
         room = self._limit - len(self._running)
         if room <= 0:
+            self._more = True
             return
-        for work in await self._store.claim(self._stage, room, CLAIM_SECONDS):
+        claimed = await self._store.claim(self._stage, room, CLAIM_SECONDS)
+        self._more = len(claimed) == room
+        for work in claimed:
             task = asyncio.create_task(self._work(work))
             self._running.add(task)
             task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self.wake.set()
+        if self._more:
+            self.wake.set()
 
     async def _work(self, work: Work) -> None:
         """Do one piece of work; what fails is looked at again, later each time."""
@@ -211,10 +222,10 @@ class Lanes:
         """Return the lanes as workers."""
         return [lane.run for lane in self._lanes.values()]
 
-    def wake(self) -> None:
-        """Look for work now: something was committed."""
-        for lane in self._lanes.values():
-            lane.wake.set()
+    def wake(self, decisions: Iterable[Decision]) -> None:
+        """Look now for what these decisions need: they were committed."""
+        for stage in {first_stage(decision) for decision in decisions} - {Stage.NONE}:
+            self._lanes[stage].wake.set()
 
     def _later(self, step: Step) -> None:
         """Wake the lane that has the next piece of work, when it is due."""

@@ -11,7 +11,6 @@ from opsmesh.config.v1 import rules_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2, signal_pb2
 from opsmesh.router.v1 import decision_service_pb2, rule_service_pb2
 from services.router import domain, rules
-from services.router.rule_store import RuleSetRow
 from services.router.work import Execution
 
 NO_ID: Final = uuid.UUID(int=0)
@@ -171,7 +170,7 @@ def preview_response(
     )
 
 
-def rule_set_message(row: RuleSetRow) -> rule_service_pb2.RuleSetVersion:
+def rule_set_message(row: domain.RuleSetRow) -> rule_service_pb2.RuleSetVersion:
     """Return a published version as a message; with its rules when the row has them."""
     message = rule_service_pb2.RuleSetVersion(
         version=row.version,

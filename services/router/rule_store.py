@@ -1,12 +1,11 @@
 """Rule sets in PostgreSQL: immutable versions and one pointer to the active one."""
 
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Final, Protocol
 
 import asyncpg
 
 from services.mesh.postgres import Connection, Pool
+from services.router.domain import RuleSetRow
 
 HEAD: Final = (
     "rule_sets.version, rule_sets.version = active_rule_set.version AS active, digest, rule_count, publisher, "
@@ -29,19 +28,6 @@ SELECT COALESCE(max(version), 0) + 1, $1, $2, $3, $4 FROM rule_sets
 RETURNING version, true AS active, digest, rule_count, publisher, publish_time
 """
 ACTIVATE: Final = "UPDATE active_rule_set SET version = $1"
-
-
-@dataclass(frozen=True, slots=True)
-class RuleSetRow:
-    """A version; `content` is the serialised opsmesh.config.v1.RuleSet, None where it was not asked for."""
-
-    version: int
-    active: bool
-    digest: str
-    rule_count: int
-    publisher: str
-    publish_time: datetime | None
-    content: bytes | None = None
 
 
 class RuleStore(Protocol):

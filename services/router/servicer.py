@@ -1,5 +1,6 @@
 """DecisionService and RuleService: proto in, proto out."""
 
+import asyncio
 import hashlib
 import uuid
 from collections.abc import Callable, Sequence
@@ -7,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from opsmesh.audit.v1 import audit_service_pb2
+from opsmesh.config.v1 import rules_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2
 from opsmesh.router.v1 import (
     decision_service_pb2,
@@ -21,11 +23,12 @@ from services.mesh.errors import FieldViolation, Refusal
 from services.mesh.writes import Event, Subject, Writes, event
 from services.router import domain, messages, rule_store, rules
 from services.router.book import RuleBook
-from services.router.domain import Decision, History, Snapshot
-from services.router.rule_store import RuleSetRow, RuleStore
+from services.router.domain import Decision, History, RuleSetRow, Snapshot
+from services.router.rule_store import RuleStore
 from services.router.store import DecisionStore, Filter
 
-RULE_SET: Final = "set"
+# A version must fit into the answer of GetRuleSet, and a message is at most 4 MiB.
+RULE_SET_BYTES_MAX: Final = 4_000_000
 Clock = Callable[[], datetime]
 
 
@@ -37,13 +40,13 @@ class Playbooks(Protocol):
 
 
 class DecisionServicer(decision_service_pb2_grpc.DecisionServiceServicer):
-    """Decides, and shows what was decided. `wake` is called when a decision may need work."""
+    """Decides, and shows what was decided. `wake` is told which decisions may need work now."""
 
     def __init__(
         self,
         store: DecisionStore,
         book: RuleBook,
-        wake: Callable[[], None],
+        wake: Callable[[Sequence[Decision]], None],
         clock: Clock = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
@@ -66,7 +69,7 @@ class DecisionServicer(decision_service_pb2_grpc.DecisionServiceServicer):
             _witness,
             current().trace.header,
         )
-        self._wake()
+        self._wake(decisions)
         return decision_service_pb2.DecideIncidentResponse(decisions=map(messages.decision_message, decisions))
 
     async def GetDecision(  # noqa: N802  the IDL's name
@@ -134,7 +137,9 @@ class RuleServicer(rule_service_pb2_grpc.RuleServiceServicer):
     ) -> rule_service_pb2.PublishRuleSetResponse:
         """Validate a rule set and make it the active version; the active one answers for itself."""
         del context
-        problems = rules.validate(messages.rules_of(request.rule_set), await self._playbooks.published())
+        published = await self._playbooks.published()
+        # In a thread: thousands of patterns take longer to compile than a decision may wait.
+        problems = await asyncio.to_thread(_problems, request.rule_set, published)
         if problems:
             violations = [FieldViolation(problem.field, problem.description) for problem in problems]
             raise Refusal(error_reason_pb2.ERROR_REASON_RULE_SET_INVALID, violations=violations)
@@ -162,7 +167,7 @@ class RuleServicer(rule_service_pb2_grpc.RuleServiceServicer):
         row = await self._store.read(request.version)
         if row is None:
             which = f"version {request.version}" if request.version else "that is active"
-            raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="rule", id=f"{RULE_SET} {which}")
+            raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="rule", id=f"set {which}")
         return rule_service_pb2.GetRuleSetResponse(rule_set=messages.rule_set_message(row))
 
     async def ListRuleSets(  # noqa: N802  the IDL's name
@@ -186,6 +191,13 @@ class RuleServicer(rule_service_pb2_grpc.RuleServiceServicer):
         newest = await self._store.page(0, 1)
         version = newest[0].version + 1 if newest else 1
         return RuleSetRow(version, False, digest, count, current().identity, None)
+
+
+def _problems(rule_set: rules_pb2.RuleSet, playbooks: frozenset[str]) -> list[rules.Problem]:
+    """Return what is wrong with a rule set."""
+    if rule_set.ByteSize() > RULE_SET_BYTES_MAX:
+        return [rules.Problem("rules", f"all rules together must not be larger than {RULE_SET_BYTES_MAX} bytes")]
+    return rules.validate(messages.rules_of(rule_set), playbooks)
 
 
 def _check(incidents: Sequence[ingest_service_pb2.Incident]) -> None:

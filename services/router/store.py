@@ -217,7 +217,7 @@ def _columns(new: Any) -> list[list[Any]]:
             verdict.rule_set_version,
             verdict.playbook_id,
             verdict.reason,
-            verdict.stage,
+            domain.first_stage(verdict),
         )
         for snapshot, verdict in new
     ]

@@ -7,6 +7,9 @@ from typing import Final
 
 from services.router.domain import Decision, Result, Stage, State, shorten
 
+NOTICE_PAUSE: Final = 60.0
+NOTICE_TRIES: Final = 30
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -82,6 +85,14 @@ def follow(work: Work, execution: Execution) -> Step:
 def give_up(work: Work, result: Result, why: str) -> Step:
     """Close a decision whose playbook cannot be started or found: ingest makes a new revision of it."""
     return Step(Stage.NONE, State.CLOSED, result=result, reason=shorten(f"{work.decision.reason}; {why}"))
+
+
+def not_notified(work: Work, why: str) -> Step:
+    """Try a refused notice again in a minute, for somebody may publish its playbook; at last say that nobody knows."""
+    decision = work.decision
+    if work.attempts < NOTICE_TRIES:
+        return Step(work.stage, decision.state, delay=NOTICE_PAUSE, news=False)
+    return Step(Stage.NONE, decision.state, reason=shorten(f"{decision.reason}; nobody could be notified: {why}"))
 
 
 def again(work: Work) -> Step:

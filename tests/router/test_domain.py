@@ -17,6 +17,7 @@ from services.router.domain import (
     State,
     decide,
     decision_id,
+    first_stage,
 )
 from services.router.rules import Index
 from services.router.work import Execution, Work, follow, notify_request_id, pause, start_request_id
@@ -30,7 +31,11 @@ INDEX = Index([RESTART], version=3)
 def test_a_match_is_decided_at_once() -> None:
     """A rule that starts a playbook gives a decided verdict, with work for the starter."""
     verdict = decide(INCIDENT, INDEX, History(), NOW)
-    assert (verdict.state, verdict.outcome, verdict.stage) == (State.DECIDED, Outcome.TRIGGER_AUTOMATION, Stage.START)
+    assert (verdict.state, verdict.outcome, first_stage(verdict)) == (
+        State.DECIDED,
+        Outcome.TRIGGER_AUTOMATION,
+        Stage.START,
+    )
     assert (verdict.rule_id, verdict.rule_set_version, verdict.playbook_id) == ("restart", 3, "restart-workload")
 
 
@@ -47,7 +52,7 @@ def test_a_match_is_decided_at_once() -> None:
 def test_what_is_not_known_waits(snapshot: Snapshot, index: Index, history: History, words: str) -> None:
     """No match, an unreadable status, no rules and a rule that ran before leave the decision to model or person."""
     verdict = decide(snapshot, index, history, NOW)
-    assert (verdict.state, verdict.stage) == (State.AWAITING_MODEL, Stage.MODEL)
+    assert (verdict.state, first_stage(verdict)) == (State.AWAITING_MODEL, Stage.MODEL)
     assert words in verdict.reason
 
 
@@ -62,14 +67,14 @@ def test_an_old_incident_is_not_acted_on() -> None:
     """Beyond the rule's max_age the decision is closed as STALE and starts nothing."""
     old = replace(INCIDENT, open_time=NOW - timedelta(hours=1, seconds=1))
     verdict = decide(old, INDEX, History(), NOW)
-    assert (verdict.state, verdict.result, verdict.stage) == (State.CLOSED, Result.STALE, Stage.NONE)
+    assert (verdict.state, verdict.result, first_stage(verdict)) == (State.CLOSED, Result.STALE, Stage.NONE)
     assert (verdict.rule_id, verdict.outcome) == ("restart", Outcome.UNSPECIFIED)
 
 
 def test_a_late_revision_is_superseded() -> None:
     """A revision older than what was decided starts nothing."""
     verdict = decide(INCIDENT, INDEX, History(newest=2), NOW)
-    assert (verdict.state, verdict.result, verdict.stage) == (State.CLOSED, Result.SUPERSEDED, Stage.NONE)
+    assert (verdict.state, verdict.result, first_stage(verdict)) == (State.CLOSED, Result.SUPERSEDED, Stage.NONE)
 
 
 def test_ids_follow_from_the_incident() -> None:
