@@ -6,11 +6,11 @@ import typer
 
 from opsmesh.guardrails.v1 import approval_service_pb2 as guardrails
 from opsmesh.guardrails.v1 import approval_service_pb2_grpc as guardrails_grpc
-from services.cli.command import Limit, PageToken, command
+from services.cli.command import Limit, PageToken, command, group
 from services.cli.output import Column, cell, console, show_list, show_one
-from services.cli.session import Session
+from services.cli.session import Session, pages
 
-app = typer.Typer(help="Actions that wait for a person.", no_args_is_help=True)
+app = group("Actions that wait for a person.")
 
 COLUMNS: list[Column] = [
     ("approval", "approval_id"),
@@ -45,19 +45,18 @@ async def list_approvals(
 ) -> None:
     """List approvals, newest first."""
     request = guardrails.ListApprovalsRequest(
-        page_size=limit,
         page_token=page_token,
         incident_id=incident,
         state=guardrails.Approval.STATE_PENDING if pending else guardrails.Approval.STATE_UNSPECIFIED,
     )
-    stub = session.stub(guardrails_grpc.ApprovalServiceStub, "guardrails")
-    show_list(session, await stub.ListApprovals(request), "approvals", COLUMNS)
+    stub = guardrails_grpc.ApprovalServiceStub(session.channel("guardrails"))
+    show_list(session, await pages(stub.ListApprovals, request, "approvals", limit), "approvals", COLUMNS)
 
 
 @command(app, "show")
 async def show_approval(session: Session, approval_id: str) -> None:
     """Show one approval: what exactly would happen, and what the checks said."""
-    stub = session.stub(guardrails_grpc.ApprovalServiceStub, "guardrails")
+    stub = guardrails_grpc.ApprovalServiceStub(session.channel("guardrails"))
     approval = (await stub.GetApproval(guardrails.GetApprovalRequest(approval_id=approval_id))).approval
     show_one(session, approval, SHEET)
     if not session.as_json:

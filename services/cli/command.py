@@ -4,41 +4,75 @@ import asyncio
 import functools
 import inspect
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import grpc
 import typer
 
 from services.cli.session import RefusedError, Session, UnreachableError, UsageError
 from services.local.files import LocalError
-from services.mesh.client import refusal_of
-from services.mesh.errors import BootError, describe
 
-REFUSED, USAGE, UNREACHABLE = 1, 2, 3
+REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
+STATE_DEFAULT = Path(".opsmesh")
+PERSON_DEFAULT = "operator"
 
-State = Annotated[Path, typer.Option("--state", help="Folder of the mesh.")]
-Person = Annotated[str, typer.Option("--as", help="Whose certificate to use.")]
+State = Annotated[Path | None, typer.Option("--state", help="Folder of the mesh.", show_default=str(STATE_DEFAULT))]
+Person = Annotated[str | None, typer.Option("--as", help="Whose certificate to use.", show_default=PERSON_DEFAULT)]
 Json = Annotated[bool, typer.Option("--json", help="Only the answer, as proto3 JSON.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most rows.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=100_000, help="Most rows; pages are fetched as needed.")]
 PageToken = Annotated[str, typer.Option("--page-token", help="From the last answer's next_page_token.")]
 RequestId = Annotated[str, typer.Option("--request-id", help="UUID; the same again gets the stored answer.")]
 
 COMMON = [
-    inspect.Parameter("state", inspect.Parameter.KEYWORD_ONLY, default=Path(".opsmesh"), annotation=State),
-    inspect.Parameter("person", inspect.Parameter.KEYWORD_ONLY, default="operator", annotation=Person),
+    inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+    inspect.Parameter("state", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=State),
+    inspect.Parameter("person", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Person),
     inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json),
 ]
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., None]]:
-    """Make an async function, whose first parameter is the Session, the command NAME of APP."""
+@dataclass(frozen=True, slots=True)
+class Before:
+    """The three options as given before the command; after the command they win."""
 
-    def decorate(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    state: Path | None = None
+    person: str | None = None
+    as_json: bool = False
+
+
+def root(context: typer.Context, state: State = None, person: Person = None, as_json: Json = False) -> None:
+    """Let a language model help with your infrastructure without having to trust it."""
+    context.obj = Before(state, person, as_json)
+
+
+def group(text: str) -> typer.Typer:
+    """Return a group of commands; TEXT is its help."""
+
+    def keep() -> None:
+        """Keep a group with one command a group: typer would make it that command."""
+
+    made = typer.Typer(help=text, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    made.callback()(keep)
+    keep.__doc__ = text
+    return made
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Make a function, plain or async, whose first parameter is the Session, the command NAME of APP."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., None]:
         @functools.wraps(function)
-        def run(*args: Any, state: Path, person: str, as_json: bool, **options: Any) -> None:
-            session = Session(state, person, as_json=as_json)
+        def run(
+            *args: Any, context: typer.Context, state: Path | None, person: str | None, as_json: bool, **options: Any
+        ) -> None:
+            before = context.find_root().obj or Before()
+            session = Session(
+                state or before.state or STATE_DEFAULT,
+                person or before.person or PERSON_DEFAULT,
+                as_json=as_json or before.as_json,
+            )
 
             async def work() -> None:
                 try:
@@ -46,11 +80,14 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., Awaitable[No
                 finally:
                     await session.close()
 
-            guarded(lambda: asyncio.run(work()))
+            if inspect.iscoroutinefunction(function):
+                guarded(lambda: asyncio.run(work()))
+            else:
+                guarded(lambda: function(session, *args, **options))
 
         signature = inspect.signature(function)
         own = list(signature.parameters.values())[1:]
-        vars(run)["__signature__"] = signature.replace(parameters=[*own, *COMMON])
+        run.__signature__ = signature.replace(parameters=[*own, *COMMON])  # type: ignore[attr-defined]  # typer reads it
         run.__annotations__ = {one.name: one.annotation for one in [*own, *COMMON]}
         app.command(name)(run)
         return run
@@ -58,7 +95,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., Awaitable[No
     return decorate
 
 
-def guarded(work: Callable[[], None]) -> None:
+def guarded(work: Callable[[], object]) -> None:
     """Do WORK; turn what can go wrong into words on stderr and an exit code: 1 refused, 2 usage, 3 unreachable."""
     try:
         work()
@@ -66,21 +103,38 @@ def guarded(work: Callable[[], None]) -> None:
         fail(str(error), USAGE)
     except UnreachableError as error:
         fail(str(error), UNREACHABLE)
-    except (RefusedError, BootError, LocalError) as error:
+    except (RefusedError, LocalError) as error:
         fail(str(error), REFUSED)
-    except grpc.aio.AioRpcError as error:
-        _fail_call(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # whoever read our output has seen enough, as in `opsmesh audit list | head`
+        sys.stderr.close()
+        raise typer.Exit(REFUSED) from None
+    except (OSError, UnicodeError) as error:
+        fail(f"{error}\nNEXT: check the path and its permissions", REFUSED)
+    except Exception as error:
+        if not _tell(error):
+            raise
 
 
-def _fail_call(error: grpc.aio.AioRpcError) -> NoReturn:
-    refusal = refusal_of(error)
-    if refusal is None:
-        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            fail(f"the mesh does not answer: {error.details()}\nNEXT: opsmesh status, or opsmesh up", UNREACHABLE)
-        fail(f"{error.code().name}: {error.details()}", REFUSED)
-    lines = [f"{refusal.name}: {describe(refusal.reason, refusal.metadata)}".replace(". NEXT: ", "\nNEXT: ")]
-    lines += [f"  {one.field}: {one.description}" for one in refusal.violations]
-    fail("\n".join(lines), REFUSED)
+def _tell(error: Exception) -> bool:
+    """Tell an error of the mesh in words and leave; say False for any other. Imports only what the failure brought."""
+    if "grpc.aio" in sys.modules:
+        import grpc.aio  # noqa: PLC0415  see above
+
+        if isinstance(error, grpc.aio.AioRpcError):
+            from services.cli.refusals import words_of  # noqa: PLC0415  see above
+
+            fail(*words_of(error))
+    if "services.mesh.errors" in sys.modules:
+        from services.mesh.errors import BootError, Refusal, describe  # noqa: PLC0415  see above
+
+        if isinstance(error, Refusal):
+            fail(describe(error.reason, error.metadata).replace(". NEXT: ", "\nNEXT: "), REFUSED)
+        if isinstance(error, BootError):
+            fail(str(error), REFUSED)
+    return False
 
 
 def fail(text: str, code: int) -> NoReturn:

@@ -9,12 +9,12 @@ from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from opsmesh.router.v1 import decision_service_pb2 as router
 from opsmesh.router.v1 import decision_service_pb2_grpc as router_grpc
-from services.cli.command import Limit, PageToken, command
+from services.cli.command import Limit, PageToken, command, group
 from services.cli.output import Column, console, duration, print_json, show_list, show_one
-from services.cli.session import Session, UsageError
+from services.cli.session import Session, UsageError, pages
 from services.mesh.config import load_yaml
 
-app = typer.Typer(help="What was decided, and why.", no_args_is_help=True)
+app = group("What was decided, and why.")
 
 COLUMNS: list[Column] = [
     ("decision", "decision_id"),
@@ -47,15 +47,15 @@ async def list_decisions(
     page_token: PageToken = "",
 ) -> None:
     """List decisions, newest first."""
-    request = router.ListDecisionsRequest(page_size=limit, page_token=page_token, incident_id=incident, rule_id=rule)
-    stub = session.stub(router_grpc.DecisionServiceStub, "router")
-    show_list(session, await stub.ListDecisions(request), "decisions", COLUMNS)
+    request = router.ListDecisionsRequest(page_token=page_token, incident_id=incident, rule_id=rule)
+    stub = router_grpc.DecisionServiceStub(session.channel("router"))
+    show_list(session, await pages(stub.ListDecisions, request, "decisions", limit), "decisions", COLUMNS)
 
 
 @command(app, "show")
 async def show_decision(session: Session, decision_id: str) -> None:
     """Show one decision."""
-    stub = session.stub(router_grpc.DecisionServiceStub, "router")
+    stub = router_grpc.DecisionServiceStub(session.channel("router"))
     answer = await stub.GetDecision(router.GetDecisionRequest(decision_id=decision_id))
     show_one(session, answer.decision, SHEET)
 
@@ -70,11 +70,11 @@ async def preview_decision(
     if (file is None) == (not incident):
         raise UsageError("name either --incident or --file")
     if file is None:
-        reader = session.stub(ingest_grpc.IngestServiceStub, "ingest")
+        reader = ingest_grpc.IngestServiceStub(session.channel("ingest"))
         subject = (await reader.GetIncident(ingest.GetIncidentRequest(incident_id=incident))).incident
     else:
         subject = load_yaml(file, ingest.Incident)
-    stub = session.stub(router_grpc.DecisionServiceStub, "router")
+    stub = router_grpc.DecisionServiceStub(session.channel("router"))
     answer = await stub.PreviewDecision(router.PreviewDecisionRequest(incident=subject))
     if session.as_json:
         print_json(answer)

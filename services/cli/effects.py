@@ -7,12 +7,12 @@ import typer
 
 from opsmesh.gateway.v1 import effect_service_pb2 as gateway
 from opsmesh.gateway.v1 import effect_service_pb2_grpc as gateway_grpc
-from services.cli.command import Limit, PageToken, RequestId, command
+from services.cli.command import Limit, PageToken, RequestId, command, group
 from services.cli.output import Column, show_list, show_one
-from services.cli.session import Session, UsageError
+from services.cli.session import Session, UsageError, pages
 from services.mesh.tools import find_tool
 
-app = typer.Typer(help="What was done, once each.", no_args_is_help=True)
+app = group("What was done, once each.")
 
 COLUMNS: list[Column] = [
     ("tool", lambda one: one.method.rpartition("/")[2]),
@@ -37,14 +37,13 @@ async def list_effects(
 ) -> None:
     """List effects, newest first."""
     request = gateway.ListEffectsRequest(
-        page_size=limit,
         page_token=page_token,
         target_id=target,
         execution_id=execution,
         state=gateway.Effect.STATE_UNKNOWN if unknown else gateway.Effect.STATE_UNSPECIFIED,
     )
-    stub = session.stub(gateway_grpc.EffectServiceStub, "gateway")
-    show_list(session, await stub.ListEffects(request), "effects", COLUMNS)
+    stub = gateway_grpc.EffectServiceStub(session.channel("gateway"))
+    show_list(session, await pages(stub.ListEffects, request, "effects", limit), "effects", COLUMNS)
 
 
 @command(app, "settle")
@@ -67,5 +66,5 @@ async def settle_effect(
         state=states[outcome],
         reason=reason,
     )
-    stub = session.stub(gateway_grpc.EffectServiceStub, "gateway")
+    stub = gateway_grpc.EffectServiceStub(session.channel("gateway"))
     show_one(session, (await stub.SettleEffect(request)).effect, COLUMNS)

@@ -7,11 +7,11 @@ import typer
 
 from opsmesh.automation.v1 import automation_service_pb2 as automation
 from opsmesh.automation.v1 import automation_service_pb2_grpc as automation_grpc
-from services.cli.command import Limit, PageToken, RequestId, command
+from services.cli.command import Limit, PageToken, RequestId, command, group
 from services.cli.output import Column, age, console, show_list, show_one
-from services.cli.session import Session
+from services.cli.session import Session, pages
 
-app = typer.Typer(help="Playbooks that run or ran.", no_args_is_help=True)
+app = group("Playbooks that run or ran.")
 
 COLUMNS: list[Column] = [
     ("execution", "execution_id"),
@@ -52,20 +52,19 @@ async def list_executions(
 ) -> None:
     """List executions, newest first."""
     request = automation.ListExecutionsRequest(
-        page_size=limit,
         page_token=page_token,
         incident_id=incident,
         playbook_id=playbook,
         states=[automation.Execution.STATE_OBSERVED] if observed else [],
     )
-    stub = session.stub(automation_grpc.AutomationServiceStub, "automation")
-    show_list(session, await stub.ListExecutions(request), "executions", COLUMNS)
+    stub = automation_grpc.AutomationServiceStub(session.channel("automation"))
+    show_list(session, await pages(stub.ListExecutions, request, "executions", limit), "executions", COLUMNS)
 
 
 @command(app, "show")
 async def show_execution(session: Session, execution_id: str) -> None:
     """Show one execution with its steps."""
-    stub = session.stub(automation_grpc.AutomationServiceStub, "automation")
+    stub = automation_grpc.AutomationServiceStub(session.channel("automation"))
     answer = await stub.GetExecution(automation.GetExecutionRequest(execution_id=execution_id))
     _show(session, answer.execution)
 
@@ -78,7 +77,7 @@ async def start_execution(
     request_id: RequestId = "",
 ) -> None:
     """Start a playbook on an incident."""
-    stub = session.stub(automation_grpc.AutomationServiceStub, "automation")
+    stub = automation_grpc.AutomationServiceStub(session.channel("automation"))
     request = automation.StartExecutionRequest(
         request_id=request_id or str(uuid.uuid4()), playbook_id=playbook, incident_id=incident
     )
@@ -93,7 +92,7 @@ async def cancel_execution(
     request_id: RequestId = "",
 ) -> None:
     """Ask an execution to stop; it is CANCELLED once the engine was seen to have stopped."""
-    stub = session.stub(automation_grpc.AutomationServiceStub, "automation")
+    stub = automation_grpc.AutomationServiceStub(session.channel("automation"))
     request = automation.CancelExecutionRequest(
         request_id=request_id or str(uuid.uuid4()), execution_id=execution_id, reason=reason
     )

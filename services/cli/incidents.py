@@ -10,11 +10,11 @@ from rich.table import Table
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
-from services.cli.command import Limit, PageToken, RequestId, command
+from services.cli.command import Limit, PageToken, RequestId, command, group
 from services.cli.output import Column, cell, console, duration, print_json, show_list, show_one
-from services.cli.session import Session, UsageError
+from services.cli.session import Session, UsageError, pages
 
-app = typer.Typer(help="What is wrong, and since when.", no_args_is_help=True)
+app = group("What is wrong, and since when.")
 
 COLUMNS: list[Column] = [
     ("incident", "incident_id"),
@@ -69,16 +69,16 @@ async def list_incidents(
 ) -> None:
     """List incidents, newest first."""
     request = ingest.ListIncidentsRequest(
-        page_size=limit, page_token=page_token, target_id=target, source=source, states=parse_states(states or [])
+        page_token=page_token, target_id=target, source=source, states=parse_states(states or [])
     )
-    stub = session.stub(ingest_grpc.IngestServiceStub, "ingest")
-    show_list(session, await stub.ListIncidents(request), "incidents", COLUMNS)
+    stub = ingest_grpc.IngestServiceStub(session.channel("ingest"))
+    show_list(session, await pages(stub.ListIncidents, request, "incidents", limit), "incidents", COLUMNS)
 
 
 @command(app, "show")
 async def show_incident(session: Session, incident_id: str) -> None:
     """Show one incident with its newest signals."""
-    stub = session.stub(ingest_grpc.IngestServiceStub, "ingest")
+    stub = ingest_grpc.IngestServiceStub(session.channel("ingest"))
     answer = await stub.GetIncident(ingest.GetIncidentRequest(incident_id=incident_id))
     show_one(session, answer.incident, SHEET)
     if not session.as_json:
@@ -94,7 +94,7 @@ async def resolve_incident(
     request_id: RequestId = "",
 ) -> None:
     """Close an incident by hand."""
-    stub = session.stub(ingest_grpc.IngestServiceStub, "ingest")
+    stub = ingest_grpc.IngestServiceStub(session.channel("ingest"))
     request = ingest.ResolveIncidentRequest(
         request_id=request_id or str(uuid.uuid4()), incident_id=incident_id, reason=reason
     )
@@ -107,7 +107,7 @@ async def watch_incidents(
     seconds: Annotated[float, typer.Option(help="How long; 0 means until Ctrl-C.")] = 0,
 ) -> None:
     """Follow the open incidents, asked for anew every second."""
-    stub = session.stub(ingest_grpc.IngestServiceStub, "ingest")
+    stub = ingest_grpc.IngestServiceStub(session.channel("ingest"))
     over = {ingest.Incident.STATE_RESOLVED, ingest.Incident.STATE_STALE}
     request = ingest.ListIncidentsRequest(
         page_size=100, states=[state for state in ingest.Incident.State.values() if state and state not in over]

@@ -1,27 +1,75 @@
-"""`opsmesh`: all commands in one place."""
+"""`opsmesh`: all commands in one place. A group is imported when it is used, so that every command starts fast."""
+
+import importlib
+from typing import Any, Final
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
-from services.cli import approvals, decisions, effects, executions, incidents, mesh, publishing, signals
+from services.cli.command import root
+
+# name -> (module, its app, what help says about it)
+GROUPS: Final = {
+    "signals": ("signals", "app", "What senders say."),
+    "incidents": ("incidents", "app", "What is wrong, and since when."),
+    "decisions": ("decisions", "app", "What was decided, and why."),
+    "rules": ("rule_examples", "rules_app", "What is known is answered without a model."),
+    "policies": ("publishing", "policies_app", "What may be done."),
+    "playbooks": ("publishing", "playbooks_app", "What is done, step by step."),
+    "executions": ("executions", "app", "Playbooks that run or ran."),
+    "effects": ("effects", "app", "What was done, once each."),
+    "approvals": ("approvals", "app", "Actions that wait for a person."),
+    "audit": ("audit", "app", "The record, and its proof."),
+    "tools": ("tools", "app", "What can be done, and doing it by hand."),
+    "certs": ("mesh", "certs_app", "Certificates of one machine."),
+}
+ALONE: Final = {
+    "up": ("mesh", "Run the mesh in the foreground until Ctrl-C."),
+    "status": ("mesh", "Say how each service and store is."),
+    "logs": ("mesh", "Show the last lines a process wrote."),
+    "check": ("check", "Validate all configuration against the IDL, offline."),
+    "migrate": ("mesh", "Bring the database to this version's schema."),
+    "version": ("mesh", "Say which version this is."),
+    "demo": ("mesh", "Show the main job for real: one alert, from webhook to a repaired workload."),
+}
+HELP: Final = {name: text for name, (_, text) in ALONE.items()} | {name: text for name, (_, _, text) in GROUPS.items()}
+
+
+class Groups(TyperGroup):
+    """The commands by name; only the one that is used is imported."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # Stand-ins: names for help and for "did you mean", without an import.
+        self.commands = {name: TyperCommand(name, help=text) for name, text in HELP.items()}
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return one command, from its module."""
+        if cmd_name in GROUPS:
+            module, name, _ = GROUPS[cmd_name]
+            return get_command(getattr(importlib.import_module(f"services.cli.{module}"), name))
+        if cmd_name in ALONE:
+            module, _ = ALONE[cmd_name]
+            group: Any = get_command(importlib.import_module(f"services.cli.{module}").app)
+            return group.get_command(ctx, cmd_name)
+        return None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  typer's interface
+        """Write the list of commands for help."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(HELP.items()))
+
 
 app = typer.Typer(
     name="opsmesh",
-    help="Let a language model help with your infrastructure without having to trust it.",
+    cls=Groups,
+    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-mesh.register(app)
-app.add_typer(signals.app, name="signals")
-app.add_typer(incidents.app, name="incidents")
-app.add_typer(decisions.app, name="decisions")
-app.add_typer(publishing.rules_app, name="rules")
-app.add_typer(publishing.policies_app, name="policies")
-app.add_typer(publishing.playbooks_app, name="playbooks")
-app.add_typer(executions.app, name="executions")
-app.add_typer(effects.app, name="effects")
-app.add_typer(approvals.app, name="approvals")
-app.add_typer(mesh.certs_app, name="certs")
+app.callback()(root)
 
 
 def main() -> None:

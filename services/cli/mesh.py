@@ -1,98 +1,123 @@
 """`opsmesh up|status|logs|migrate|version|demo` and `opsmesh certs`: the mesh of one machine."""
 
 import asyncio
+import json
 import sys
-from collections.abc import Iterator
+from collections import deque
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
-import grpc
 import typer
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.cli.command import REFUSED, Json, State, command, guarded
-from services.cli.output import COLOURS, console, duration, print_table
-from services.cli.session import RefusedError, Session
+from services.cli.command import REFUSED, command, group
+from services.cli.session import RefusedError, Session, UnreachableError
 from services.local.files import LocalError
 from services.local.layout import DEFAULT_PORT_BASE, LOOPBACK, SERVICES, plan
 from services.local.supervise import ProcessStatus
 
-certs_app = typer.Typer(help="Certificates of one machine.", no_args_is_help=True)
+app = group("The mesh of one machine.")
+certs_app = group("Certificates of one machine.")
 
-HEALTH_SECONDS = 2.0
-STATE_DEFAULT = Path(".opsmesh")
+HEALTH_SECONDS: Final = 2.0
 
 
+@command(app, "up")
 def up(
+    session: Session,
     config: Annotated[Path | None, typer.Option(help="Folder of the configuration; default: what ships.")] = None,
     models: Annotated[Path | None, typer.Option(help="File with the models.")] = None,
     listen: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
-    port_base: Annotated[int, typer.Option(min=1024, max=65000, help="First of 23 ports.")] = DEFAULT_PORT_BASE,
-    state: State = STATE_DEFAULT,
+    port_base: Annotated[int, typer.Option(min=1024, max=65000, help="First of 25 ports.")] = DEFAULT_PORT_BASE,
 ) -> None:
     """Run the mesh in the foreground until Ctrl-C."""
     from services.local.up import become_up  # noqa: PLC0415  only this command pays for it
 
-    guarded(lambda: become_up(state, config, models, listen, port_base))
+    become_up(session.state, config, models, listen, port_base)
 
 
-def demo() -> None:
+@command(app, "demo")
+def demo(_: Session) -> None:
     """Show the main job for real: one alert, from webhook to a repaired workload."""
     from services.local.demo import run_demo  # noqa: PLC0415  only this command pays for it
 
     raise typer.Exit(run_demo())
 
 
-def version(as_json: Json = False) -> None:
+@command(app, "version")
+def version(session: Session) -> None:
     """Say which version this is."""
     number = package_version("opsmesh")
-    sys.stdout.write(f'{{"version": "{number}"}}\n' if as_json else f"opsmesh {number}\n")
+    sys.stdout.write(f'{{"version": "{number}"}}\n' if session.as_json else f"opsmesh {number}\n")
 
 
+@command(app, "logs")
 def logs(
+    session: Session,
     name: Annotated[str, typer.Argument(help="A service or store, such as gateway or postgres.")],
-    lines: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 50,
-    state: State = STATE_DEFAULT,
+    lines: Annotated[int, typer.Option(min=1, max=100_000, help="How many.")] = 50,
 ) -> None:
     """Show the last lines a process wrote."""
-    path = state / "logs" / f"{name}.log"
-    if not path.exists():
-        names = ", ".join(sorted(file.stem for file in (state / "logs").glob("*.log"))) or "none"
-        guarded(lambda: _refuse(f"there is no log of {name} under {state}\nNEXT: one of: {names}"))
-    sys.stdout.write("\n".join(_tail(path, lines)) + "\n")
+    folder = session.state / "logs"
+    names = sorted(file.stem for file in folder.glob("*.log"))
+    if not names:
+        raise UnreachableError(f"there are no logs under {session.state}\nNEXT: opsmesh up --state {session.state}")
+    if name not in names:
+        raise RefusedError(f"there is no log of {name} under {session.state}\nNEXT: one of {', '.join(names)}")
+    with (folder / f"{name}.log").open(encoding="utf-8", errors="replace") as file:
+        last = [line.rstrip("\n") for line in deque(file, maxlen=lines)]
+    sys.stdout.write(json.dumps({"lines": last}, indent=2) + "\n" if session.as_json else "\n".join([*last, ""]))
 
 
-def _refuse(text: str) -> None:
-    raise RefusedError(text)
-
-
-def _tail(path: Path, lines: int) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        yield from file.read().splitlines()[-lines:]
-
-
-def migrate(
-    dsn_file: Annotated[Path | None, typer.Option(help="File with the owner's DSN; default: this state's.")] = None,
-    state: State = STATE_DEFAULT,
+@command(app, "migrate")
+async def migrate(
+    session: Session,
+    dsn_file: Annotated[
+        Path | None, typer.Option(help="File with the DSN of the schemas' owner; default: the mesh on --state.")
+    ] = None,
 ) -> None:
     """Bring the database to this version's schema, once, with the owner's credential."""
     from services.local import postgres, programs  # noqa: PLC0415  only this command pays for it
 
-    async def work() -> None:
-        if dsn_file is not None:
-            dsn = dsn_file.read_text(encoding="utf-8").strip()
-        else:
-            endpoints = Session(state, "operator", as_json=False).endpoints
-            base = int(endpoints["bridge"].rpartition(":")[2])
-            mesh = plan(state, None, None, LOOPBACK, base)
-            dsn = programs.Stores.of(mesh).postgres.dsn(postgres.OWNER)
-        console().print(await postgres.migrate(dsn), markup=False)
+    if dsn_file is not None:
+        dsn = dsn_file.read_text(encoding="utf-8").strip()
+    else:
+        base = int(session.endpoints["bridge"].rpartition(":")[2])
+        dsn = programs.Stores.of(plan(session.state, None, None, LOOPBACK, base)).postgres.dsn(postgres.OWNER)
+    said = await postgres.migrate(dsn)
+    sys.stdout.write(json.dumps({"output": said}) + "\n" if session.as_json else f"{said or 'nothing to do'}\n")
 
-    guarded(lambda: asyncio.run(work()))
+
+@command(app, "status")
+async def status(session: Session) -> None:
+    """Say how each service and store is, and which was given up, and why."""
+    from services.cli.output import COLOURS, print_table  # noqa: PLC0415  the other commands here need no tables
+    from services.local.up import read_status  # noqa: PLC0415  only this command pays for it
+
+    is_up = (session.state / "endpoints.json").exists()
+    try:
+        processes = {one.name: one for one in await asyncio.to_thread(read_status, session.state)}
+    except LocalError as error:
+        if not is_up:
+            raise UnreachableError(f"{error}\nNEXT: opsmesh up --state {session.state}") from error
+        processes = {}  # a mesh that something else runs: its health still tells
+    serving: dict[str, str] = {}
+    if is_up:
+        answers = await asyncio.gather(*(_health(session, name) for name in SERVICES))
+        serving = dict(zip(SERVICES, answers, strict=True))
+    names = list(dict.fromkeys([*processes, *serving]))
+    rows = [_row(name, processes.get(name), serving.get(name, "")) for name in names]
+    COLOURS.update({"SERVING": "green", "FATAL": "red", "BACKOFF": "red", "NOT_SERVING": "red", "UNAVAILABLE": "red"})
+    print_table(session, "processes", ["name", "process", "health", "pid", "up", "why"], rows)
+    if any(row["process"] in ("FATAL", "BACKOFF", "EXITED") or row["health"] not in ("", "SERVING") for row in rows):
+        raise typer.Exit(REFUSED)
 
 
 async def _health(session: Session, name: str) -> str:
+    """Return what a service says about itself, or why it says nothing."""
+    import grpc.aio  # noqa: PLC0415  only `status` pays for it
+    from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415  the same
+
     try:
         stub = health_pb2_grpc.HealthStub(session.channel(name))
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS)
@@ -101,37 +126,9 @@ async def _health(session: Session, name: str) -> str:
         return str(error.code().name)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands that stand alone."""
-    app.command("up")(up)
-    app.command("demo")(demo)
-    app.command("version")(version)
-    app.command("logs")(logs)
-    app.command("migrate")(migrate)
-
-    @command(app, "status")
-    async def status(session: Session) -> None:
-        """Say how each service and store is, and which was given up, and why."""
-        from services.local.up import read_status  # noqa: PLC0415  only this command pays for it
-
-        try:
-            processes = {one.name: one for one in await asyncio.to_thread(read_status, session.state)}
-        except LocalError:
-            if not (session.state / "endpoints.json").exists():
-                raise
-            processes = {}
-        serving: dict[str, str] = {}
-        if (session.state / "endpoints.json").exists():
-            answers = await asyncio.gather(*(_health(session, name) for name in SERVICES))
-            serving = dict(zip(SERVICES, answers, strict=True))
-        names = list(dict.fromkeys([*processes, *serving]))
-        rows = [_row(name, processes.get(name), serving.get(name, "")) for name in names]
-        print_table(session, "processes", ["name", "process", "health", "pid", "up", "why"], rows)
-        if any(row["process"] == "FATAL" or row["health"] not in ("", "SERVING") for row in rows):
-            raise typer.Exit(REFUSED)
-
-
 def _row(name: str, process: ProcessStatus | None, health: str) -> dict[str, str]:
+    from services.cli.output import duration  # noqa: PLC0415  see above
+
     return {
         "name": name,
         "process": process.state if process else "",
@@ -142,12 +139,10 @@ def _row(name: str, process: ProcessStatus | None, health: str) -> dict[str, str
     }
 
 
-@certs_app.command("init")
-def init_certs(state: State = STATE_DEFAULT) -> None:
+@command(certs_app, "init")
+def init_certs(session: Session) -> None:
     """Make the local CA and every missing or ending certificate; what is valid stays."""
     from services.local import certs  # noqa: PLC0415  only this command pays for it
 
-    guarded(lambda: console().print(f"certificates are in {certs.ensure(state)}", markup=False))
-
-
-COLOURS.update({"SERVING": "green", "FATAL": "red", "BACKOFF": "red", "NOT_SERVING": "red", "UNAVAILABLE": "red"})
+    folder = certs.ensure(session.state)
+    sys.stdout.write(json.dumps({"folder": str(folder)}) + "\n" if session.as_json else f"certificates: {folder}\n")

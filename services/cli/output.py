@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf import json_format
@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.session import Session
+from services.cli.session import Session, UsageError
 
 Column = tuple[str, str | Callable[[Any], object]]
 
+AGE_DIGITS = 8
 COLOURS = {
     "RESOLVED": "green",
     "SUCCEEDED": "green",
@@ -41,6 +42,11 @@ COLOURS = {
 def console() -> Console:
     """Return a console on the present stdout."""
     return Console(file=sys.stdout, highlight=False)
+
+
+def error_console() -> Console:
+    """Return a console on the present stderr, for progress."""
+    return Console(file=sys.stderr, highlight=False)
 
 
 def print_json(message: Message) -> None:
@@ -113,6 +119,30 @@ def word(enum: Any, number: int) -> str:
         return ""
     prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
     return str(value.name.removeprefix(prefix))
+
+
+def enum_value(enum: Any, text: str) -> int:
+    """Return the number of an enum value named with or without its prefix, in any case; 0 for an empty text."""
+    if not text:
+        return 0
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    found = enum.values_by_name.get(prefix + text.upper().replace("-", "_").removeprefix(prefix))
+    if found is None or found.number == 0:
+        names = ", ".join(one.name.removeprefix(prefix).lower() for one in enum.values if one.number)
+        raise UsageError(f"{text!r} is not known here\nNEXT: one of {names}")
+    return int(found.number)
+
+
+def parse_time(text: str) -> datetime:
+    """Return the moment that TEXT names: an ISO 8601 time (UTC unless it says otherwise), or an age such as 30m."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    if text[-1:] in units and text[:-1].isdecimal() and len(text) < AGE_DIGITS:
+        return datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * units[text[-1]])
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no time\nNEXT: such as 2026-11-21T10:00:00Z, or an age such as 30m") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def moment(value: Timestamp) -> str:

@@ -13,15 +13,15 @@ from opsmesh.guardrails.v1 import policy_service_pb2 as policies
 from opsmesh.guardrails.v1 import policy_service_pb2_grpc as policies_grpc
 from opsmesh.router.v1 import rule_service_pb2 as rules
 from opsmesh.router.v1 import rule_service_pb2_grpc as rules_grpc
-from services.cli.command import Limit, PageToken, command
+from services.cli.command import Limit, PageToken, command, group
 from services.cli.output import Column, show_list, show_one
-from services.cli.session import Session
+from services.cli.session import Session, pages
 from services.local.layout import DEFAULT_CONFIG
 from services.local.publish import read_playbooks, read_policies, read_rules
 
-rules_app = typer.Typer(help="What is known is answered without a model.", no_args_is_help=True)
-policies_app = typer.Typer(help="What may be done.", no_args_is_help=True)
-playbooks_app = typer.Typer(help="What is done, step by step.", no_args_is_help=True)
+rules_app = group("What is known is answered without a model.")
+policies_app = group("What may be done.")
+playbooks_app = group("What is done, step by step.")
 
 Config = Annotated[Path, typer.Option("--config", help="Folder of the configuration.")]
 ValidateOnly = Annotated[bool, typer.Option("--validate-only", help="Only say whether it would be accepted.")]
@@ -45,15 +45,16 @@ async def publish_rules(session: Session, config: Config = DEFAULT_CONFIG, valid
     request = rules.PublishRuleSetRequest(
         request_id=str(uuid.uuid4()), rule_set=read_rules(config), validate_only=validate_only
     )
-    stub = session.stub(rules_grpc.RuleServiceStub, "router")
+    stub = rules_grpc.RuleServiceStub(session.channel("router"))
     _version(session, (await stub.PublishRuleSet(request)).rule_set, ("rules", "rule_count"))
 
 
 @command(rules_app, "list")
 async def list_rules(session: Session, limit: Limit = 50, page_token: PageToken = "") -> None:
     """List the versions of the rule set, newest first."""
-    stub = session.stub(rules_grpc.RuleServiceStub, "router")
-    answer = await stub.ListRuleSets(rules.ListRuleSetsRequest(page_size=limit, page_token=page_token))
+    stub = rules_grpc.RuleServiceStub(session.channel("router"))
+    request = rules.ListRuleSetsRequest(page_token=page_token)
+    answer = await pages(stub.ListRuleSets, request, "rule_sets", limit)
     show_list(session, answer, "rule_sets", [*VERSION, ("rules", "rule_count")])
 
 
@@ -68,15 +69,16 @@ async def publish_policies(
     request = policies.PublishPolicySetRequest(
         request_id=str(uuid.uuid4()), policy_set=policy_set, inventory=inventory, validate_only=validate_only
     )
-    stub = session.stub(policies_grpc.PolicyServiceStub, "guardrails")
+    stub = policies_grpc.PolicyServiceStub(session.channel("guardrails"))
     _version(session, (await stub.PublishPolicySet(request)).policy_set)
 
 
 @command(policies_app, "list")
 async def list_policies(session: Session, limit: Limit = 50, page_token: PageToken = "") -> None:
     """List the versions of the policy set, newest first."""
-    stub = session.stub(policies_grpc.PolicyServiceStub, "guardrails")
-    answer = await stub.ListPolicySets(policies.ListPolicySetsRequest(page_size=limit, page_token=page_token))
+    stub = policies_grpc.PolicyServiceStub(session.channel("guardrails"))
+    request = policies.ListPolicySetsRequest(page_token=page_token)
+    answer = await pages(stub.ListPolicySets, request, "policy_sets", limit)
     show_list(session, answer, "policy_sets", VERSION)
 
 
@@ -88,7 +90,7 @@ async def publish_playbooks(
     validate_only: ValidateOnly = False,
 ) -> None:
     """Publish the playbooks of CONFIG/playbooks, each as a new version."""
-    stub = session.stub(playbooks_grpc.PlaybookServiceStub, "automation")
+    stub = playbooks_grpc.PlaybookServiceStub(session.channel("automation"))
     published = playbooks.ListPlaybooksResponse()
     for playbook in read_playbooks(config):
         if only in ("", playbook.playbook_id):
@@ -102,7 +104,8 @@ async def publish_playbooks(
 @command(playbooks_app, "list")
 async def list_playbooks(session: Session, limit: Limit = 50, page_token: PageToken = "") -> None:
     """List the active version of every playbook."""
-    stub = session.stub(playbooks_grpc.PlaybookServiceStub, "automation")
-    answer = await stub.ListPlaybooks(playbooks.ListPlaybooksRequest(page_size=limit, page_token=page_token))
+    stub = playbooks_grpc.PlaybookServiceStub(session.channel("automation"))
+    request = playbooks.ListPlaybooksRequest(page_token=page_token)
+    answer = await pages(stub.ListPlaybooks, request, "playbooks", limit)
     title: Column = ("title", lambda one: one.playbook.title)
     show_list(session, answer, "playbooks", [("playbook", "playbook_id"), title, *VERSION])

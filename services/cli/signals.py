@@ -10,12 +10,12 @@ import typer
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
-from services.cli.command import Limit, PageToken, command
+from services.cli.command import Limit, PageToken, command, group
 from services.cli.output import Column, console, show_list
-from services.cli.session import RefusedError, Session, UnreachableError, UsageError
+from services.cli.session import RefusedError, Session, UnreachableError, UsageError, pages
 from services.local.endpoints import webhook_headers
 
-app = typer.Typer(help="What senders say.", no_args_is_help=True)
+app = group("What senders say.")
 
 COLUMNS: list[Column] = [
     ("delivery", "delivery_id"),
@@ -62,6 +62,6 @@ async def dead_letters(
     page_token: PageToken = "",
 ) -> None:
     """List deliveries that could not be understood or processed, newest first."""
-    request = ingest.ListDeadLettersRequest(page_size=limit, page_token=page_token, source=source)
-    stub = session.stub(ingest_grpc.IngestServiceStub, "ingest")
-    show_list(session, await stub.ListDeadLetters(request), "dead_letters", COLUMNS)
+    request = ingest.ListDeadLettersRequest(page_token=page_token, source=source)
+    stub = ingest_grpc.IngestServiceStub(session.channel("ingest"))
+    show_list(session, await pages(stub.ListDeadLetters, request, "dead_letters", limit), "dead_letters", COLUMNS)

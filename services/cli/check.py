@@ -1,0 +1,284 @@
+"""`opsmesh check`: all configuration against the IDL, offline: every mistake with file, line and field.
+
+What a service refuses at publish is found here by the same pure functions, so that both always say the same.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final, TypeVar
+
+import typer
+import yaml
+from google.protobuf.message import Message
+
+from opsmesh.config.v1 import (
+    backends_pb2,
+    identities_pb2,
+    inventory_pb2,
+    playbooks_pb2,
+    policies_pb2,
+    rules_pb2,
+    sources_pb2,
+)
+from services.cli.command import REFUSED, command, group
+from services.cli.output import console
+from services.cli.session import Session, UsageError
+from services.local.layout import DEFAULT_CONFIG
+from services.mesh.config import ConfigError, Problem, load_yaml
+from services.mesh.identities import Identities
+from services.mesh.tools import tools
+
+app = group("Validate all configuration.")
+
+M = TypeVar("M", bound=Message)
+FILES: Final[Mapping[str, type[Message]]] = {
+    "identities.yaml": identities_pb2.Identities,
+    "sources.yaml": sources_pb2.Sources,
+    "inventory.yaml": inventory_pb2.Inventory,
+    "backends.yaml": backends_pb2.Backends,
+}
+FOLDERS: Final[Mapping[str, type[Message]]] = {
+    "rules": rules_pb2.RuleFile,
+    "policies": policies_pb2.PolicySet,
+    "playbooks": playbooks_pb2.Playbook,
+}
+PART: Final = re.compile(r'\.?([^.\[\]"]+)|\[(\d+)\]|\["((?:[^"\\]|\\.)*)"\]')
+
+
+@dataclass(slots=True)
+class Configuration:
+    """What could be read, by file, and what is wrong so far."""
+
+    folder: Path
+    messages: dict[Path, Message] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def of(self, kind: type[M]) -> dict[Path, M]:
+        """Return the files of one kind."""
+        return {path: message for path, message in self.messages.items() if isinstance(message, kind)}
+
+    def add(self, path: Path, where: str, description: str) -> None:
+        """Note a mistake at the line of a field path."""
+        self.problems.append(Problem(path, line_of(path, where), where, description))
+
+
+@command(app, "check")
+def check(
+    session: Session,
+    config: Annotated[Path | None, typer.Option(help="Folder of the configuration; default: what ships.")] = None,
+) -> None:
+    """Validate all configuration against the IDL, offline, with file and line."""
+    folder = config or DEFAULT_CONFIG
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder\nNEXT: name the configuration: opsmesh check --config DIR")
+    found = read(folder)
+    cross_check(found)
+    problems = sorted(found.problems, key=lambda one: (str(one.file), one.line))
+    if session.as_json:
+        rows = [
+            {"file": str(one.file), "line": one.line, "field": one.field, "description": one.description}
+            for one in problems
+        ]
+        files = sorted(str(path) for path in found.messages)
+        sys.stdout.write(json.dumps({"problems": rows, "files": files}, indent=2) + "\n")
+    else:
+        for one in problems:
+            console().print(str(one), markup=False, soft_wrap=True)
+        mistakes = f"{len(problems)} mistakes" if problems else "no mistakes"
+        console().print(f"{mistakes} in {folder} ({len(found.messages)} files could be read)", markup=False)
+    if problems:
+        raise typer.Exit(REFUSED)
+
+
+def read(folder: Path) -> Configuration:
+    """Read every file; a missing one, and one that nobody reads, is a mistake."""
+    found = Configuration(folder)
+    for name, kind in FILES.items():
+        if (folder / name).exists():
+            _load(found, folder / name, kind)
+        else:
+            found.problems.append(Problem(folder / name, 1, "", "is missing"))
+    for name, kind in FOLDERS.items():
+        for path in sorted((folder / name).glob("*.yaml")):
+            _load(found, path, kind)
+    for path in sorted([*folder.glob("*.y*ml"), *(path for name in FOLDERS for path in (folder / name).glob("*.yml"))]):
+        if path.name not in FILES:
+            known = ", ".join([*FILES, *(f"{name}/*.yaml" for name in FOLDERS)])
+            found.problems.append(Problem(path, 1, "", f"nobody reads this file; there are: {known}"))
+    return found
+
+
+def _load(found: Configuration, path: Path, kind: type[Message]) -> None:
+    """Read one file."""
+    try:
+        found.messages[path] = load_yaml(path, kind)
+    except ConfigError as error:
+        found.problems += error.problems
+
+
+def cross_check(found: Configuration) -> None:
+    """Check what one file says about another, and what bounds cannot say."""
+    _identities(found)
+    _sources(found)
+    _policies(found)
+    _playbooks(found)
+    _rules(found)
+    _backends(found)
+
+
+def _identities(found: Configuration) -> None:
+    """Find identities listed twice, and permissions that no method asks for."""
+    for path, message in found.of(identities_pb2.Identities).items():
+        unknown = Identities(message).unknown_permissions()
+        _unique(found, path, "identities", "identity", [one.identity for one in message.identities])
+        for index, one in enumerate(message.identities):
+            for number, permission in enumerate(one.permissions):
+                if permission in unknown.get(one.identity, ()):
+                    where = f"identities[{index}].permissions[{number}]"
+                    found.add(path, where, f"no method asks for {permission}")
+
+
+def _sources(found: Configuration) -> None:
+    """Find sources listed twice."""
+    for path, message in found.of(sources_pb2.Sources).items():
+        _unique(found, path, "sources", "source", [one.source for one in message.sources])
+
+
+def _policies(found: Configuration) -> None:
+    """Find what guardrails would refuse to publish."""
+    from services.guardrails.review import problems  # noqa: PLC0415  see the module's first words
+
+    merged, places = policies_pb2.PolicySet(), _Places()
+    for path, message in found.of(policies_pb2.PolicySet).items():
+        places.add("policy_set.rules", path, "rules", len(message.rules))
+        places.add("policy_set.notice_caps", path, "notice_caps", len(message.notice_caps))
+        merged.MergeFrom(message)
+    inventory = inventory_pb2.Inventory()
+    for path, listed in found.of(inventory_pb2.Inventory).items():
+        places.add("inventory.entries", path, "entries", len(listed.entries))
+        inventory.MergeFrom(listed)
+    names = [one.identity for listed in found.of(identities_pb2.Identities).values() for one in listed.identities]
+    for where, description in problems(merged, inventory, tools(), names):
+        _note(found, places, where, description, found.folder / "policies")
+
+
+def _playbooks(found: Configuration) -> None:
+    """Find what automation would refuse to publish, and channels that no backend has."""
+    from services.automation.checking import check as check_playbook  # noqa: PLC0415  see the module's first words
+
+    playbooks = found.of(playbooks_pb2.Playbook)
+    first: dict[str, Path] = {}
+    channels = {one.channel for backends in found.of(backends_pb2.Backends).values() for one in backends.channels}
+    for path, playbook in playbooks.items():
+        for violation in check_playbook(playbook):
+            found.add(path, violation.field, violation.description)
+        if (other := first.setdefault(playbook.playbook_id, path)) != path:
+            found.add(path, "playbook_id", f"{playbook.playbook_id} is the playbook of {other.name}, too")
+        steps = [(f"steps[{number}]", step) for number, step in enumerate(playbook.steps)]
+        for where, step in [*steps, ("failure_step", playbook.failure_step)]:
+            channel = step.arguments["channel"].literal.string_value if "channel" in step.arguments else ""
+            if channel and channels and channel not in channels:
+                found.add(path, f"{where}.arguments.channel", f"backends.yaml has no channel {channel}")
+
+
+def _rules(found: Configuration) -> None:
+    """Find what the router would refuse to publish, and examples that do not come out as written."""
+    from services.router.messages import failing_tests, rules_of  # noqa: PLC0415  see the module's first words
+    from services.router.rules import validate  # noqa: PLC0415  the same
+
+    files, places = found.of(rules_pb2.RuleFile), _Places()
+    merged = rules_pb2.RuleFile()
+    for path, message in files.items():
+        places.add("rules", path, "rules", len(message.rules))
+        merged.MergeFrom(message)
+    playbooks = frozenset(one.playbook_id for one in found.of(playbooks_pb2.Playbook).values())
+    problems = validate(rules_of(rules_pb2.RuleSet(rules=merged.rules)), playbooks)
+    for one in problems:
+        description = one.description.replace("is published: opsmesh playbooks list", "is in playbooks/")
+        _note(found, places, one.field, description, found.folder / "rules")
+    if problems:
+        return
+    for path, message in files.items():
+        beside = rules_pb2.RuleFile(rules=merged.rules, tests=message.tests)
+        for description in failing_tests(beside):
+            found.add(path, "tests", description)
+
+
+def _backends(found: Configuration) -> None:
+    """Find backends listed twice, and backends of targets that the inventory does not know."""
+    inventory = {one.target_id for listed in found.of(inventory_pb2.Inventory).values() for one in listed.entries}
+    for path, message in found.of(backends_pb2.Backends).items():
+        _unique(found, path, "workloads", "target_id", [one.target_id for one in message.workloads])
+        _unique(found, path, "channels", "channel", [one.channel for one in message.channels])
+        for index, one in enumerate(message.workloads):
+            if inventory and one.target_id not in inventory:
+                where = f"workloads[{index}].target_id"
+                found.add(path, where, f"{one.target_id} is not in inventory.yaml: no action on it is ever allowed")
+
+
+def _unique(found: Configuration, path: Path, listed: str, name: str, values: Iterable[str]) -> None:
+    """Note every value that an earlier item has, too."""
+    seen: dict[str, int] = {}
+    for index, value in enumerate(values):
+        if (first := seen.setdefault(value, index)) != index:
+            found.add(path, f"{listed}[{index}].{name}", f"{value} is {listed}[{first}], too")
+
+
+class _Places:
+    """Where an item of a merged list came from: services judge all files of a kind as one."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, list[tuple[Path, str]]] = {}
+
+    def add(self, merged: str, path: Path, listed: str, count: int) -> None:
+        """Append COUNT items of one file's list to a merged list."""
+        self._items.setdefault(merged, []).extend((path, f"{listed}[{index}]") for index in range(count))
+
+    def find(self, where: str) -> tuple[Path, str] | None:
+        """Return the file and the path in it of a path in a merged list."""
+        for merged, items in self._items.items():
+            rest = where.removeprefix(f"{merged}[")
+            index, closing, inner = rest.partition("]")
+            if rest != where and closing and index.isdecimal() and int(index) < len(items):
+                path, item = items[int(index)]
+                return path, item + inner
+        return None
+
+
+def _note(found: Configuration, places: _Places, where: str, description: str, otherwise: Path) -> None:
+    """Note a mistake in a merged list at its place."""
+    place = places.find(where)
+    if place is None:
+        found.problems.append(Problem(otherwise, 1, where, description))
+    else:
+        found.add(*place, description)
+
+
+def line_of(path: Path, where: str) -> int:
+    """Return the line of a field path such as `rules[2].match.equals["team"]`, or of its longest known beginning."""
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    line = 1
+    for name in _parts(where):
+        if isinstance(node, yaml.SequenceNode) and name.isdecimal() and int(name) < len(node.value):
+            node = node.value[int(name)]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode) and (pair := _pair(node, name)):
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        else:
+            break
+    return line
+
+
+def _parts(where: str) -> Iterator[str]:
+    """Yield the names, indexes and keys of a field path."""
+    for match in PART.finditer(where):
+        yield next(part for part in match.groups() if part is not None)
+
+
+def _pair(node: yaml.MappingNode, name: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """Return key and value of a name in a mapping."""
+    return next(((key, value) for key, value in node.value if key.value == name), None)
