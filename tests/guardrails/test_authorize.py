@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from datetime import UTC, datetime
 
 import grpc
 import grpc.aio
@@ -13,8 +14,12 @@ from opsmesh.config.v1 import policies_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.policy.v1 import policy_pb2
 from opsmesh.type.v1 import error_reason_pb2
+from services.gateway.domain import misfit
+from services.gateway.grants import GrantReader, to_domain
+from services.gateway.pipeline import propose
 from services.mesh import policy
 from services.mesh.errors import Refusal
+from services.mesh.tools import find_tool
 from tests.guardrails.world import (
     CHECKOUT,
     NOTICE,
@@ -58,6 +63,19 @@ async def test_a_grant_says_what_the_bytes_say(home: House) -> None:
     assert grant.request_digest == policy.digest(RESTART, RestartRequest.FromString(answer.request))
     assert grant.expire_time.seconds - grant.issue_time.seconds == 30
     assert len(answer.grant) < 6 * 1024
+
+
+async def test_the_gateway_believes_a_grant(home: House) -> None:
+    """The gateway's own reader and checks accept a grant for exactly these bytes, and for no others."""
+    await home.publish()
+    answer = await home.authorize(restart(), await home.ready())
+    reader = GrantReader.load(home.world.pki / "grant.pub")
+    grant = to_domain(reader.read(answer.grant, RESTART))
+    tool, request = find_tool(RESTART), RestartRequest.FromString(answer.request)
+    now = datetime.now(UTC)
+    assert misfit(grant, propose(tool, request, "service/automation"), now) == ""
+    request.reason = "another"
+    assert misfit(grant, propose(tool, request, "service/automation"), now) == "it is for other bytes"
 
 
 async def test_a_person_with_the_lock_needs_no_incident(home: House) -> None:
