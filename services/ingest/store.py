@@ -225,7 +225,7 @@ class PostgresIncidents:
     async def write_inventory(self, version: int, inventory: inventory_pb2.Inventory) -> None:
         """Keep an inventory for the next start."""
         await self._pool.execute(
-            "INSERT INTO inventory (version, inventory) VALUES ($1, $2) ON CONFLICT (only) DO UPDATE SET "
+            "INSERT INTO inventory (version, inventory) VALUES ($1, $2) ON CONFLICT (single_row) DO UPDATE SET "
             "version = excluded.version, inventory = excluded.inventory, update_time = now()",
             version,
             inventory.SerializeToString(),
