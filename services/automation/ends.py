@@ -51,8 +51,9 @@ class Ends:
         execution = await self._store.execution(start.execution_id)
         if execution is None or execution.playbook_digest != start.digest:
             raise OutOfTurnError("automation knows no such execution of this playbook")
-        if execution.state is ExecutionState.PENDING:
-            await self._progress.began(start.execution_id)
+        if execution.state is ExecutionState.PENDING and not await self._progress.began(start.execution_id):
+            # Cancelled, or noted by the lane, since it was read.
+            execution = await self._store.execution(start.execution_id) or execution
         return (await self._library.book(execution)).plan(execution)
 
     async def check_approval(self, task: ApprovalTask) -> Outcome:

@@ -64,10 +64,7 @@ class Lanes:
                 return
 
     async def _start_one(self, due: Due) -> None:
-        """Start one, or end it when it was cancelled before the engine got it."""
-        if due.cancel_requested and await self._engine.describe(due.execution_id) is EngineState.MISSING:
-            await self._ends.close(due.execution_id, ExecutionState.CANCELLED)
-            return
+        """Start one; a start that was lost in between finds the workflow there."""
         await self._engine.start(Ticket(due.execution_id, due.digest))
         await self._progress.began(due.execution_id)
 

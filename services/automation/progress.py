@@ -84,13 +84,14 @@ class Progress:
             for row in rows
         ]
 
-    async def began(self, execution_id: str) -> None:
-        """Note that the engine has it."""
-        await self._pool.execute(
+    async def began(self, execution_id: str) -> bool:
+        """Note that the engine has it; False when it was not PENDING any more."""
+        found = await self._pool.fetchval(
             "UPDATE automation.executions SET state = 'RUNNING', start_time = now(), engine_starts = 1, "
-            "check_time = now() + interval '10 seconds' WHERE execution_id = $1 AND state = 'PENDING'",
+            "check_time = now() + interval '10 seconds' WHERE execution_id = $1 AND state = 'PENDING' RETURNING true",
             execution_id,
         )
+        return bool(found)
 
     async def starting_again(self, execution_id: str) -> None:
         """Count another start at the engine and look again soon."""

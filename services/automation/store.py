@@ -137,7 +137,7 @@ class Store(Protocol):
         """Return executions, newest first, with their steps."""
 
     async def request_cancel(self, connection: Connection, execution_id: str, reason: str) -> bool:
-        """Note that an open execution is to stop: CANCELLED at once if the engine never got it. False: it has ended."""
+        """Note that an open execution is to stop: CANCELLED at once if no step can have begun. False: it has ended."""
 
 
 class PostgresStore:
@@ -268,13 +268,13 @@ class PostgresStore:
         return [execution_row(row, steps[row["execution_id"]]) for row in rows]
 
     async def request_cancel(self, connection: Connection, execution_id: str, reason: str) -> bool:
-        """Note the wish; the engine is asked after the commit."""
+        """Note the wish; the engine is asked after the commit. No step runs before its workflow has left PENDING."""
         state = await connection.fetchval(
             "UPDATE automation.executions SET cancel_requested = true, check_time = now(), "
             "cancel_reason = CASE WHEN cancel_requested THEN cancel_reason ELSE $2 END, "
-            "state = CASE WHEN engine_starts = 0 THEN 'CANCELLED' ELSE state END, "
-            "detail = CASE WHEN engine_starts = 0 THEN 'cancelled before it began: ' || $2 ELSE detail END, "
-            "end_time = CASE WHEN engine_starts = 0 THEN now() END "
+            "state = CASE WHEN state = 'PENDING' THEN 'CANCELLED' ELSE state END, "
+            "detail = CASE WHEN state = 'PENDING' THEN 'cancelled before it began: ' || $2 ELSE detail END, "
+            "end_time = CASE WHEN state = 'PENDING' THEN now() END "
             "WHERE execution_id = $1 AND state = ANY($3) RETURNING state",
             execution_id,
             reason,

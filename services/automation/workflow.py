@@ -122,7 +122,8 @@ class PlaybookWorkflow:
         task = StepTask(self._start.execution_id, step.step_id, attempt, last)
         try:
             return await self._activity(contract.RUN_STEP, task, Outcome, timedelta(seconds=step.seconds))
-        except ActivityError as error:
+        except (ActivityError, asyncio.CancelledError) as error:
+            # The second kind when the try's answer and the cancel arrive together: what it did is recorded.
             if self._stop and is_cancelled_exception(error):
                 return Outcome(Kind.CANCELLED)
             raise

@@ -41,15 +41,22 @@ class TemporalEngine:
         self._address = address
         self._activities = activities
         self._client: Client | None = None
+        self._connecting = asyncio.Lock()
         self._gauge = UP.labels("temporal")
         self._was_up: bool | None = None
         # Set once the worker polls: the engine was seen to work with us.
         self.working = asyncio.Event()
 
     async def _connected(self) -> Client:
-        if self._client is None:
-            retrying = RetryConfig(initial_interval_millis=50, max_interval_millis=500, max_elapsed_time_millis=2000)
-            self._client = await Client.connect(self._address, lazy=True, retry_config=retrying)
+        async with self._connecting:
+            if self._client is None:
+                retrying = RetryConfig(initial_interval_millis=50, max_interval_millis=500, max_elapsed_time_millis=2000)
+                try:
+                    async with asyncio.timeout(RPC.total_seconds()):
+                        self._client = await Client.connect(self._address, retry_config=retrying)
+                except (RuntimeError, RPCError, TimeoutError) as error:
+                    self._seen(up=False)
+                    raise EngineUnavailableError(f"cannot connect: {error}") from None
         return self._client
 
     async def start(self, ticket: Ticket) -> None:

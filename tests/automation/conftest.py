@@ -1,0 +1,33 @@
+"""Fixtures of automation's tests."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.local.temporal import Temporal
+from tests.automation.fakes import FakeGateway, FakeGuardrails
+from tests.automation.playbooks import ALL
+from tests.automation.world import Mesh, running_mesh
+from tests.stores import Database
+
+
+@pytest.fixture(scope="module")
+async def running(
+    tmp_path_factory: pytest.TempPathFactory, database: Database, temporal: Temporal
+) -> AsyncIterator[Mesh]:
+    """Give a running automation with the shipped playbooks, one for each test module."""
+    async with running_mesh(tmp_path_factory.mktemp("automation"), database, temporal) as mesh:
+        for name in ("restart-workload", "notify-person", "health-report"):
+            await mesh.publish(name)
+        for playbook in ALL:
+            await mesh.publish(playbook)
+        yield mesh
+
+
+@pytest.fixture
+def mesh(running: Mesh) -> Mesh:
+    """Give the running automation, its fakes as new."""
+    running.guardrails.__dict__ |= FakeGuardrails().__dict__ | {"_fence": running.guardrails._fence}
+    running.gateway.__dict__ |= FakeGateway().__dict__
+    running.audit.events.clear()
+    return running
