@@ -1,11 +1,12 @@
 """The webhook listener: cap, exact bytes, authenticate, pass on, answer. It parses nothing."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from math import ceil
 
 import grpc
-import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from starlette.applications import Starlette
@@ -19,9 +20,12 @@ from services.bridge.domain import BODY_MAX, DISCARD_MAX
 from services.bridge.health import Readiness
 from services.bridge.senders import Door
 from services.mesh import telemetry
+from services.mesh.client import refusal_of
 
 CLOSE = {"Connection": "close"}
-RETRY = {"Retry-After": "2"}
+RETRY_SECONDS = 2
+RETRY = {"Retry-After": str(RETRY_SECONDS)}
+BODY_SECONDS = 20
 CONTENT_TYPE_MAX = 256
 UNKNOWN = "unknown"
 
@@ -29,36 +33,49 @@ WEBHOOKS = Counter("opsmesh_webhooks_total", "Webhooks answered.", ["source", "c
 SECONDS = Histogram(
     "opsmesh_webhook_seconds", "Time to answer a webhook.", buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 )
-log = structlog.get_logger("opsmesh.bridge")
 
 
-class TooLargeError(Exception):
-    """The body is above its cap; what came of it was discarded."""
+class AnswerError(Exception):
+    """The sender is answered with a status other than 202, a small text and headers."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        self.status, self.text, self.headers = status, text, dict(headers or {})
+        super().__init__(text)
+
+    @property
+    def response(self) -> Response:
+        """Return it as HTTP."""
+        return JSONResponse({"error": self.text}, self.status, headers=self.headers)
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the exact bytes. Raises TooLargeError above 1 MiB, after discarding up to 16 MiB of it."""
+    """Return the exact bytes; AnswerError above 1 MiB (after discarding up to 16 MiB of it), or after 20 s."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _read(request)
+    except TimeoutError:
+        raise AnswerError(408, f"the body did not come within {BODY_SECONDS} s", CLOSE) from None
+    except ClientDisconnect:
+        raise AnswerError(400, "the sender went away before its body was complete", CLOSE) from None
+
+
+async def _read(request: Request) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > DISCARD_MAX:
-        raise TooLargeError
+        raise AnswerError(413, f"the body is larger than {BODY_MAX} bytes", CLOSE)
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > DISCARD_MAX:
-            raise TooLargeError
+            raise AnswerError(413, f"the body is larger than {BODY_MAX} bytes", CLOSE)
         if size <= BODY_MAX:
             chunks.append(chunk)
         else:
             chunks.clear()
     if size > BODY_MAX:
-        raise TooLargeError
+        raise AnswerError(413, f"the body is larger than {BODY_MAX} bytes", CLOSE)
     return b"".join(chunks)
-
-
-def problem(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a small JSON answer that says what is wrong."""
-    return JSONResponse({"error": text}, status, headers=dict(headers or {}))
 
 
 class Webhooks:
@@ -85,25 +102,23 @@ class Webhooks:
         began = time.perf_counter()
         try:
             response = await self._accept(request, source)
-        except ClientDisconnect:
-            response = problem(400, "the sender went away before its body was complete", CLOSE)
+        except AnswerError as error:
+            response = error.response
         SECONDS.observe(time.perf_counter() - began)
         WEBHOOKS.labels(source if source in self._doors else UNKNOWN, response.status_code).inc()
         return response
 
     async def _accept(self, request: Request, source: str) -> Response:
-        door = self._doors.get(source)
-        if door is None:
-            return problem(404, "there is no such source; sources are configured in sources.yaml", CLOSE)
         received = Timestamp()
         received.GetCurrentTime()
-        try:
-            body = await read_body(request)
-        except TooLargeError:
-            return problem(413, f"the body is larger than {BODY_MAX} bytes", CLOSE)
+        # Read before anything is refused: a sender that still writes would never see the answer.
+        body = await read_body(request)
+        door = self._doors.get(source)
+        if door is None:
+            raise AnswerError(404, "there is no such source; sources are configured in sources.yaml")
         authenticity = door.authenticity(request.headers)
         if authenticity is None:
-            return problem(401, "unauthorized")
+            raise AnswerError(401, "unauthorized")
         trace, _ = telemetry.begin(request.headers.get(telemetry.HEADER))
         delivery = ingest.Delivery(
             delivery_id=str(uuid.uuid4()),
@@ -114,26 +129,32 @@ class Webhooks:
             authenticity=authenticity,
             traceparent=trace.header,
         )
+        return answer_to(await self._submit(delivery), door)
+
+    async def _submit(self, delivery: ingest.Delivery) -> ingest.DeliveryResult:
+        """Pass a delivery on. Overload is 503, not 429: no sender of today is known to come again after a 429."""
         try:
-            result = await self._batches.submit(delivery)
+            return await self._batches.submit(delivery)
         except FullError:
-            return problem(503, "too many deliveries wait; come again", RETRY)
-        except (grpc.aio.AioRpcError, LookupError) as error:
-            log.warning("delivery not accepted", source=source, trace_id=trace.trace_id, error=repr(error)[:500])
-            return problem(503, "the delivery could not be stored; come again", RETRY)
-        return answer_to(result, door)
+            raise AnswerError(503, "too many deliveries wait; come again", RETRY) from None
+        except grpc.aio.AioRpcError as error:
+            refusal = refusal_of(error)
+            seconds = refusal.retry_after if refusal and refusal.retry_after else RETRY_SECONDS
+            headers = {"Retry-After": str(ceil(seconds))}
+            raise AnswerError(503, "the delivery could not be stored; come again", headers) from None
+        except LookupError:
+            raise AnswerError(503, "the delivery could not be stored; come again", RETRY) from None
 
 
 def answer_to(result: ingest.DeliveryResult, door: Door) -> Response:
     """Turn ingest's answer into HTTP."""
-    if result.state == ingest.DeliveryResult.STATE_ACCEPTED:
+    malformed = result.state == ingest.DeliveryResult.STATE_MALFORMED
+    if result.state == ingest.DeliveryResult.STATE_ACCEPTED or (malformed and door.sender.accept_malformed):
         return JSONResponse({"results": [{"signal_id": one} for one in result.signal_ids]}, 202)
-    if result.state == ingest.DeliveryResult.STATE_MALFORMED:
-        if door.sender.accept_malformed:
-            return JSONResponse({"results": []}, 202)
+    if malformed:
         errors = [{"field": one.field, "description": one.description} for one in result.errors]
         return JSONResponse({"errors": errors}, 422)
-    return problem(404, "no parser understands this source; see `parser` in sources.yaml")
+    raise AnswerError(404, "no parser understands this source; see `parser` in sources.yaml")
 
 
 def build(doors: Mapping[str, Door], batches: Batches, readiness: Callable[[], Readiness]) -> Starlette:

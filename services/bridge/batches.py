@@ -8,12 +8,19 @@ from collections import deque
 from collections.abc import Awaitable
 from typing import Protocol
 
+import structlog
+
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 
 ITEMS_MAX = 128
 BYTES_MAX = 3 << 20
 LANES = 2
+# An answer names each signal: at most one for every three bytes of a body, and 1000.
+SIGNALS_MAX = 1000
+SIGNAL_BYTES_MIN = 3
+ANSWER_BYTES = 40
 DEADLINE = 4.0
+log = structlog.get_logger("opsmesh.bridge")
 
 
 class Ingest(Protocol):
@@ -75,12 +82,13 @@ class Batches:
         batch: list[tuple[ingest.Delivery, asyncio.Future[ingest.DeliveryResult]]] = []
         size = 0
         while self._waiting and len(batch) < ITEMS_MAX:
-            next_size = len(self._waiting[0][0].body)
-            if batch and size + next_size > BYTES_MAX:
+            body = len(self._waiting[0][0].body)
+            weight = body + ANSWER_BYTES * min(SIGNALS_MAX, body // SIGNAL_BYTES_MIN)
+            if batch and size + weight > BYTES_MAX:
                 break
             batch.append(self._waiting.popleft())
-            size += next_size
-        self._bytes -= size
+            size += weight
+            self._bytes -= body
         return batch
 
     async def _send(self, batch: list[tuple[ingest.Delivery, asyncio.Future[ingest.DeliveryResult]]]) -> None:
@@ -93,6 +101,8 @@ class Batches:
                 for delivery, _ in batch
             ]
         except Exception as error:  # noqa: BLE001  every sender of the batch must hear of it, whatever it is
+            # Once a batch, not once a sender: when ingest is down there are many.
+            log.warning("a batch was not accepted", deliveries=len(batch), error=repr(error)[:500])
             outcome = [error] * len(batch)
         for (_, answer), result in zip(batch, outcome, strict=True):
             if answer.done():

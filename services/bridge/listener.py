@@ -11,7 +11,8 @@ from services.mesh.errors import BootError
 
 GRACE = 3
 KEEP_ALIVE = 75
-CONNECTIONS_MAX = 2048
+# Each may hold a body of 1 MiB.
+CONNECTIONS_MAX = 512
 
 
 class _Server(uvicorn.Server):
