@@ -33,6 +33,8 @@ BEHALF: Final = re.compile(r"(service|human)/[a-z][a-z0-9-]{0,62}")
 HUMAN: Final = "human/"
 # Without a deadline gRPC says that 9.2e18 s remain; nobody asks for a stream of ten years.
 FOREVER: Final = 3.0e8
+# gRPC rounds a deadline up on its way.
+ROUNDING: Final = 0.1
 log = structlog.get_logger("opsmesh.chain")
 
 Context = Any  # grpc.aio.ServicerContext, whose stubs lag behind
@@ -108,7 +110,8 @@ async def telemetry_link(visit: Visit, proceed: Proceed) -> Any:
         with telemetry.span(visit.call, visit.parent):
             return await proceed(visit)
     except asyncio.CancelledError:
-        visit.code = grpc.StatusCode.CANCELLED
+        late = visit.call.remaining <= 0
+        visit.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
         raise
     except grpc.aio.AbortError:
         # A foreign servicer (health) aborts by itself; a refusal has set the code already.
@@ -165,8 +168,11 @@ async def deadline_link(visit: Visit, proceed: Proceed) -> Any:
     """End the call at its deadline: the caller's or the policy's, for a unary call whichever is sooner."""
     served, call = visit.served, visit.call
     remaining = visit.context.time_remaining()
-    if remaining is not None and remaining < (FOREVER if served.streams_out else served.max_seconds):
+    if remaining is not None and remaining < (FOREVER if served.streams_out else served.max_seconds + ROUNDING):
         call.deadline = time.monotonic() + max(0.0, remaining)
+        if not served.streams_out:
+            # gRPC itself cancels us at the caller's deadline: a second timer would say nothing that arrives in time.
+            return await proceed(visit)
     latest = asyncio.get_running_loop().time() + call.remaining
     timeout = asyncio.timeout_at(latest)
     if served.streams_out:

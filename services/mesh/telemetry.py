@@ -81,13 +81,19 @@ class Meter:
         self._seconds = SECONDS.labels(method)
         self._codes = {code: CALLS.labels(method, code.name) for code in grpc.StatusCode}
         self._quiet = policy.access == policy_pb2.ACCESS_READ
+        self._log = log.bind()
+        # The arguments of a line that nobody reads cost more than the metrics.
+        self._debug = self._log.is_enabled_for(logging.DEBUG) if hasattr(self._log, "is_enabled_for") else True
 
     def done(self, call: Call, code: grpc.StatusCode, started: float, reason: str) -> None:
         """Record the end of a call; reads that went well are told at debug level only."""
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed)
         self._codes[code].inc()
-        tell = log.debug if self._quiet and code is grpc.StatusCode.OK else log.info
+        boring = self._quiet and code is grpc.StatusCode.OK
+        if boring and not self._debug:
+            return
+        tell = self._log.debug if boring else self._log.info
         tell(
             "call",
             method=call.method,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -45,12 +46,14 @@ def spiffe_id(names: Iterable[bytes]) -> tuple[str, str] | None:
 
 def peer_identity(auth_context: Mapping[str, Iterable[bytes]], trust_domain: str) -> str | None:
     """Return the identity path of the peer of a call, or None when it has not exactly one of this trust domain."""
-    prefix = f"spiffe://{trust_domain}/".encode()
-    ids = [name for name in auth_context.get(SAN, ()) if name.startswith(SPIFFE)]
-    if len(ids) != 1 or not ids[0].startswith(prefix):
-        return None
-    path = ids[0][len(prefix) :].decode("ascii", "replace")
-    return path if IDENTITY.fullmatch(path) else None
+    return _identity_among(tuple(auth_context.get(SAN, ())), trust_domain)
+
+
+@lru_cache(maxsize=1024)
+def _identity_among(names: tuple[bytes, ...], trust_domain: str) -> str | None:
+    """Return the identity path in the names of a certificate that TLS has verified already."""
+    found = spiffe_id(names)
+    return found[1] if found and found[0] == trust_domain else None
 
 
 def _read(path: Path) -> bytes:
