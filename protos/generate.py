@@ -10,6 +10,7 @@ at set-up and is not committed.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from importlib.resources import files
@@ -47,6 +48,8 @@ def main() -> None:
     parser.add_argument("--image", type=Path, help="write only a buf image to this file")
     parser.add_argument("--out", type=Path, default=ROOT, help="where to write (default: beside the sources)")
     options = parser.parse_args()
+    # protoc looks for its plugins (protoc-gen-mypy) on the PATH; they are beside this interpreter.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "validate.binpb"
         write_descriptor_set(bundle)

@@ -1,4 +1,4 @@
-"""What ingest does besides taking signals: hands incidents to the router, follows decisions, reads the inventory."""
+"""What ingest does with incidents: hands them to the router and follows its decisions."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -7,12 +7,11 @@ from typing import Final, Protocol
 import grpc.aio
 import structlog
 
-from opsmesh.guardrails.v1 import policy_service_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.router.v1 import decision_service_pb2 as router_pb
 from services.ingest import decisions
-from services.ingest.domain import Inventory, State
-from services.ingest.mapping import decided_of, inventory_of
+from services.ingest.domain import State
+from services.ingest.mapping import decided_of
 from services.ingest.store import Due, PostgresIncidents, fit
 from services.ingest.worker import AWAY
 from services.mesh import telemetry
@@ -22,13 +21,11 @@ from services.mesh.loop import every, wait
 IDENTITY: Final = "service/ingest"
 DECIDE: Final = "opsmesh.router.v1.DecisionService/DecideIncident"
 FOLLOW: Final = "opsmesh.router.v1.DecisionService/BatchGetDecisions"
-INVENTORY: Final = "opsmesh.guardrails.v1.PolicyService/GetPolicySet"
 DECIDE_SECONDS: Final = 10.0
 READ_SECONDS: Final = 5.0
 DECIDE_COUNT: Final = 64
 FOLLOW_COUNT: Final = 256
 PERIOD: Final = 1.0
-INVENTORY_PERIOD: Final = 5.0
 log = structlog.get_logger("opsmesh.lanes")
 
 
@@ -42,14 +39,6 @@ class Router(Protocol):
     @property
     def BatchGetDecisions(self) -> Callable[..., Awaitable[router_pb.BatchGetDecisionsResponse]]:  # noqa: N802  the IDL's name
         """Read several decisions."""
-
-
-class Policies(Protocol):
-    """What ingest needs of guardrails' stub."""
-
-    @property
-    def GetPolicySet(self) -> Callable[..., Awaitable[policy_service_pb2.GetPolicySetResponse]]:  # noqa: N802  the IDL's name
-        """Read the active policy set with its inventory."""
 
 
 class DecisionLanes:
@@ -156,38 +145,3 @@ def _tell(incident: pb.Incident, before: State, step: decisions.Step, decision: 
             rule_id=decision.rule_id,
             detail=step.detail,
         )
-
-
-class InventoryLane:
-    """Keeps the inventory that guardrails has published; without guardrails the last one stays."""
-
-    def __init__(self, store: PostgresIncidents, policies: Policies) -> None:
-        self._store = store
-        self._policies = policies
-        self._loaded = False
-        self.inventory = Inventory()
-
-    def current(self) -> Inventory:
-        """Return the inventory to look keys up in."""
-        return self.inventory
-
-    async def run(self, stop: asyncio.Event) -> None:
-        """Read it now and every five seconds until `stop`."""
-        await every(stop, INVENTORY_PERIOD, self.read)
-
-    async def read(self) -> None:
-        """Take over a newer version, if there is one."""
-        if not self._loaded:
-            self.inventory = await self._store.read_inventory()
-            self._loaded = True
-        try:
-            with working(IDENTITY, INVENTORY, READ_SECONDS):
-                answer = await self._policies.GetPolicySet(policy_service_pb2.GetPolicySetRequest())
-        except grpc.aio.AioRpcError as error:
-            log.debug("no inventory from guardrails", code=error.code().name)
-            return
-        found = answer.policy_set
-        if found.version != self.inventory.version:
-            await self._store.write_inventory(found.version, found.inventory)
-            self.inventory = inventory_of(found.inventory, found.version)
-            log.info("inventory", version=found.version, entries=len(found.inventory.entries))

@@ -13,11 +13,12 @@ from redis.exceptions import RedisError
 
 from opsmesh.audit.v1 import audit_service_pb2_grpc
 from opsmesh.config.v1 import sources_pb2
-from opsmesh.guardrails.v1 import policy_service_pb2_grpc
+from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc, policy_service_pb2_grpc
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc
 from opsmesh.router.v1 import decision_service_pb2_grpc
 from services.ingest import stream
-from services.ingest.lanes import DecisionLanes, InventoryLane
+from services.ingest.inventory import InventoryLane
+from services.ingest.lanes import DecisionLanes
 from services.ingest.retention import RetentionLane
 from services.ingest.servicer import IngestServicer
 from services.ingest.settings import IngestSettings
@@ -68,7 +69,13 @@ def compose(
     wake = asyncio.Event()
     writes = Writes(pool, "ingest", audit_service_pb2_grpc.AuditServiceStub(peers.channel("audit")))
     store = PostgresIncidents(pool, window, debounce)
-    inventory = InventoryLane(store, policy_service_pb2_grpc.PolicyServiceStub(peers.channel("guardrails")))
+    guardrails = peers.channel("guardrails")
+    inventory = InventoryLane(
+        store,
+        policy_service_pb2_grpc.PolicyServiceStub(guardrails),
+        kill_switch_service_pb2_grpc.KillSwitchServiceStub(guardrails),
+        wake,
+    )
     router = decision_service_pb2_grpc.DecisionServiceStub(peers.channel("router"))
     worker = Worker(reader, store, inventory.current, wake, settings.claim_seconds)
     servicer = IngestServicer(appender, store, writes, parsers_of(settings.config), wake.set)

@@ -151,6 +151,21 @@ def absorb(incident: pb.Incident, signal: signal_pb2.Signal, targets: Sequence[R
     incident.targets.extend(merged[:TARGETS_MAX])
 
 
+def relocate(incident: pb.Incident, inventory: Inventory) -> bool:
+    """Look the raw keys of an incident's unknown targets up again; say whether one is known now."""
+    unknown = [one for one in incident.targets if not one.in_inventory]
+    found = {key.raw_key: key for key in inventory.resolve(TargetKey("", one.raw_key, False) for one in unknown)}
+    known = {raw_key: one for raw_key, one in found.items() if one.match}
+    if not known:
+        return False
+    targets = [_target(known[one.raw_key]) if one.raw_key in known else one for one in incident.targets]
+    unique = {one.target_id: one for one in reversed(targets)}
+    kept = sorted(unique.values(), key=lambda one: not one.in_inventory)
+    incident.ClearField("targets")
+    incident.targets.extend(kept)
+    return True
+
+
 def _target(resolved: Resolved) -> type_pb2.Target:
     match = resolved.match
     return type_pb2.Target(

@@ -19,7 +19,8 @@ TOO_OLD: Final = (
     ("incidents", "update_time < now() - $1::interval AND state IN ('RESOLVED', 'STALE')"),
     (
         "alerts",
-        "update_time < now() - $1::interval AND NOT EXISTS (SELECT FROM incidents i WHERE i.incident_id = alerts.incident_id)",
+        "update_time < now() - $1::interval "
+        "AND NOT EXISTS (SELECT FROM incidents i WHERE i.incident_id = alerts.incident_id)",
     ),
 )
 log = structlog.get_logger("opsmesh.retention")

@@ -15,7 +15,7 @@ from opsmesh.ingest.v1 import signal_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.ingest.decisions import Step
 from services.ingest.domain import Inventory, State
-from services.ingest.mapping import inventory_of
+from services.ingest.mapping import inventory_of, relocate
 from services.ingest.record import DeadLetter, put_aside, record
 from services.mesh.errors import Refusal
 from services.mesh.postgres import Connection, Pool
@@ -31,6 +31,9 @@ RULES_KEPT: Final = 16
 ANSWER_BYTES: Final = 3 * 1024 * 1024
 # Long enough for a router that is slow; after it another replica may take over.
 LEASE: Final = timedelta(seconds=20)
+# Nothing works on these: a target that becomes known is a reason to decide anew.
+RELOCATED: Final = (State.OPEN, State.AWAITING_MODEL, State.AWAITING_PERSON)
+RELOCATED_MAX: Final = 1000
 M = TypeVar("M", bound=Message)
 
 
@@ -230,6 +233,34 @@ class PostgresIncidents:
             version,
             inventory.SerializeToString(),
         )
+
+    async def relocate(self, inventory: Inventory) -> int:
+        """Look up anew the targets of incidents that wait and have none in the inventory; return how many have now.
+
+        Whoever was decided without a target is decided anew; whoever still waits for its decision keeps its revision.
+        """
+        rows = await self._pool.fetch(
+            "SELECT incident_id, snapshot FROM incidents WHERE state = ANY($1) ORDER BY open_time DESC LIMIT $2",
+            [state.name for state in RELOCATED],
+            RELOCATED_MAX,
+        )
+        moved = 0
+        for row in rows:
+            snapshot = pb.Incident.FromString(row["snapshot"])
+            if any(one.in_inventory for one in snapshot.targets) or not relocate(snapshot, inventory):
+                continue
+            done = await self._pool.execute(
+                "UPDATE incidents SET snapshot = $3, target_ids = $4, revision = revision + (NOT needs_decision)::int, "
+                "needs_decision = true, following = false, due_time = now(), attempts = 0, update_time = now(), "
+                "state = 'OPEN' WHERE incident_id = $1 AND snapshot = $2 AND state = ANY($5)",
+                row["incident_id"],
+                row["snapshot"],
+                snapshot.SerializeToString(),
+                [one.target_id for one in snapshot.targets],
+                [state.name for state in RELOCATED],
+            )
+            moved += done.endswith(" 1")
+        return moved
 
 
 def fit(messages: Sequence[M], room: int = ANSWER_BYTES) -> list[M]:
