@@ -50,12 +50,13 @@ def root(context: typer.Context, state: State = None, person: Person = None, as_
 def group(text: str) -> typer.Typer:
     """Return a group of commands; TEXT is its help."""
 
-    def keep() -> None:
-        """Keep a group with one command a group: typer would make it that command."""
+    def take(context: typer.Context, state: State = None, person: Person = None, as_json: Json = False) -> None:
+        known = context.find_root().obj or Before()
+        context.find_root().obj = Before(state or known.state, person or known.person, as_json or known.as_json)
 
     made = typer.Typer(help=text, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-    made.callback()(keep)
-    keep.__doc__ = text
+    # With a callback, a group of one command stays a group.
+    made.callback(help=text)(take)
     return made
 
 
