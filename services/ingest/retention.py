@@ -11,17 +11,14 @@ from services.mesh.postgres import Pool
 
 PERIOD: Final = 3600.0
 STEP: Final = 1000
+GONE: Final = "SELECT FROM incidents i WHERE i.incident_id = alerts.incident_id"
 # Table and condition of what is too old; an alert lives as long as its incident.
 TOO_OLD: Final = (
     ("deliveries", "create_time < now() - $1::interval"),
     ("dead_letters", "create_time < now() - $1::interval"),
     ("signals", "record_time < now() - $1::interval"),
     ("incidents", "update_time < now() - $1::interval AND state IN ('RESOLVED', 'STALE')"),
-    (
-        "alerts",
-        "update_time < now() - $1::interval "
-        "AND NOT EXISTS (SELECT FROM incidents i WHERE i.incident_id = alerts.incident_id)",
-    ),
+    ("alerts", f"update_time < now() - $1::interval AND NOT EXISTS ({GONE})"),
 )
 log = structlog.get_logger("opsmesh.retention")
 

@@ -34,6 +34,8 @@ from services.local.files import free_port, free_port_base
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 TARGET = "svc:demo/checkout"
+# Of what is written to a file or a pipe, where no terminal says how wide it is.
+WIDTH = 150
 RESTART = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
 
 
@@ -267,6 +269,8 @@ def leftovers(world: World) -> list[str]:
 def run_demo() -> int:
     """Run the whole demo; return the exit code."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     world = World(console, Path(tempfile.mkdtemp(prefix="opsmesh-demo-")), time.monotonic())
     # Embedded PostgreSQL runs as an ordinary user even when root starts it: it must be able to pass through.
     world.folder.chmod(0o755)
