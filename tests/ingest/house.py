@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -147,6 +147,11 @@ class House:
     async def dispositions(self) -> list[str]:
         """Return the dispositions of all signals, in order of their rows."""
         return [row["disposition"] for row in await self.rows("SELECT disposition FROM signals ORDER BY record_time")]
+
+    async def stored(self) -> list[pb.StreamEntry]:
+        """Return everything in the stream."""
+        found = cast("list[tuple[bytes, dict[bytes, bytes]]]", await self.client.xrange(stream.STREAM))
+        return [pb.StreamEntry.FromString(fields[stream.FIELD]) for _, fields in found]
 
     async def idle(self) -> bool:
         """Say whether everything that was handed out is acknowledged."""

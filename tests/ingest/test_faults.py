@@ -1,0 +1,170 @@
+"""Stores that die under ingest: nothing acknowledged is lost, intake goes on without PostgreSQL, recovery by itself."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from opsmesh.ingest.v1 import ingest_service_pb2 as pb
+from services.ingest import stream
+from services.local import postgres as pg
+from services.local import valkey as vk
+from services.local.files import free_port
+from services.local.process import Program
+from services.mesh.errors import BootError, Refusal
+from services.mesh.loop import wait
+from services.mesh.postgres import answers
+from tests import stores
+from tests.ingest.house import House, alert, contents, entry, eventually, notification, settings_for
+from tests.ingest.test_worker import running
+
+KILLS = 3
+
+
+class Machine:
+    """A Valkey and a PostgreSQL of one test, that can be killed and started again on the same files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.valkey = vk.Valkey(folder / "valkey", folder / "secrets" / "valkey", free_port())
+        self.postgres = pg.Postgres(folder / "postgres", folder / "secrets" / "postgres", free_port())
+        self._stack: dict[str, AsyncExitStack] = {}
+        self._process: dict[str, asyncio.subprocess.Process] = {}
+
+    async def start(self, name: str) -> None:
+        """Start a store and wait until it answers."""
+        self._stack[name] = AsyncExitStack()
+        program = vk.program(self.valkey) if name == "valkey" else pg.program(self.postgres)
+        self._process[name] = await self._stack[name].enter_async_context(stores.running(program, self.folder))
+        if name == "valkey":
+            await vk.wait_ready(self.valkey)
+        else:
+            await pg.wait_ready(self.postgres)
+
+    async def stop(self, name: str, number: signal.Signals | None = None) -> None:
+        """Stop a store, or kill it with a signal."""
+        if number and self._process[name].returncode is None:
+            self._process[name].send_signal(number)
+            await self._process[name].wait()
+        await self._stack.pop(name).aclose()
+
+    async def close(self) -> None:
+        """Stop what runs."""
+        for name in list(self._stack):
+            await self.stop(name)
+
+
+@pytest.fixture
+async def machine(store_folder: Path) -> AsyncIterator[Machine]:
+    """Give stores of this test's own; the folder is short and open to PostgreSQL's user."""
+    folder = store_folder / f"faults-{free_port()}"
+    made = Machine(folder)
+    pg.initialise(made.postgres)
+    await made.start("valkey")
+    yield made
+    await made.close()
+
+
+async def test_kill_9_of_valkey_under_load_loses_no_acknowledged_entry(machine: Machine, tmp_path: Path) -> None:
+    """What was acknowledged is there after each kill; what was refused may be tried again with the same id."""
+    settings = settings_for(tmp_path, machine.valkey, None)
+    client = stream.connect(settings)
+    appender = stream.Appender(client, settings)
+    acknowledged: list[str] = []
+    refusals: set[str] = set()
+    done = asyncio.Event()
+
+    async def post() -> None:
+        while not done.is_set():
+            one = entry(notification(alert()))
+            try:
+                await appender.append(contents([one]))
+                acknowledged.append(one.delivery.delivery_id)
+            except Refusal as refusal:
+                refusals.add(refusal.name)
+                await wait(done, 0.02)
+
+    posts = [asyncio.create_task(post()) for _ in range(16)]
+    for _ in range(KILLS):
+        await eventually(partial(_more, acknowledged, len(acknowledged) + 300))
+        await machine.stop("valkey", signal.SIGKILL)
+        await machine.start("valkey")
+    await eventually(partial(_more, acknowledged, len(acknowledged) + 100))
+    done.set()
+    await asyncio.gather(*posts)
+    entries = await client.xrange(stream.STREAM)
+    kept = {pb.StreamEntry.FromString(fields[stream.FIELD]).delivery.delivery_id for _, fields in entries or ()}  # type: ignore[index, arg-type]
+    assert refusals == {"STORE_UNAVAILABLE"}
+    assert not set(acknowledged) - kept
+    await client.aclose()
+
+
+async def _more(found: list[str], count: int) -> bool:
+    return len(found) > count
+
+
+async def test_intake_goes_on_without_postgresql_and_catches_up(machine: Machine, tmp_path: Path) -> None:
+    """With PostgreSQL killed signals are accepted and wait; when it is back they get their rows, once each."""
+    await machine.start("postgres")
+    await pg.provision(machine.postgres)
+    await pg.migrate(machine.postgres.dsn(pg.OWNER))
+    house = await House.build(tmp_path, machine.valkey, stores.Database(machine.postgres))
+    async with running(house.worker()):
+        await house.appender.append(contents([entry(notification(alert("before")))]))
+        await eventually(lambda: house.rows("SELECT 1 FROM incidents"))
+        await machine.stop("postgres", signal.SIGQUIT)
+        assert not await answers(house.pool)
+        for number in range(50):
+            await house.appender.append(contents([entry(notification(alert(str(number))))]))
+        await machine.start("postgres")
+        await eventually(lambda: house.rows("SELECT 1 FROM signals HAVING count(*) = 51"))
+        await eventually(house.idle)
+    assert await house.dispositions() == ["OPENED"] * 51
+    assert not await house.rows("SELECT 1 FROM dead_letters")
+    await house.close()
+
+
+async def test_a_worker_outlives_valkey(machine: Machine, tmp_path: Path, database: stores.Database) -> None:
+    """The worker goes on by itself when Valkey is back, even with an empty one that lacks the group."""
+    house = await House.build(tmp_path, machine.valkey, database)
+    async with running(house.worker()):
+        await house.appender.append(contents([entry(notification(alert("before")))]))
+        await eventually(lambda: house.rows("SELECT 1 FROM incidents"))
+        await machine.stop("valkey", signal.SIGKILL)
+        with pytest.raises(Refusal, match="Valkey does not answer"):
+            await house.appender.append(contents([entry(notification(alert("lost")))]))
+        await machine.start("valkey")
+        await house.client.delete(stream.STREAM)
+        await house.appender.append(contents([entry(notification(alert("after")))]))
+        await eventually(lambda: house.rows("SELECT 1 FROM incidents HAVING count(*) = 2"))
+    await house.close()
+
+
+async def test_a_lossy_store_is_refused_unless_accepted(machine: Machine, tmp_path: Path) -> None:
+    """A store that may forget what it acknowledged is a boot error that names the setting; it can be accepted."""
+    await machine.stop("valkey")
+    async with stores.running(lossy(machine), machine.folder):
+        await vk.wait_ready(machine.valkey)
+        settings = settings_for(tmp_path, machine.valkey, None)
+        client = stream.connect(settings)
+        with pytest.raises(
+            BootError, match="appendfsync is everysec, not always; maxmemory-policy is allkeys-lru"
+        ) as error:
+            await stream.Appender(client, settings).check()
+        assert "NEXT: " in str(error.value)
+        await stream.Appender(client, settings_for(tmp_path, machine.valkey, None, redis_lossy=True)).check()
+        await client.aclose()
+    await machine.start("valkey")
+
+
+def lossy(machine: Machine) -> Program:
+    """Return the server with a configuration that loses what it acknowledged."""
+    program = vk.program(machine.valkey)
+    path = Path(program.argv[-1])
+    config = path.read_text().replace("appendfsync always", "appendfsync everysec")
+    path.write_text(config.replace("noeviction", "allkeys-lru"))
+    return program

@@ -1,0 +1,105 @@
+"""Grafana's webhook, by its documentation: unified alerting, and the shape of version 8 and older."""
+
+import json
+from typing import Any
+
+import pytest
+
+from services.ingest.signal import DeliveryFacts, Rel, Status
+from services.ingest.sources.grafana import parse
+from tests.ingest.house import alert
+
+FACTS = DeliveryFacts("grafana")
+
+
+def one(group_key: str = "{}:{x}", labels: dict[str, str] | None = None, **changes: Any) -> Any:
+    """Parse a unified notification with one alert, changed so."""
+    labels = labels or {"alertname": "High memory", "grafana_folder": "Shop", "service": "checkout"}
+    fields = alert() | {"labels": labels, "values": {"A": 22.5, "B": 1}, "orgId": 1} | changes
+    body = {"version": "1", "orgId": 1, "state": "alerting", "groupKey": group_key, "alerts": [fields]}
+    return parse(json.dumps(body).encode(), FACTS)[0]
+
+
+def test_a_firing_alert_with_its_values() -> None:
+    """Values come along as annotations, links with what they are for."""
+    signal = one(silenceURL="https://g/silence", dashboardURL="", panelURL="https://g/p", imageURL="https://g/i.png")
+    assert signal.status is Status.FIRING
+    assert (signal.annotations["values.A"], signal.annotations["values.B"]) == ("22.5", "1")
+    assert [link.rel for link in signal.links] == [Rel.SILENCE, Rel.PANEL, Rel.IMAGE]
+
+
+@pytest.mark.parametrize("name", ["DatasourceNoData", "DatasourceError"])
+def test_a_missing_data_source_is_no_data_of_the_real_rule(name: str) -> None:
+    """It comes as another alert; the label rulename says whose."""
+    labels = {"alertname": name, "rulename": "High memory", "grafana_folder": "Shop"}
+    signal = one(labels=labels, values=None)
+    assert (signal.status, signal.rule_name) == (Status.NO_DATA, "High memory")
+    assert one(labels=labels, values=None, status="resolved").status is Status.RESOLVED
+
+
+def test_test_messages_are_marked() -> None:
+    """The button of a contact point never opens an incident; a rule of that name on another instance does."""
+    button = {"alertname": "TestAlert", "instance": "Grafana"}
+    assert one(labels=button).test
+    assert one(group_key="test-3c5b-1777986297").test
+    assert not one(labels=button | {"instance": "web-1"}).test
+    assert not one().test
+
+
+def test_relative_and_absent_urls() -> None:
+    """A relative generator URL is kept as it is, an empty one is absent."""
+    assert [link.url for link in one(generatorURL="?orgId=1").links] == ["?orgId=1"]
+    assert not one(generatorURL="").links
+
+
+def test_no_value_is_absent() -> None:
+    """Grafana's word for nothing never becomes a label or a summary."""
+    signal = one(labels={"alertname": "x", "service": "<no value>"}, annotations={"summary": "<no value>"})
+    assert "service" not in signal.labels
+    assert signal.summary == "x"
+
+
+def test_a_resolved_alert_without_values() -> None:
+    """Resolved alerts may come without values."""
+    assert one(status="resolved", values=None).status is Status.RESOLVED
+
+
+def legacy(**changes: Any) -> Any:
+    """Parse a notification of the old alerting."""
+    body = {
+        "title": "[Alerting] Disk full",
+        "ruleId": 12,
+        "ruleName": "Disk full",
+        "ruleUrl": "http://grafana/d/1",
+        "state": "alerting",
+        "message": "look at it",
+        "orgId": 1,
+        "evalMatches": [{"value": 99, "metric": "disk", "tags": None}],
+        "tags": {"host": "db-1"},
+    }
+    return parse(json.dumps(body | changes).encode(), FACTS)[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        ("alerting", Status.FIRING),
+        ("ok", Status.RESOLVED),
+        ("no_data", Status.NO_DATA),
+        ("paused", Status.SUPPRESSED),
+        ("pending", Status.UNSPECIFIED),
+        ("on fire", Status.UNSPECIFIED),
+    ],
+)
+def test_the_old_shape_as_far_as_it_says(state: str, status: Status) -> None:
+    """Rule and state are there; fingerprint, times and severity are not, and that is said."""
+    signal = legacy(state=state)
+    assert (signal.status, signal.rule_name, signal.start_time) == (status, "Disk full", None)
+    assert [key.key for key in signal.targets] == ["host:db-1"]
+    assert "old alerting" in signal.warnings[0]
+
+
+def test_the_old_shape_keeps_its_key_over_states() -> None:
+    """Firing and ok of one rule are the same alert; tags may be null."""
+    assert legacy().dedup_key == legacy(state="ok", tags=None, title="[OK] Disk full").dedup_key
+    assert legacy().dedup_key != legacy(ruleId=13).dedup_key

@@ -1,0 +1,149 @@
+"""Whatever the bytes: a parser answers with bounded signals or Unreadable, and nothing else."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from opsmesh.ingest.v1 import ingest_service_pb2 as pb
+from services.ingest.mapping import entry_of
+from services.ingest.signal import DeliveryFacts, Unreadable
+from services.ingest.sources import PARSERS
+from services.mesh import policy
+from tests.bridge.bad import BAD
+from tests.ingest.house import ROOT, delivery
+
+SHARED = ROOT.parent / "shared" / "payloads"
+WORDS = st.sampled_from(
+    [
+        "alerts",
+        "labels",
+        "annotations",
+        "status",
+        "severity",
+        "startsAt",
+        "endsAt",
+        "fingerprint",
+        "alertname",
+        "service",
+        "env",
+        "ruleName",
+        "state",
+        "groupKey",
+        "values",
+        "title",
+        "name",
+        "id",
+        "tags",
+        "payload",
+        "event",
+        "data",
+        "firing",
+        "resolved",
+        "critical",
+        "TestAlert",
+        "DatasourceNoData",
+        "truncatedAlerts",
+        "test",
+        "instance",
+        "namespace",
+        "pod",
+    ]
+)
+TEXTS = st.one_of(WORDS, st.text(max_size=20), st.sampled_from(["", "<no value>", "{{ x }}", "0001-01-01T00:00:00Z"]))
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=6)),
+    max_leaves=25,
+)
+LIKELY = st.fixed_dictionaries({"alerts": st.lists(st.dictionaries(TEXTS, VALUES, max_size=8), max_size=4)})
+
+
+def check(name: str, body: bytes) -> pb.StreamEntry:
+    """Parse and check that what comes out keeps every bound of the IDL."""
+    entry = entry_of(delivery(body, name), PARSERS[name])
+    assert bool(entry.errors) is not bool(entry.signals)
+    assert not policy.violations(entry)
+    assert "\x00" not in str(entry.signals)
+    return entry
+
+
+@pytest.mark.parametrize("name", sorted(PARSERS))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(value=st.one_of(VALUES, LIKELY))
+def test_any_json_gives_bounded_signals_or_unreadable(name: str, value: Any) -> None:
+    """Arbitrary JSON never raises anything else."""
+    check(name, json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("name", sorted(PARSERS))
+@settings(max_examples=100, deadline=None)
+@given(body=st.binary(max_size=200))
+def test_any_bytes_give_bounded_signals_or_unreadable(name: str, body: bytes) -> None:
+    """Arbitrary bytes never raise anything else."""
+    check(name, body)
+
+
+@pytest.mark.parametrize("name", sorted(PARSERS))
+@pytest.mark.parametrize("bad", sorted(BAD))
+def test_bad_input_of_one_sender_breaks_no_parser(name: str, bad: str) -> None:
+    """Every known horror goes through every parser."""
+    check(name, BAD[bad].body[: 1 << 20])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":"' + b'\\"' * 500_000,
+        b'"' * 1_000_000,
+        b"," * 1_000_000,
+        b'{"alerts":[{"labels":{"a":"' + b"{{" * 4000 + b'"}}]' + b" " * 100_000 + b",}",
+        b'{"alerts":[' + b'{"labels":{"a":"{{{{{{"}},' * 30_000 + b"]}",
+    ],
+)
+def test_hostile_bodies_cost_no_more_than_their_length(body: bytes) -> None:
+    """A mebibyte built to be slow is answered in well under the time of a call."""
+    began = time.perf_counter()
+    for name in PARSERS:
+        check(name, body)
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("name", sorted(PARSERS))
+def test_real_payloads_are_understood(name: str) -> None:
+    """What senders really sent, where that folder lies beside the repository: a signal with a key and known words."""
+    files = sorted((SHARED / name).glob("*.json")) if SHARED.is_dir() else []
+    if not files:
+        pytest.skip(f"no real payloads beside the repository ({SHARED / name})")
+    for file in files:
+        entry = check(name, file.read_bytes())
+        assert not entry.errors, file
+        assert all(one.dedup_key and one.summary for one in entry.signals), file
+        if name != "generic":
+            assert all(one.status for one in entry.signals), file
+
+
+def test_real_payloads_of_other_senders_break_nothing() -> None:
+    """What one sender really sent, posted to another's door: signals or Unreadable."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real payloads beside the repository ({SHARED})")
+    for file in sorted(SHARED.glob("*/*.json")):
+        for name in PARSERS:
+            check(name, file.read_bytes())
+
+
+def test_unreadable_is_bounded() -> None:
+    """A thousand broken alerts are told with at most 64 errors."""
+    with pytest.raises(Unreadable) as caught:
+        PARSERS["alertmanager"](json.dumps({"alerts": [1] * 1000}).encode(), DeliveryFacts("alertmanager"))
+    assert len(caught.value.errors) == 64
+
+
+def test_the_folder_is_not_ours() -> None:
+    """No payload of that folder is part of the repository."""
+    assert not (Path(__file__).parent / "payloads").exists()
