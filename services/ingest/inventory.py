@@ -1,6 +1,7 @@
 """The inventory that guardrails has published, as ingest follows it."""
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -20,7 +21,7 @@ IDENTITY: Final = "service/ingest"
 INVENTORY: Final = "opsmesh.guardrails.v1.PolicyService/GetPolicySet"
 READ_SECONDS: Final = 5.0
 # A lease tells the version in one small answer; the inventory itself is read only when that has changed.
-PERIOD: Final = 0.5
+PERIOD: Final = 0.25
 log = structlog.get_logger("opsmesh.inventory")
 
 
@@ -65,21 +66,21 @@ class InventoryLane:
         if not self._loaded:
             self.inventory = await self._store.read_inventory()
             self._loaded = True
-        try:
-            with working(IDENTITY, INVENTORY, READ_SECONDS):
-                request = kill_switch_service_pb2.PollLeaseRequest(instance=self._instance)
-                version = (await self._leases.PollLease(request)).lease.policy_set_version
-                if version in (0, self.inventory.version):
-                    return
-                answer = await self._policies.GetPolicySet(policy_service_pb2.GetPolicySetRequest(version=version))
-        except grpc.aio.AioRpcError as error:
-            log.debug("no inventory from guardrails", code=error.code().name)
-            return
-        found = answer.policy_set
-        inventory = inventory_of(found.inventory, found.version)
-        await self._store.write_inventory(found.version, found.inventory)
-        self.inventory = inventory
-        moved = await self._store.relocate(inventory)
-        if moved:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await self._follow()
+        # Not only when the version changes: what was being written at that moment was looked up in the old one.
+        if self.inventory.version and await self._store.relocate(self.inventory):
             self._wake.set()
-        log.info("inventory", version=found.version, entries=len(found.inventory.entries), incidents=moved)
+
+    async def _follow(self) -> None:
+        """Ask guardrails; an AioRpcError when it does not answer."""
+        with working(IDENTITY, INVENTORY, READ_SECONDS):
+            request = kill_switch_service_pb2.PollLeaseRequest(instance=self._instance)
+            version = (await self._leases.PollLease(request)).lease.policy_set_version
+            if version in (0, self.inventory.version):
+                return
+            answer = await self._policies.GetPolicySet(policy_service_pb2.GetPolicySetRequest(version=version))
+        found = answer.policy_set
+        await self._store.write_inventory(found.version, found.inventory)
+        self.inventory = inventory_of(found.inventory, found.version)
+        log.info("inventory", version=found.version, entries=len(found.inventory.entries))

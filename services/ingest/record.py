@@ -78,7 +78,7 @@ async def record(
     await _write_deliveries(connection, entries)
     await _write_signals(connection, lines)
     await _write_alerts(connection, book)
-    waiting = await _write_incidents(connection, book, snapshots, lines, debounce)
+    waiting = await _write_incidents(connection, book, snapshots, lines, (debounce, inventory.version))
     malformed = [_malformed(entry) for entry in entries if entry.errors]
     await put_aside(connection, malformed)
     return waiting
@@ -257,9 +257,12 @@ async def _write_incidents(
     book: Book,
     snapshots: dict[str, pb.Incident],
     lines: Sequence[_Line],
-    debounce: timedelta,
+    birth: tuple[timedelta, int],
 ) -> bool:
-    """Open the new incidents and bring the known ones up to date; say whether one waits for a decision."""
+    """Open the new incidents and bring the known ones up to date; say whether one waits for a decision.
+
+    `birth` is the debounce of new incidents and the version of the inventory their targets were looked up in.
+    """
     traces = {line.facts.incident_id: line.traceparent for line in lines}
     opened, known = [], []
     for tally in book.incidents.values():
@@ -278,15 +281,15 @@ async def _write_incidents(
         )
         if tally.opened:
             trace = traces.get(tally.incident_id, "")
-            opened.append((*words, snapshot.source, tally.correlation_key, State.OPEN.name, debounce, trace))
+            opened.append((*words, snapshot.source, tally.correlation_key, State.OPEN.name, trace, *birth))
         else:
             revised = tally.revised and not tally.active
             again = revised and tally.revision < REVISIONS_MAX
             known.append((*words, again, revised and not again))
     await connection.executemany(
         "INSERT INTO incidents (incident_id, title, severity, target_ids, firing, signal_count, duplicate_count, "
-        "snapshot, source, correlation_key, state, due_time, traceparent) VALUES ($1, $2, $3, "
-        "string_to_array($4, chr(31)), $5, $6, $7, $8, $9, $10, $11, now() + $12::interval, $13)",
+        "snapshot, source, correlation_key, state, traceparent, due_time, inventory_version) VALUES ($1, $2, $3, "
+        "string_to_array($4, chr(31)), $5, $6, $7, $8, $9, $10, $11, $12, now() + $13::interval, $14)",
         opened,
     )
     await connection.executemany(

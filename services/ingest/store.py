@@ -31,8 +31,6 @@ RULES_KEPT: Final = 16
 ANSWER_BYTES: Final = 3 * 1024 * 1024
 # Long enough for a router that is slow; after it another replica may take over.
 LEASE: Final = timedelta(seconds=20)
-# Nothing works on these: a target that becomes known is a reason to decide anew.
-RELOCATED: Final = (State.OPEN, State.AWAITING_MODEL, State.AWAITING_PERSON)
 RELOCATED_MAX: Final = 1000
 M = TypeVar("M", bound=Message)
 
@@ -235,31 +233,35 @@ class PostgresIncidents:
         )
 
     async def relocate(self, inventory: Inventory) -> int:
-        """Look up anew the targets of incidents that wait and have none in the inventory; return how many have now.
+        """Look up anew the targets of waiting incidents that an older inventory did not know; return how many moved.
 
         Whoever was decided without a target is decided anew; whoever still waits for its decision keeps its revision.
         """
         rows = await self._pool.fetch(
-            "SELECT incident_id, snapshot FROM incidents WHERE state = ANY($1) ORDER BY open_time DESC LIMIT $2",
-            [state.name for state in RELOCATED],
+            "SELECT incident_id, snapshot FROM incidents WHERE inventory_version < $1 "
+            "AND state IN ('OPEN', 'AWAITING_MODEL', 'AWAITING_PERSON') ORDER BY inventory_version LIMIT $2",
+            inventory.version,
             RELOCATED_MAX,
         )
         moved = 0
         for row in rows:
             snapshot = pb.Incident.FromString(row["snapshot"])
-            if any(one.in_inventory for one in snapshot.targets) or not relocate(snapshot, inventory):
-                continue
+            moves = not any(one.in_inventory for one in snapshot.targets) and relocate(snapshot, inventory)
             done = await self._pool.execute(
-                "UPDATE incidents SET snapshot = $3, target_ids = $4, revision = revision + (NOT needs_decision)::int, "
-                "needs_decision = true, following = false, due_time = now(), attempts = 0, update_time = now(), "
-                "state = 'OPEN' WHERE incident_id = $1 AND snapshot = $2 AND state = ANY($5)",
+                "UPDATE incidents SET inventory_version = $3, snapshot = $4, target_ids = $5, "
+                "revision = revision + ($6 AND NOT needs_decision)::int, needs_decision = needs_decision OR $6, "
+                "following = following AND NOT $6, due_time = CASE WHEN $6 THEN now() ELSE due_time END, "
+                "attempts = CASE WHEN $6 THEN 0 ELSE attempts END, state = CASE WHEN $6 THEN 'OPEN' ELSE state END, "
+                "update_time = CASE WHEN $6 THEN now() ELSE update_time END WHERE incident_id = $1 AND snapshot = $2 "
+                "AND state IN ('OPEN', 'AWAITING_MODEL', 'AWAITING_PERSON')",
                 row["incident_id"],
                 row["snapshot"],
-                snapshot.SerializeToString(),
+                inventory.version,
+                snapshot.SerializeToString() if moves else row["snapshot"],
                 [one.target_id for one in snapshot.targets],
-                [state.name for state in RELOCATED],
+                moves,
             )
-            moved += done.endswith(" 1")
+            moved += moves and done.endswith(" 1")
         return moved
 
 

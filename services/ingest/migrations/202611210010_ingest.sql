@@ -78,6 +78,8 @@ CREATE TABLE ingest.incidents (
     due_time timestamptz NOT NULL DEFAULT now(),
     attempts integer NOT NULL DEFAULT 0,
     traceparent text NOT NULL DEFAULT '',
+    -- the inventory its targets were looked up in; a newer one is looked into while nothing works on it
+    inventory_version bigint NOT NULL DEFAULT 0,
     open_time timestamptz NOT NULL DEFAULT now(),
     update_time timestamptz NOT NULL DEFAULT now(),
     resolve_time timestamptz,
@@ -86,6 +88,8 @@ CREATE TABLE ingest.incidents (
 );
 CREATE UNIQUE INDEX incidents_open ON ingest.incidents (correlation_key) WHERE state NOT IN ('RESOLVED', 'STALE');
 CREATE INDEX incidents_due ON ingest.incidents (due_time) WHERE needs_decision OR following;
+CREATE INDEX incidents_waiting ON ingest.incidents (inventory_version)
+    WHERE state IN ('OPEN', 'AWAITING_MODEL', 'AWAITING_PERSON');
 CREATE INDEX incidents_newest ON ingest.incidents (open_time DESC, incident_id DESC);
 CREATE INDEX incidents_closed ON ingest.incidents (update_time) WHERE state IN ('RESOLVED', 'STALE');
 
