@@ -1,7 +1,6 @@
 """Whether the bridge can accept, and what behind it is degraded: ingest's own health, asked every second."""
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -12,7 +11,8 @@ from services.mesh.loop import every
 PERIOD = 1.0
 TIMEOUT = 1.0
 # Without the first nothing can be accepted; without the second what is accepted waits.
-NEEDED = {"ingest": "", "valkey": "ingest/valkey"}
+INGEST = "ingest"
+NEEDED = {INGEST: "", "valkey": "ingest/valkey"}
 WISHED = {"postgres": "ingest/postgres"}
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -43,18 +43,22 @@ class Watch:
 
     async def look(self) -> None:
         """Ask ingest once."""
-        needed, wished = await asyncio.gather(self._failing(NEEDED), self._failing(WISHED))
-        # An ingest that does not answer says nothing about its stores.
-        degraded = ("ingest",) if "ingest" in needed and "valkey" in needed else (*needed, *wished)
-        self.current = Readiness(ready=not needed, degraded=degraded)
+        names = NEEDED | WISHED
+        answers = await asyncio.gather(*(self._serves(service) for service in names.values()))
+        serves = dict(zip(names, answers, strict=True))
+        if None in answers:
+            # An ingest that does not answer says nothing about its stores.
+            self.current = Readiness(ready=False, degraded=(INGEST,))
+            return
+        failing = [name for name, one in serves.items() if not one]
+        # Ingest as a whole fails because a part of it does: that is the name a person needs.
+        named = [name for name in failing if name != INGEST] or failing
+        self.current = Readiness(ready=not set(failing) & set(NEEDED), degraded=tuple(named))
 
-    async def _failing(self, parts: Mapping[str, str]) -> tuple[str, ...]:
-        answers = await asyncio.gather(*(self._serves(service) for service in parts.values()))
-        return tuple(name for name, serves in zip(parts, answers, strict=True) if not serves)
-
-    async def _serves(self, service: str) -> bool:
+    async def _serves(self, service: str) -> bool | None:
+        """Say whether ingest, or a part of it, serves; None when it does not answer."""
         try:
             answer = await self._stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT)
         except grpc.aio.AioRpcError:
-            return False
+            return None
         return bool(answer.status == SERVING)

@@ -1,0 +1,218 @@
+"""The bridge and ingest as processes of their own, over mTLS, on stores that die and come back."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import psutil
+import pytest
+
+from services.local import certs
+from services.local import postgres as pg
+from services.local.files import free_port
+from services.local.process import Program
+from tests import stores
+from tests.bridge.bad import BAD
+from tests.bridge.house import BASIC, BEARER, write_config
+from tests.ingest.house import ROOT, alert, eventually, notification
+from tests.ingest.test_faults import Machine
+
+GOOD = notification(alert())
+UNREACHABLE = "127.0.0.1:1"
+
+
+class Mesh:
+    """A bridge and an ingest; router, guardrails and audit do not exist."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.folder = machine.folder
+        self.http_port, self.bridge_port, self.ingest_port = free_port(), free_port(), free_port()
+        self.pki = certs.ensure(self.folder)
+        self.config = write_config(self.folder)
+        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.http_port}", timeout=20)
+
+    def program(self, name: str, **own: str) -> Program:
+        """Return a service as a process."""
+        peers = {"ingest": f"127.0.0.1:{self.ingest_port}"}
+        values = {
+            "LISTEN": f"127.0.0.1:{self.bridge_port if name == 'bridge' else self.ingest_port}",
+            "METRICS": "",
+            "TLS_CERT": str(self.pki / f"{name}.pem"),
+            "TLS_KEY": str(self.pki / f"{name}.key"),
+            "TLS_CA": str(self.pki / "ca.pem"),
+            "IDENTITIES": str(ROOT / "deploy" / "identities.yaml"),
+            "CONFIG": str(self.config),
+            "PEERS": json.dumps(peers | dict.fromkeys(("router", "guardrails", "audit"), UNREACHABLE)),
+            "STATE": str(self.folder),
+            **own,
+        }
+        env = {f"OPSMESH_{key}": value for key, value in values.items()}
+        return Program(name, [sys.executable, "-m", "services", name], env=env, cwd=ROOT)
+
+    def programs(self) -> list[Program]:
+        """Return both services."""
+        database, valkey = stores.Database(self.machine.postgres), self.machine.valkey
+        return [
+            self.program("bridge", HTTP=f"127.0.0.1:{self.http_port}", SECRETS=str(self.config)),
+            self.program(
+                "ingest",
+                POSTGRES_DSN=database.dsn("ingest", with_password=False),
+                POSTGRES_PASSWORD_FILE=str(database.password_file("ingest")),
+                REDIS_URL=valkey.url("ingest", with_password=False),
+                REDIS_PASSWORD_FILE=str(valkey.password_file("ingest")),
+            ),
+        ]
+
+    async def post(self, body: bytes = GOOD, source: str = "alertmanager") -> httpx.Response:
+        """Post a webhook with good credentials."""
+        headers = BASIC if source == "grafana" else BEARER
+        return await self.http.post(f"/v1/webhooks/{source}", content=body, headers=headers)
+
+    async def readiness(self) -> tuple[int, Any]:
+        """Return what /readyz says; 0 while nothing listens."""
+        try:
+            answer = await self.http.get("/readyz")
+        except httpx.TransportError:
+            return 0, []
+        return answer.status_code, answer.json()["degraded"]
+
+    async def says(self, code: int, *degraded: str) -> None:
+        """Wait until /readyz answers so."""
+
+        async def probe() -> bool:
+            return await self.readiness() == (code, list(degraded))
+
+        await eventually(probe)
+
+
+@pytest.fixture(scope="module")
+async def mesh(store_folder: Path) -> AsyncIterator[Mesh]:
+    """Give a bridge and an ingest that run on stores of their own."""
+    machine = Machine(store_folder / f"processes-{free_port()}")
+    pg.initialise(machine.postgres)
+    await asyncio.gather(machine.start("valkey"), machine.start("postgres"))
+    await pg.provision(machine.postgres)
+    await pg.migrate(machine.postgres.dsn(pg.OWNER))
+    made = Mesh(machine)
+    async with AsyncExitStack() as stack:
+        for program in made.programs():
+            await stack.enter_async_context(stores.running(program, made.folder))
+        await made.says(200)
+        yield made
+        await made.http.aclose()
+    await machine.close()
+
+
+async def rows(mesh: Mesh, query: str) -> list[Any]:
+    """Read from ingest's schema."""
+    connection = await asyncpg.connect(mesh.machine.postgres.dsn(pg.READER))
+    try:
+        return list(await connection.fetch(query))
+    finally:
+        await connection.close()
+
+
+async def test_a_webhook_ends_as_an_incident(mesh: Mesh) -> None:
+    """Posted three times: 202 each, one incident, two duplicates, the signal ids of the answers have their rows."""
+    answers = [await mesh.post() for _ in range(3)]
+    assert [one.status_code for one in answers] == [202] * 3
+    ids = {one.json()["results"][0]["signal_id"] for one in answers}
+
+    async def all_there() -> bool:
+        found = await rows(mesh, "SELECT signal_id::text AS id, disposition FROM ingest.signals")
+        return {row["id"] for row in found} >= ids
+
+    await eventually(all_there)
+    incidents = await rows(mesh, "SELECT state, signal_count, duplicate_count FROM ingest.incidents")
+    assert [tuple(row) for row in incidents] == [("OPEN", 3, 2)]
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+async def test_bad_input(mesh: Mesh, name: str) -> None:
+    """The same as with an ingest in memory: the documented status and field paths, and it goes on."""
+    bad = BAD[name]
+    answer = await mesh.post(bad.body, bad.source)
+    assert answer.status_code == bad.status, answer.text
+    if bad.status == 422:
+        assert [one["field"] for one in answer.json()["errors"]] == bad.fields
+
+
+async def test_everything_bad_that_was_authenticated_is_kept(mesh: Mesh) -> None:
+    """Each 422 has a dead letter with its bytes; nothing is left pending, nothing was lost."""
+    kept = {bad.body for bad in BAD.values() if bad.status == 422}
+    for bad in BAD.values():
+        if bad.status == 422:
+            await mesh.post(bad.body, bad.source)
+
+    async def all_there() -> bool:
+        return {row["body"] for row in await rows(mesh, "SELECT body FROM ingest.dead_letters")} >= kept
+
+    await eventually(all_there)
+
+
+async def test_without_postgresql_202_goes_on_degraded(mesh: Mesh) -> None:
+    """PostgreSQL killed: 202, /readyz says what is degraded; back again: the rows appear by themselves."""
+    await mesh.machine.stop("postgres", signal.SIGQUIT)
+    try:
+        await mesh.says(200, "postgres")
+        assert (await mesh.post(notification(alert("Dark")))).status_code == 202
+    finally:
+        await mesh.machine.start("postgres")
+    await eventually(lambda: rows(mesh, "SELECT 1 FROM ingest.incidents WHERE title LIKE 'Dark%'"))
+    await mesh.says(200)
+
+
+async def test_without_valkey_503_and_recovery(mesh: Mesh) -> None:
+    """Valkey killed: 503 with Retry-After and /readyz 503; back again: 202 and rows by themselves."""
+    await mesh.machine.stop("valkey", signal.SIGKILL)
+    try:
+        answer = await mesh.post()
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        await mesh.says(503, "valkey")
+    finally:
+        await mesh.machine.start("valkey")
+    await mesh.says(200)
+    assert (await mesh.post(notification(alert("Again")))).status_code == 202
+    await eventually(lambda: rows(mesh, "SELECT 1 FROM ingest.incidents WHERE title LIKE 'Again%'"))
+
+
+async def test_without_ingest_503_and_recovery(mesh: Mesh) -> None:
+    """Ingest killed and started again: 503 meanwhile, naming it, then 202."""
+    ingest = next(one for one in mesh.programs() if one.name == "ingest")
+    found = [one for one in psutil.Process().children(recursive=True) if one.cmdline()[-2:] == ["services", "ingest"]]
+    assert len(found) == 1
+    found[0].kill()
+    await mesh.says(503, "ingest")
+    assert (await mesh.post()).status_code == 503
+    async with stores.running(ingest, mesh.folder):
+        await mesh.says(200)
+        assert (await mesh.post()).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "words"),
+    [
+        ("ingest", "OPSMESH_REDIS_URL", "OPSMESH_REDIS_URL is not set. NEXT: "),
+        ("bridge", "OPSMESH_SECRETS", "OPSMESH_SECRETS is not set. NEXT: "),
+        ("bridge", "OPSMESH_HTTP", "OPSMESH_HTTP is not set. NEXT: "),
+    ],
+)
+async def test_a_missing_setting_is_a_boot_error(mesh: Mesh, name: str, missing: str, words: str) -> None:
+    """The process ends with the variable's name and the mend."""
+    program = next(one for one in mesh.programs() if one.name == name)
+    environment = {"PATH": "/usr/bin:/bin"} | {key: value for key, value in program.env.items() if key != missing}
+    process = await asyncio.create_subprocess_exec(
+        *program.argv, env=environment, cwd=program.cwd, stderr=asyncio.subprocess.PIPE
+    )
+    _, error = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 78
+    assert words in error.decode()
