@@ -36,7 +36,7 @@ house: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 bench: setup
 	@$(BIN)/python -m tests.bench

@@ -11,6 +11,17 @@ from services.local.temporal import Temporal
 from services.local.valkey import Valkey
 from tests.stores import Database, running_postgres, running_temporal, running_valkey
 
+FLOWS = "tests/flows"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file on one worker, and all flows together on one, first: they share a mesh and take longest."""
+    root = Path(__file__).parents[1]
+    for item in items:
+        file = str(item.path.relative_to(root))
+        item.add_marker(pytest.mark.xdist_group("mesh" if file.startswith(FLOWS) else file))
+    items.sort(key=lambda item: not str(item.path.relative_to(root)).startswith(FLOWS))
+
 
 @pytest.fixture(scope="session")
 def store_folder() -> Iterator[Path]:
