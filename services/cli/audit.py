@@ -17,7 +17,17 @@ from opsmesh.audit.v1 import audit_service_pb2 as audit
 from opsmesh.audit.v1 import audit_service_pb2_grpc as audit_grpc
 from services.audit.chain import Report, Verifier, read_checkpoints
 from services.cli.command import REFUSED, Limit, PageToken, command, group
-from services.cli.output import Column, console, duration, enum_value, error_console, parse_time, show_list, show_one
+from services.cli.output import (
+    Column,
+    clock,
+    console,
+    duration,
+    enum_value,
+    error_console,
+    parse_time,
+    show_list,
+    show_one,
+)
 from services.cli.session import RefusedError, Session, pages
 
 app = group("The record, and its proof.")
@@ -27,7 +37,7 @@ PAIRS: Final = 5
 
 COLUMNS: list[Column] = [
     ("#", "sequence"),
-    ("time", "event_time"),
+    ("time", lambda one: clock(one.event_time)),
     ("phase", "phase"),
     ("outcome", "outcome"),
     ("actor", "actor"),
@@ -36,7 +46,9 @@ COLUMNS: list[Column] = [
     ("reason", "reason"),
 ]
 SHEET: list[Column] = [
-    *COLUMNS[:5],
+    ("#", "sequence"),
+    ("time", "event_time"),
+    *COLUMNS[2:5],
     ("on behalf of", "on_behalf_of"),
     ("action", "action"),
     ("target", "target"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -106,23 +107,30 @@ async def watch_incidents(
     session: Session,
     seconds: Annotated[float, typer.Option(help="How long; 0 means until Ctrl-C.")] = 0,
 ) -> None:
-    """Follow the open incidents, asked for anew every second."""
+    """Follow the open incidents, asked for anew every second; with --json one answer a line."""
     stub = ingest_grpc.IngestServiceStub(session.channel("ingest"))
     over = {ingest.Incident.STATE_RESOLVED, ingest.Incident.STATE_STALE}
     request = ingest.ListIncidentsRequest(
         page_size=100, states=[state for state in ingest.Incident.State.values() if state and state not in over]
     )
     until = asyncio.get_running_loop().time() + seconds if seconds else float("inf")
-    with Live(console=console(), refresh_per_second=2) as live:
-        while asyncio.get_running_loop().time() < until:
+    with Live(console=console(), refresh_per_second=2) if not session.as_json else nullcontext() as live:
+        while True:
             answer = await stub.ListIncidents(request)
-            if session.as_json:
-                print_json(answer)
+            if live is None:
+                print_json(answer, one_line=True)
             else:
-                table = Table(box=None, pad_edge=False, header_style="bold")
-                for header, _ in COLUMNS:
-                    table.add_column(header, overflow="fold")
-                for one in answer.incidents:
-                    table.add_row(*(cell(one, column) for _, column in COLUMNS))
-                live.update(table)
+                live.update(_table(answer))
+            if asyncio.get_running_loop().time() + 1 > until:
+                return
             await asyncio.sleep(1)
+
+
+def _table(answer: ingest.ListIncidentsResponse) -> Table:
+    """Return the incidents as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header, _ in COLUMNS:
+        table.add_column(header, overflow="fold")
+    for one in answer.incidents:
+        table.add_row(*(cell(one, column) for _, column in COLUMNS))
+    return table

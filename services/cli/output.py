@@ -1,6 +1,7 @@
 """What people and scripts see: tables, sheets and proto3 JSON."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from services.cli.session import Session, UsageError
 Column = tuple[str, str | Callable[[Any], object]]
 
 AGE_DIGITS = 8
+PIPE_WIDTH = 240
 COLOURS = {
     "RESOLVED": "green",
     "SUCCEEDED": "green",
@@ -40,8 +42,11 @@ COLOURS = {
 
 
 def console() -> Console:
-    """Return a console on the present stdout."""
-    return Console(file=sys.stdout, highlight=False)
+    """Return a console on the present stdout; what reads a pipe gets rows on one line each."""
+    out = Console(file=sys.stdout, highlight=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = PIPE_WIDTH
+    return out
 
 
 def error_console() -> Console:
@@ -49,12 +54,13 @@ def error_console() -> Console:
     return Console(file=sys.stderr, highlight=False)
 
 
-def print_json(message: Message) -> None:
+def print_json(message: Message, *, one_line: bool = False) -> None:
     """Print proto3 JSON with default values and proto field names, and nothing else."""
     content = json_format.MessageToDict(
         message, always_print_fields_with_no_presence=True, preserving_proto_field_name=True
     )
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(content, indent=None if one_line else 2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
 
 
 def show_list(session: Session, response: Message, field: str, columns: Sequence[Column], title: str = "") -> None:
@@ -148,6 +154,12 @@ def parse_time(text: str) -> datetime:
 def moment(value: Timestamp) -> str:
     """Return a time in UTC, to the millisecond."""
     return value.ToDatetime(tzinfo=UTC).isoformat(sep=" ", timespec="milliseconds").replace("+00:00", "Z")
+
+
+def clock(value: Timestamp) -> str:
+    """Return the time of day in UTC, for narrow tables; with the date when that is not today's."""
+    found = value.ToDatetime(tzinfo=UTC)
+    return f"{found:%H:%M:%S}" if found.date() == datetime.now(UTC).date() else f"{found:%Y-%m-%d %H:%M}"
 
 
 def age(value: Timestamp) -> str:

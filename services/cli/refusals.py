@@ -52,5 +52,5 @@ def _fill(text: str, filled: dict[str, str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text of a peer without control characters: it may quote what a stranger sent."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    """Return text of a peer without control characters but line ends: it may quote what a stranger sent."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)

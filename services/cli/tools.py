@@ -37,7 +37,7 @@ COLUMNS: list[Column] = [
     ("risk", lambda one: cell(one.policy, "risk")),
     ("arguments", lambda one: ", ".join(_arguments(one.tool))),
     ("what it does", lambda one: one.policy.tool.summary),
-    ("full name", "tool"),
+    ("family", lambda one: one.tool.split(".")[2]),
 ]
 
 
@@ -62,7 +62,7 @@ def _arguments(name: str) -> list[str]:
 async def call_tool(
     session: Session,
     tool: Annotated[str, typer.Argument(help="Full name, or the bare RPC name where it is unique.")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="Request fields as key=value.")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Request fields as key=value, or JSON.")] = None,
     json_request: Annotated[str, typer.Option("--json-request", help="The request as proto3 JSON.")] = "",
     incident: Annotated[str, typer.Option(help="The incident it is for.")] = "",
     preview: Annotated[bool, typer.Option("--preview", help="Only say what policy would say.")] = False,
@@ -92,13 +92,15 @@ def build_request(tool: Tool, arguments: list[str], text: str, request_id: str) 
     """Return the request from key=value pairs or JSON, with a request_id. Raises UsageError that names the field."""
     fields = tool.request_class.DESCRIPTOR.fields_by_name
     values: dict[str, Any] = {}
+    if not text and arguments and arguments[0].startswith("{"):
+        text, *arguments = arguments
     if text:
         try:
             values = json.loads(text)
         except ValueError as error:
-            raise UsageError(f"--json-request is not JSON: {error}") from None
+            raise UsageError(f"the request is not JSON: {error}") from None
         if not isinstance(values, dict):
-            raise UsageError("--json-request must be a JSON object of the request's fields")
+            raise UsageError("the request must be a JSON object of its fields")
     for argument in arguments:
         name, equals, value = argument.partition("=")
         field = fields.get(name)

@@ -1,5 +1,6 @@
 """The command against a small mesh behind real mTLS: what it prints, what it asks for, and how it ends."""
 
+import json
 import uuid
 from pathlib import Path
 
@@ -115,6 +116,16 @@ async def test_a_stranger_s_certificate_is_not_let_in(mesh: Mesh, tmp_path: Path
     assert (await run("incidents", "list", "--state", str(tmp_path))).code == 3
 
 
+async def test_watch_with_json_is_one_answer_a_line(mesh: Mesh) -> None:
+    """`incidents watch` asks again and again; scripts read one JSON document a line."""
+    mesh.ingest.incidents.append(fakes.incident(1))
+    done = await mesh.run("incidents", "watch", "--seconds", "1.5", "--json")
+    assert done.code == 0
+    answers = [json.loads(line)["incidents"] for line in done.out.splitlines()]
+    assert [len(one) for one in answers] == [1, 1]
+    assert "is down" in (await mesh.run("incidents", "watch", "--seconds", "0.1")).out
+
+
 async def test_wrong_words_are_exit_code_2() -> None:
     """An unknown command, option or word is a usage error with what there is."""
     unknown = await run("incident", "list")
@@ -152,6 +163,13 @@ async def test_a_tool_call_without_a_grant_ends_and_releases(mesh: Mesh) -> None
         assert done.code == 1
         assert text in done.err
         assert mesh.steps == ["lock", "authorise", "release 4"]
+
+
+async def test_the_request_may_be_json_in_place_of_pairs(mesh: Mesh) -> None:
+    """A first argument that begins with a brace is the whole request; pairs after it win."""
+    words = ("tools", "call", "RestartWorkload", '{"target_id": "svc:demo/checkout", "reason": "one"}', "reason=two")
+    assert (await mesh.run(*words)).code == 0
+    assert mesh.gateway.requests[0].reason == "two"
 
 
 async def test_a_reading_tool_needs_no_lock(mesh: Mesh) -> None:
