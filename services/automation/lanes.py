@@ -1,7 +1,8 @@
 """The lanes: PENDING goes to the engine, what is open is looked after; the tables decide, engines may forget."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -28,12 +29,17 @@ class Lanes:
         self._progress = progress
         self._engine = engine
         self._ends = ends
+        self._fresh: deque[Due] = deque(maxlen=BATCH)
         self._started = asyncio.Event()
         self._cancelled = asyncio.Event()
 
-    def wake(self) -> None:
-        """Look now: an execution was started or is to be cancelled."""
+    def fresh(self, execution_id: str, digest: str) -> None:
+        """Start this one now: just committed, so that no other process claims it yet. What overflows is claimed."""
+        self._fresh.append(Due(execution_id, digest, ExecutionState.PENDING, cancel_requested=False, engine_starts=1))
         self._started.set()
+
+    def wake(self) -> None:
+        """Look now: an execution is to be cancelled."""
         self._cancelled.set()
 
     async def start(self, stop: asyncio.Event) -> None:
@@ -45,7 +51,9 @@ class Lanes:
         await every(stop, PERIOD, self.watch_open, self._cancelled)
 
     async def start_pending(self) -> None:
-        """Start everything that is due."""
+        """Start what has just come, then everything that is due."""
+        fresh = [self._fresh.popleft() for _ in range(len(self._fresh))]
+        await self._all(fresh, self._start_one)
         await self._each(self._progress.claim_pending, self._start_one)
 
     async def watch_open(self) -> None:
@@ -55,13 +63,18 @@ class Lanes:
     async def _each(self, claim: Callable[[int], Awaitable[list[Due]]], work: Callable[[Due], Awaitable[None]]) -> None:
         """Work on claimed rows at once; an engine that is away ends the round, the claims run out by themselves."""
         while due := await claim(BATCH):
-            answers = await asyncio.gather(*(work(one) for one in due), return_exceptions=True)
-            failures = [one for one in answers if isinstance(one, Exception)]
-            serious = [one for one in failures if not isinstance(one, EngineUnavailableError)]
-            if serious:
-                raise serious[0]
-            if failures or len(due) < BATCH:
+            if not await self._all(due, work) or len(due) < BATCH:
                 return
+
+    @staticmethod
+    async def _all(due: Sequence[Due], work: Callable[[Due], Awaitable[None]]) -> bool:
+        """Work on all at once; False when the engine was away, another failure is raised when all are done."""
+        answers = await asyncio.gather(*(work(one) for one in due), return_exceptions=True)
+        failures = [one for one in answers if isinstance(one, Exception)]
+        serious = [one for one in failures if not isinstance(one, EngineUnavailableError)]
+        if serious:
+            raise serious[0]
+        return not failures
 
     async def _start_one(self, due: Due) -> None:
         """Start one; a start that was lost in between finds the workflow there."""

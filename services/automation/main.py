@@ -52,7 +52,7 @@ def compose(settings: AutomationSettings, peers: Peers, pool: Pool) -> Automatio
         [
             (
                 automation_service_pb2_grpc.add_AutomationServiceServicer_to_server,
-                AutomationServicer(store, writes, calls, lanes.wake),
+                AutomationServicer(store, writes, calls, lanes),
             ),
             (playbook_service_pb2_grpc.add_PlaybookServiceServicer_to_server, PlaybookServicer(store, writes)),
         ],

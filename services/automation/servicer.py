@@ -2,7 +2,6 @@
 
 import hashlib
 import uuid
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ from opsmesh.ingest.v1 import ingest_service_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.automation.calls import Calls
 from services.automation.checking import check
+from services.automation.lanes import Lanes
 from services.automation.messages import execution_message, playbook_message
 from services.automation.store import Filter, NewExecution, Store
 from services.mesh.call import current
@@ -84,13 +84,13 @@ class PlaybookServicer(books_rpc.PlaybookServiceServicer):
 
 
 class AutomationServicer(rpc.AutomationServiceServicer):
-    """AutomationService; `wake` tells the lanes that there is work."""
+    """AutomationService; `lanes` are told of what was just committed."""
 
-    def __init__(self, store: Store, writes: Writes, calls: Calls, wake: Callable[[], None]) -> None:
+    def __init__(self, store: Store, writes: Writes, calls: Calls, lanes: Lanes) -> None:
         self._store = store
         self._writes = writes
         self._calls = calls
-        self._wake = wake
+        self._lanes = lanes
 
     async def StartExecution(  # noqa: N802  the IDL's name
         self, request: pb.StartExecutionRequest, _context: Any
@@ -121,7 +121,8 @@ class AutomationServicer(rpc.AutomationServiceServicer):
 
         subject = _subject(new, incident)
         answer = await self._writes.once(request, pb.StartExecutionResponse, change, subject)
-        self._wake()
+        if answer.execution.execution_id == new.execution_id:
+            self._lanes.fresh(new.execution_id, playbook.digest)
         return answer
 
     async def GetExecution(  # noqa: N802  the IDL's name
@@ -167,7 +168,7 @@ class AutomationServicer(rpc.AutomationServiceServicer):
 
         subject = Subject(execution_id=request.execution_id, detail={"reason": request.reason})
         answer = await self._writes.once(request, pb.CancelExecutionResponse, change, subject)
-        self._wake()
+        self._lanes.wake()
         return answer
 
 

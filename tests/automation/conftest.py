@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.local.temporal import Temporal
-from tests.automation.fakes import FakeGateway, FakeGuardrails
 from tests.automation.playbooks import ALL
 from tests.automation.world import Mesh, running_mesh
 from tests.stores import Database
@@ -27,7 +26,7 @@ async def running(
 @pytest.fixture
 def mesh(running: Mesh) -> Mesh:
     """Give the running automation, its fakes as new."""
-    running.guardrails.__dict__ |= FakeGuardrails().__dict__ | {"_fence": running.guardrails._fence}
-    running.gateway.__dict__ |= FakeGateway().__dict__
+    running.guardrails.__dict__ |= type(running.guardrails)().__dict__ | {"_fence": running.guardrails._fence}
+    running.gateway.__dict__ |= type(running.gateway)().__dict__
     running.audit.events.clear()
     return running

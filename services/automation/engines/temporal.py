@@ -1,6 +1,7 @@
 """Temporal: starts, cancels and describes workflows, and runs the worker; it may be away, and come back empty."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final
@@ -10,6 +11,7 @@ from prometheus_client import Gauge
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
@@ -21,6 +23,7 @@ from services.mesh.loop import every
 
 UP: Final = Gauge("opsmesh_engine_up", "Whether the workflow engine answers.", ["engine"])
 RPC: Final = timedelta(seconds=5)
+RETRYING: Final = RetryConfig(initial_interval_millis=50, max_interval_millis=500, max_elapsed_time_millis=2000)
 PERIOD: Final = 1.0
 GRACE: Final = timedelta(seconds=3)
 LONGEST: Final = timedelta(days=7)
@@ -31,6 +34,11 @@ _STATES: Final = {
     WorkflowExecutionStatus.COMPLETED: EngineState.COMPLETED,
     WorkflowExecutionStatus.CANCELED: EngineState.CANCELLED,
 }
+# The SDK's own words go into our log lines instead of beside them.
+FORWARDED: Final = LoggingConfig(
+    filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
+    forwarding=LogForwardingConfig(logger=logging.getLogger("temporalio")),
+)
 log = structlog.get_logger("opsmesh.automation.temporal")
 
 
@@ -42,6 +50,7 @@ class TemporalEngine:
         self._activities = activities
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
+        self._runtime = Runtime(telemetry=TelemetryConfig(logging=FORWARDED))
         self._gauge = UP.labels("temporal")
         self._was_up: bool | None = None
         # Set once the worker polls: the engine was seen to work with us.
@@ -50,10 +59,9 @@ class TemporalEngine:
     async def _connected(self) -> Client:
         async with self._connecting:
             if self._client is None:
-                retrying = RetryConfig(initial_interval_millis=50, max_interval_millis=500, max_elapsed_time_millis=2000)
                 try:
                     async with asyncio.timeout(RPC.total_seconds()):
-                        self._client = await Client.connect(self._address, retry_config=retrying)
+                        self._client = await Client.connect(self._address, retry_config=RETRYING, runtime=self._runtime)
                 except (RuntimeError, RPCError, TimeoutError) as error:
                     self._seen(up=False)
                     raise EngineUnavailableError(f"cannot connect: {error}") from None

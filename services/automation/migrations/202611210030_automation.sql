@@ -30,9 +30,9 @@ CREATE TABLE automation.executions (
     detail text NOT NULL DEFAULT '',
     cancel_requested boolean NOT NULL DEFAULT false,
     cancel_reason text NOT NULL DEFAULT '',
-    -- how often the engine was given it, and when to look after it next
+    -- how often the engine was given it, and when to look after it next; who inserts it starts it at once by itself
     engine_starts integer NOT NULL DEFAULT 0,
-    check_time timestamptz NOT NULL DEFAULT now(),
+    check_time timestamptz NOT NULL DEFAULT now() + interval '2 seconds',
     create_time timestamptz NOT NULL DEFAULT now(),
     start_time timestamptz,
     end_time timestamptz,

@@ -1,0 +1,62 @@
+"""The engine dies, and comes back with or without its memory: executions go on, effects happen once."""
+
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.local import temporal as tp
+from services.local.files import free_port
+from tests.automation.fakes import Hold
+from tests.automation.world import Mesh, running_mesh, state_of
+from tests.stores import Database, running
+
+
+@pytest.fixture(scope="module")
+def engine(store_folder: Path) -> tp.Temporal:
+    """Give a Temporal of this module's own, not running."""
+    return tp.Temporal(store_folder / "own-temporal", free_port(), free_port(), free_port())
+
+
+@pytest.fixture(scope="module")
+async def own(tmp_path_factory: pytest.TempPathFactory, database: Database, engine: tp.Temporal) -> AsyncIterator[Mesh]:
+    """Give an automation that is told of an engine which is not there yet."""
+    async with running_mesh(tmp_path_factory.mktemp("automation"), database, engine) as mesh:
+        await mesh.publish("restart-workload")
+        yield mesh
+
+
+async def test_engine_comes_late_dies_and_forgets(own: Mesh, engine: tp.Temporal) -> None:
+    """What was accepted without an engine starts when it comes; killed it goes on; emptied it is started again."""
+    first = await own.start("restart-workload")
+    assert state_of(await own.get(first)) == "PENDING"
+    async with running(tp.program(engine), engine.directory.parent) as process:
+        execution = await own.reached(first)
+        assert state_of(execution) == "SUCCEEDED", execution
+
+        own.gateway.healthy, hold = False, Hold()
+        own.gateway.turns["RestartWorkload"] = [hold]
+        second = await own.start("restart-workload")
+        await hold.began.wait()
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    hold.go.set()
+    async with running(tp.program(engine), engine.directory.parent) as process:
+        execution = await own.reached(second, seconds=60)
+        assert state_of(execution) == "SUCCEEDED", execution
+
+        own.gateway.healthy, hold = False, Hold()
+        own.gateway.turns["RestartWorkload"] = [hold]
+        third = await own.start("restart-workload")
+        await hold.began.wait()
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    for file in engine.directory.glob("temporal.db*"):
+        file.unlink()
+    hold.go.set()
+    async with running(tp.program(engine), engine.directory.parent):
+        execution = await own.reached(third, seconds=60)
+        assert state_of(execution) == "SUCCEEDED", execution
+    assert own.gateway.count("RestartWorkload") == 3
+    assert own.gateway.count("SendNotice") == 3
