@@ -31,7 +31,14 @@ BATCH_EVENTS: Final = 128
 QUEUE_EVENTS: Final = 4096
 PAUSE_MAX: Final = 2.0
 IDLE_SECONDS: Final = 5.0
-STORE_ERRORS: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+# The last is what asyncpg raises when a connection is used that the server has just ended.
+STORE_ERRORS: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 log = structlog.get_logger("opsmesh.audit")
 
 

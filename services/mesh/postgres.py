@@ -33,6 +33,8 @@ ABSENT: Final = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
+    # Raised when a connection is used that the server has just ended.
+    asyncpg.InternalClientError,
 )
 name_unavailable("PostgreSQL", ConnectionError, asyncpg.QueryCanceledError, *ABSENT[2:])
 
