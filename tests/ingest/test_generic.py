@@ -98,6 +98,14 @@ def test_without_a_key_the_names_are_the_key() -> None:
     assert down.dedup_key == up.dedup_key != other.dedup_key
 
 
+def test_two_troubles_of_one_host_stay_two() -> None:
+    """Without a key and a rule's name the title belongs to the key; with a rule's name it may change."""
+    full, slow = (one({"host": "db-1", "title": title}) for title in ("disk full", "disk slow"))
+    assert full.dedup_key != slow.dedup_key
+    down, up = (one({"host": "db-1", "rule": "Disk", "title": title}) for title in ("it fails", "it is well"))
+    assert down.dedup_key == up.dedup_key
+
+
 def test_long_integers_stay_apart() -> None:
     """Ids above 2^64 are exact: two of them are two alerts."""
     first, second = (parse(f'{{"id": 10000000000000000000000{last}}}'.encode(), FACTS)[0] for last in (1, 2))

@@ -229,8 +229,9 @@ def _key(fields: _Fields, body: Mapping[str, Any], labels: Mapping[str, str], no
             return word
     tags = fields.nested(LABELS, Notes())
     identity = fields.named(IDENTITY) + [part for pair in sorted(tags.items()) for part in pair]
-    # A title may change with the status, so it is asked last.
-    if identity := identity or fields.named(TITLES):
+    # A title may change with the status, so a rule's name is better; but without one, only the title tells two troubles
+    # of one host apart: a resolve that matches nothing does less harm than an alert taken for another's duplicate.
+    if identity := identity + ([] if fields.named(RULE) else fields.named(TITLES)):
         notes.add("no key of the sender: the key is a hash of names and labels")
         return hashed(*identity)
     notes.add("no key of the sender and no name: the key is a hash of the whole")
