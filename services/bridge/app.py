@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from math import ceil
 
 import grpc
+import orjson
 from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from starlette.applications import Starlette
@@ -110,7 +111,7 @@ class Webhooks:
 
     async def _accept(self, request: Request, source: str) -> Response:
         received = Timestamp()
-        received.GetCurrentTime()
+        received.FromNanoseconds(time.time_ns())
         # Read before anything is refused: a sender that still writes would never see the answer.
         body = await read_body(request)
         door = self._doors.get(source)
@@ -150,7 +151,8 @@ def answer_to(result: ingest.DeliveryResult, door: Door) -> Response:
     """Turn ingest's answer into HTTP."""
     malformed = result.state == ingest.DeliveryResult.STATE_MALFORMED
     if result.state == ingest.DeliveryResult.STATE_ACCEPTED or (malformed and door.sender.accept_malformed):
-        return JSONResponse({"results": [{"signal_id": one} for one in result.signal_ids]}, 202)
+        accepted = {"results": [{"signal_id": one} for one in result.signal_ids]}
+        return Response(orjson.dumps(accepted), 202, media_type="application/json")
     if malformed:
         errors = [{"field": one.field, "description": one.description} for one in result.errors]
         return JSONResponse({"errors": errors}, 422)

@@ -39,6 +39,8 @@ class Listener:
             access_log=False,
             log_config=None,
             server_header=False,
+            # Nothing here depends on a sender's address, and whoever sends such a header could claim any.
+            proxy_headers=False,
             limit_concurrency=CONNECTIONS_MAX,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACE,

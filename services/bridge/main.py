@@ -1,5 +1,7 @@
 """The bridge's composition root: doors, batches to ingest, the HTTP listener, and a gRPC server for health."""
 
+import uvloop
+
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc
 from services.bridge.app import build
 from services.bridge.batches import Batches
@@ -12,8 +14,13 @@ from services.mesh.server import serve
 from services.mesh.settings import load
 
 
-async def run() -> None:
-    """Serve until told to stop."""
+def run() -> None:
+    """Serve until told to stop, on an event loop that is quick with sockets."""
+    uvloop.run(serve_webhooks())
+
+
+async def serve_webhooks() -> None:
+    """Put the parts together and serve."""
     settings = load(BridgeSettings)
     doors = load_doors(settings.config, settings.secrets)
     peers = Peers(settings)

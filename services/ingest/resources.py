@@ -45,15 +45,29 @@ DEPLOYMENT_POD: Final = re.compile(r"(?P<name>[a-z0-9.-]+)-[a-z0-9]{8,10}-[a-z0-
 STATEFUL_POD: Final = re.compile(r"(?P<name>[a-z0-9.-]+)-[0-9]{1,4}")
 
 
+# Label to attribute and rank: a signal has few labels, so these are looked up and not the names.
+RANKED: Final = {
+    name: (attribute, rank)
+    for attribute, names in LABELS.items()
+    for rank, name in reversed(list(enumerate((attribute, *names))))
+}
+
+
 def resource_of(labels: Mapping[str, str]) -> dict[str, str]:
     """Return the resource attributes that labels tell; attributes under their own OpenTelemetry name go first."""
+    ranks: dict[str, int] = {}
     found: dict[str, str] = {}
-    for attribute, names in LABELS.items():
-        value = next((labels[name] for name in (attribute, *names) if labels.get(name)), "")
-        if attribute == HOST:
-            value = without_port(value)
-        if value:
+    for name, value in labels.items():
+        if name not in RANKED:
+            continue
+        attribute, rank = RANKED[name]
+        if value and rank < ranks.get(attribute, rank + 1):
+            ranks[attribute] = rank
             found[attribute] = value[:VALUE_MAX]
+    if HOST in found and not (host := without_port(found[HOST])):
+        del found[HOST]
+    elif HOST in found:
+        found[HOST] = host
     if NAMESPACE in found and not any(attribute in found for attribute in KUBERNETES):
         found.setdefault("service.namespace", found.pop(NAMESPACE))
     return found

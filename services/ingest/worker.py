@@ -27,6 +27,8 @@ CLAIM_PERIOD_MAX: Final = 5.0
 TRIM_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 600.0
 PAUSE_SECONDS: Final = 0.25
+BUSY_COUNT: Final = 8
+BUSY_SECONDS: Final = 0.03
 AWAY: Final = (*postgres.ABSENT, asyncpg.InterfaceError)
 RECORDED: Final = Counter("opsmesh_ingest_entries_total", "Stream entries that were processed.", ["outcome"])
 Readable = tuple[Claimed, pb.StreamEntry]
@@ -106,8 +108,11 @@ class Worker:
             await self._queue.ensure_group()
 
     async def take_new(self) -> None:
-        """Process what was never handed out."""
-        await self.process(await self._queue.read())
+        """Process what was never handed out; under load a short pause makes batches of what comes meanwhile."""
+        taken = await self._queue.read()
+        await self.process(taken)
+        if len(taken) >= BUSY_COUNT:
+            await wait(self._stop, BUSY_SECONDS)
 
     async def take_over(self) -> None:
         """Process what a dead or failing consumer left, as long as there is any."""

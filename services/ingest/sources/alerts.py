@@ -180,6 +180,6 @@ def links_of(
         *((Rel.DASHBOARD, value) for name, value in annotations.items() if name.startswith("dashboard")),
     ]
     for rel, value in candidates:
-        if url := word_of(value, URL_MAX, rel.name.lower(), notes):
+        if value and (url := word_of(value, URL_MAX, rel.name.lower(), notes)):
             found.append(Link(rel, url))
     return tuple(found[:LINKS_MAX])

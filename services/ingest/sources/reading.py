@@ -54,7 +54,7 @@ class Notes:
 
 def read_json(body: bytes, notes: Notes) -> Any:
     """Return the JSON value of a body; Unreadable says why there is none."""
-    if not body.strip():
+    if not body or body.isspace():
         raise unreadable("", "the body is empty")
     try:
         value = orjson.loads(body) if not LONG_INTEGER.search(body) else _repaired(body, notes)
