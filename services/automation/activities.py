@@ -10,7 +10,8 @@ from temporalio.exceptions import ApplicationError
 from services.automation import contract
 from services.automation.contract import ApprovalTask, End, Outcome, Plan, Start, StepTask
 from services.automation.ends import Ends
-from services.automation.steps import OutOfTurnError, Runner
+from services.automation.steps import Runner
+from services.automation.tries import OutOfTurnError
 
 # The engine notices a dead worker by missing heartbeats, and a heartbeat brings the news of a cancel.
 HEARTBEAT_SECONDS: Final = 1.0

@@ -1,13 +1,13 @@
 """A published playbook as the steps that can run: main steps, their compensations, the failure step."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from opsmesh.config.v1 import playbooks_pb2
 from opsmesh.policy.v1 import policy_pb2
 from services.automation.contract import Plan, StepPlan
-from services.automation.domain import OPEN_EXECUTION, UNDO
+from services.automation.domain import OPEN_EXECUTION, UNDO, Order
 from services.automation.store import ExecutionRow, StepRow, Store
 from services.mesh import policy
 from services.mesh.policy import EFFECTS
@@ -54,12 +54,17 @@ class Spec:
         """Say whether it is an effect, which needs the lock of its target."""
         return self.tool.policy.access in EFFECTS
 
-    def plan(self, row: StepRow | None) -> StepPlan:
+    @property
+    def longest(self) -> float:
+        """Return how long one try may take in all."""
+        return self.seconds + MARGIN_SECONDS
+
+    def plan(self, row: StepRow | None, *, tolerated: bool = False) -> StepPlan:
         """Return what the workflow must know."""
-        seconds = self.seconds + MARGIN_SECONDS
+        plan = StepPlan(self.step_id, self.attempts, self.delay, self.longest, tolerated=tolerated)
         if row is None:
-            return StepPlan(self.step_id, self.attempts, self.delay, seconds)
-        return StepPlan(self.step_id, self.attempts, self.delay, seconds, row.state, row.attempt, row.approval_id)
+            return plan
+        return replace(plan, state=str(row.state), attempt=row.attempt, approval_id=row.approval_id)
 
 
 class Book:
@@ -67,9 +72,16 @@ class Book:
 
     def __init__(self, playbook: playbooks_pb2.Playbook) -> None:
         self.playbook = playbook
-        self.order: Sequence[str] = [step.step_id for step in playbook.steps]
-        self.failure_step = playbook.failure_step.step_id if playbook.HasField("failure_step") else ""
+        self._last = playbook.failure_step.step_id if playbook.HasField("failure_step") else ""
         self.specs: Mapping[str, Spec] = {spec.step_id: spec for spec in self._specs()}
+        self.order = Order([step.step_id for step in playbook.steps], self._last, self._tolerated())
+
+    def _tolerated(self) -> frozenset[str]:
+        """Return the notices after the proof: that one of them does not go out does not make the healthy unhealthy."""
+        steps = [step.step_id for step in self.playbook.steps]
+        proof = self.playbook.proof_step_id
+        after = steps[steps.index(proof) + 1 :] if proof in steps else []
+        return frozenset(one for one in after if self.specs[one].tool.policy.access == policy_pb2.ACCESS_INFORM)
 
     def _specs(self) -> list[Spec]:
         steps = list(self.playbook.steps)
@@ -80,7 +92,7 @@ class Book:
                 for name, argument in step.compensation.arguments.items():
                     undo.arguments[name].CopyFrom(argument)
                 found.append(Spec(undo.step_id, 2 * len(steps) + 1 - place, find_tool(undo.tool), undo))
-        if self.failure_step:
+        if self._last:
             last = self.playbook.failure_step
             found.append(Spec(last.step_id, 2 * len(steps) + 1, find_tool(last.tool), last))
         return found
@@ -88,13 +100,14 @@ class Book:
     def plan(self, execution: ExecutionRow) -> Plan:
         """Return an execution as the workflow goes on from it."""
         rows = {row.step_id: row for row in execution.steps}
-        steps = [self.specs[step_id].plan(rows.get(step_id)) for step_id in self.order]
+        order = self.order.steps
+        steps = [self.specs[one].plan(rows.get(one), tolerated=one in self.order.tolerated) for one in order]
         undos = {
             step_id: self.specs[step_id + UNDO].plan(rows.get(step_id + UNDO))
-            for step_id in self.order
+            for step_id in order
             if step_id + UNDO in self.specs
         }
-        last = self.specs[self.failure_step].plan(rows.get(self.failure_step)) if self.failure_step else None
+        last = self.specs[self._last].plan(rows.get(self._last)) if self._last else None
         over = "" if execution.state in OPEN_EXECUTION else str(execution.state)
         return Plan(steps, undos, last, execution.cancel_requested, over)
 

@@ -43,7 +43,8 @@ class Start:
 class StepPlan:
     """What the workflow must know about a step; `state` and `attempt` are what is recorded so far.
 
-    `delay` is the pause between tries, `seconds` the longest that one try may take.
+    `delay` is the pause between tries, `seconds` the longest that one try may take. `tolerated`: its failure is
+    recorded, and fails nothing else.
     """
 
     step_id: str
@@ -53,6 +54,7 @@ class StepPlan:
     state: str = "PENDING"
     attempt: int = 0
     approval_id: str = ""
+    tolerated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

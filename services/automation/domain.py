@@ -51,17 +51,28 @@ def request_id(execution_id: str, step_id: str, attempt: int) -> str:
     return str(uuid5(UUID(execution_id), f"{step_id}/{attempt}"))
 
 
-def may_run(step_id: str, order: Sequence[str], failure_step: str, states: Mapping[str, StepState]) -> bool:
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The steps of a playbook in order, the failure step, and the steps whose failure fails nothing else."""
+
+    steps: Sequence[str]
+    failure_step: str = ""
+    tolerated: frozenset[str] = frozenset()
+
+
+def may_run(step_id: str, order: Order, states: Mapping[str, StepState]) -> bool:
     """Say whether it is a step's turn: whoever can reach the engine's port can ask for a step out of order."""
-    failed = any(states.get(one) is StepState.FAILED for one in order)
-    if step_id == failure_step:
+    steps = order.steps
+    failed = any(states.get(one) is StepState.FAILED and one not in order.tolerated for one in steps)
+    if step_id == order.failure_step:
         return failed
     if step_id.endswith(UNDO):
         undone = {StepState.SUCCEEDED, StepState.COMPENSATED}
         return failed and states.get(step_id.removesuffix(UNDO)) in undone
-    if step_id not in order:
+    if step_id not in steps or failed:
         return False
-    return all(states.get(one) in PASSED for one in order[: order.index(step_id)])
+    ended = PASSED | {StepState.FAILED}
+    return all(states.get(one) in ended for one in steps[: steps.index(step_id)])
 
 
 class After(StrEnum):

@@ -18,8 +18,9 @@ from services.automation.domain import (
 )
 from services.automation.locks import Locks
 from services.automation.progress import Progress, Result
-from services.automation.steps import IDENTITY, OutOfTurnError, context_of, sources_of
+from services.automation.steps import IDENTITY
 from services.automation.store import ExecutionRow, StepRow, Store
+from services.automation.tries import OutOfTurnError, context_of, sources_of
 from services.mesh.call import working
 from services.mesh.telemetry import parse
 
@@ -87,7 +88,7 @@ class Ends:
         book = await self._library.book(execution)
         waiting = {row.step_id for row in execution.steps if row.state is StepState.PENDING}
         with working(IDENTITY, "playbook/preview", SECONDS, trace=parse(execution.traceparent)):
-            for step_id in book.order:
+            for step_id in book.order.steps:
                 spec = book.specs[step_id]
                 if step_id in waiting and not spec.reads:
                     await self._preview(execution, book, spec)
@@ -194,7 +195,8 @@ def _why(execution: ExecutionRow, state: ExecutionState, *, proved: bool) -> str
         return f"cancelled: {execution.cancel_reason or 'at the engine'}"
     word = {ExecutionState.OBSERVED: "was only observed", ExecutionState.UNKNOWN: "has an unknown outcome"}
     wanted = {ExecutionState.OBSERVED: StepState.OBSERVED, ExecutionState.UNKNOWN: StepState.UNKNOWN}
-    row = next((row for row in execution.steps if row.state is wanted.get(state, StepState.FAILED)), None)
+    failed = wanted.get(state, StepState.FAILED)
+    row = next((row for row in execution.steps if row.state is failed), None)
     if row is None:
         return "the workflow engine could not carry it to its end"
     return f"step {row.step_id} {word.get(state, 'failed')}: {': '.join(filter(None, [row.reason, row.detail]))}"

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from services.automation.domain import ExecutionState, StepState
-from services.automation.store import OPEN, Connection, Pool
+from services.automation.store import OPEN
+from services.mesh.postgres import Connection, Pool
 
 OPEN_STEPS = "('PENDING', 'RUNNING', 'AWAITING_APPROVAL')"
 

@@ -1,26 +1,22 @@
 """One try of one step: its turn, its arguments, lock, judgement, call, and what the answer means. Safe to repeat."""
 
 import asyncio
-from collections.abc import Awaitable
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from google.protobuf.message import Message
 
 from opsmesh.gateway.v1 import effect_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
-from opsmesh.ingest.v1 import ingest_service_pb2
 from services.automation.arguments import (
     ArgumentError,
     NotYetKnownError,
-    Sources,
     build,
     holds,
     masked_json,
     target_of,
     unmet,
 )
-from services.automation.book import Book, Library, Spec
+from services.automation.book import Library
 from services.automation.calls import CallError, Calls
 from services.automation.contract import Kind, Outcome, StepTask
 from services.automation.domain import (
@@ -31,73 +27,20 @@ from services.automation.domain import (
     StepState,
     after_failure,
     may_run,
-    request_id,
     sentence,
 )
 from services.automation.locks import Locks
 from services.automation.progress import Begin, Progress, Result
-from services.automation.store import ExecutionRow, StepRow, Store
+from services.automation.store import Store
+from services.automation.tries import OutOfTurnError, StoppedError, Try, context_of, sources_of, unless_stopped
 from services.mesh.call import working
 from services.mesh.telemetry import parse
 
-T = TypeVar("T")
 IDENTITY: Final = "service/automation"
 AUTHORISE_MAX: Final = 3
 PAUSE: Final = 1.0
 PAUSE_MAX: Final = 30.0
 _ENDED: Final = {state: Kind(state) for state in StepState if state in Kind.__members__}
-
-
-class OutOfTurnError(Exception):
-    """A step was asked for that is not at its turn: not by our workflow."""
-
-
-class StoppedError(Exception):
-    """Somebody asked to stop before anything was sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Try:
-    """One try on its way."""
-
-    task: StepTask
-    execution: ExecutionRow
-    book: Book
-    spec: Spec
-    row: StepRow | None
-    stop: asyncio.Event
-
-    @property
-    def request_id(self) -> str:
-        """Return the id under which the gateway knows this try."""
-        return request_id(self.task.execution_id, self.task.step_id, self.task.attempt)
-
-    @property
-    def sent_before(self) -> bool:
-        """Say whether the gateway may know this very try from before a crash or a pause."""
-        return self.row is not None and self.row.sent and self.row.attempt == self.task.attempt
-
-
-def sources_of(execution: ExecutionRow, book: Book) -> Sources:
-    """Return where the arguments of an execution's steps come from."""
-    answers = {
-        row.step_id: book.specs[row.step_id].tool.response_class.FromString(row.response)
-        for row in execution.steps
-        if row.response is not None and row.state in {StepState.SUCCEEDED, StepState.COMPENSATED}
-    }
-    return Sources(ingest_service_pb2.Incident.FromString(execution.incident), answers)
-
-
-def context_of(execution: ExecutionRow, step_id: str) -> guardrails.ActionContext:
-    """Return where an action comes from, for guardrails."""
-    return guardrails.ActionContext(
-        incident_id=execution.incident_id,
-        decision_id=execution.decision_id,
-        execution_id=execution.execution_id,
-        step_id=step_id,
-        rule_set_version=execution.rule_set_version,
-        on_behalf_of=execution.on_behalf_of or execution.requester,
-    )
 
 
 class Runner:
@@ -121,15 +64,14 @@ class Runner:
         if row is not None and row.state not in OPEN_STEP:
             return await self._outcome(task, _ENDED.get(row.state, Kind.SUCCEEDED))
         states = {one.step_id: one.state for one in execution.steps}
-        if spec is None or not may_run(task.step_id, book.order, book.failure_step, states):
+        if spec is None or not may_run(task.step_id, book.order, states):
             raise OutOfTurnError(f"it is not the turn of step {task.step_id}")
         if execution.cancel_requested:
             return await self._outcome(task, Kind.CANCELLED)
         one = Try(task, execution, book, spec, row, stop)
         trace = parse(execution.traceparent)
         name = f"playbook/{execution.playbook_id}/{task.step_id}"
-        longest = spec.plan(row).seconds
-        with working(IDENTITY, name, longest, trace=trace, on_behalf_of=execution.on_behalf_of):
+        with working(IDENTITY, name, spec.longest, trace=trace, on_behalf_of=execution.on_behalf_of):
             async with self._locks.keeping(task.execution_id):
                 try:
                     return await self._run(one)
@@ -178,7 +120,7 @@ class Runner:
     async def _read(self, one: Try, request: Message) -> Message:
         """Read; a stop ends the call."""
         call = self._calls.tool(one.spec.tool, request.SerializeToString(), one.spec.seconds)
-        return await _unless_stopped(call, one.stop)
+        return await unless_stopped(call, one.stop)
 
     async def _act(self, one: Try, request: Message, target_id: str) -> Message | Outcome:
         """Have the effect judged, and make it happen once."""
@@ -188,11 +130,11 @@ class Runner:
             if known is not None:
                 return known
         if one.spec.changes and target_id:
-            await _unless_stopped(self._locks.take(task.execution_id, target_id), one.stop)
+            await unless_stopped(self._locks.take(task.execution_id, target_id), one.stop)
         error = CallError("GRANT_STALE", "authorised anew too often", After.AGAIN, None)
         for _ in range(AUTHORISE_MAX):
             context = context_of(one.execution, task.step_id)
-            judged = await _unless_stopped(self._calls.authorize(tool, request, context), one.stop)
+            judged = await unless_stopped(self._calls.authorize(tool, request, context), one.stop)
             if judged.judgement.verdict != guardrails.VERDICT_ALLOW:
                 return await self._judged(one, judged)
             if one.stop.is_set() or not await self._progress.sending(task.execution_id, task.step_id, task.attempt):
@@ -320,16 +262,3 @@ class Runner:
     async def _outcome(self, task: StepTask, kind: Kind, retry_after: float = 0.0) -> Outcome:
         """Return an outcome that says whether a lock is held."""
         return Outcome(kind, retry_after, locked=bool(await self._locks.held(task.execution_id)))
-
-
-async def _unless_stopped(call: Awaitable[T], stop: asyncio.Event) -> T:
-    """Await a call that nothing is lost by ending; raises StoppedError when a stop comes first."""
-    task, stopped = asyncio.ensure_future(call), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise StoppedError
-    finally:
-        task.cancel()
-        stopped.cancel()

@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import asyncpg
 
 from services.automation.domain import OPEN_EXECUTION, ExecutionState, StepState
-
-# A pool's connection and a plain one have the same methods.
-Connection = Any
-Pool = Any
+from services.mesh.postgres import Connection, Pool
 
 OPEN: Final = sorted(OPEN_EXECUTION)
 _PLAYBOOK: Final = "playbook_id, version, active, digest, content, publisher, publish_time"
@@ -172,7 +169,7 @@ class PostgresStore:
             content,
             by,
         )
-        return PlaybookRow(**row)
+        return PlaybookRow(**_one(row))
 
     async def playbook(self, playbook_id: str, version: int = 0) -> PlaybookRow | None:
         """Return a version; 0 means the active one."""
@@ -222,7 +219,7 @@ class PostgresStore:
             [step_id for step_id, _ in new.steps],
             [tool for _, tool in new.steps],
         )
-        return execution_row(row, steps)
+        return execution_row(_one(row), steps)
 
     async def execution(self, execution_id: str, connection: Connection | None = None) -> ExecutionRow | None:
         """Return an execution with its steps, read as one."""
@@ -285,6 +282,13 @@ class PostgresStore:
                 "UPDATE automation.steps SET state = 'CANCELLED' WHERE execution_id = $1", execution_id
             )
         return state is not None
+
+
+def _one(row: asyncpg.Record | None) -> asyncpg.Record:
+    """Return the row of a statement that always returns one."""
+    if row is None:
+        raise LookupError("the statement returned no row")
+    return row
 
 
 def execution_row(row: asyncpg.Record, steps: Sequence[asyncpg.Record]) -> ExecutionRow:

@@ -81,7 +81,7 @@ class PlaybookWorkflow:
             return await self._finish(Kind.CANCELLED)
         for step in plan.steps:
             kind = await self._step(step)
-            if kind is Kind.FAILED:
+            if kind is Kind.FAILED and not step.tolerated:
                 return await self._finish(await self._repair(plan))
             if kind is Kind.OBSERVED:
                 await self._short(contract.PREVIEW, self._start.execution_id, bool)

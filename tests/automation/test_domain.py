@@ -4,6 +4,7 @@ import pytest
 
 from services.automation.domain import (
     After,
+    Order,
     Part,
     Path,
     PathError,
@@ -98,7 +99,15 @@ def test_request_ids() -> None:
 )
 def test_turns(step: str, states: dict[str, StepState], allowed: bool) -> None:  # noqa: FBT001  a table
     """A step runs after those before it; undoing and the failure step only after a failure."""
-    assert may_run(step, ["a", "b"], "last", states) is allowed
+    assert may_run(step, Order(["a", "b"], "last"), states) is allowed
+
+
+def test_tolerated_failure() -> None:
+    """A failure that is tolerated neither ends the steps nor starts the undoing."""
+    order = Order(["prove", "tell", "more"], "last", frozenset({"tell", "more"}))
+    states = {"prove": StepState.SUCCEEDED, "tell": StepState.FAILED}
+    assert may_run("more", order, states)
+    assert not may_run("last", order, states)
 
 
 @pytest.mark.parametrize(

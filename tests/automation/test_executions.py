@@ -101,6 +101,15 @@ async def test_denied(mesh: Mesh) -> None:
     assert mesh.gateway.done == []
 
 
+async def test_notice_that_does_not_go_out(mesh: Mesh) -> None:
+    """What was seen healthy stays repaired, also when nobody could be told."""
+    mesh.guardrails.verdicts["SendNotice"] = [guardrails.VERDICT_DENY]
+    execution = await mesh.run("restart-workload")
+    assert state_of(execution) == "SUCCEEDED"
+    assert execution.health_proved
+    assert steps_of(execution)["notify"] == "FAILED"
+
+
 async def test_target_outside_inventory(mesh: Mesh) -> None:
     """A target that the inventory does not know is no argument."""
     execution = await mesh.run("astray")
