@@ -12,7 +12,8 @@ from opsmesh.router.v1 import decision_service_pb2 as router_pb
 from services.ingest import decisions
 from services.ingest.domain import State
 from services.ingest.mapping import decided_of
-from services.ingest.store import Due, PostgresIncidents, fit
+from services.ingest.rows import fit
+from services.ingest.store import Due, PostgresIncidents
 from services.ingest.worker import AWAY
 from services.mesh import telemetry
 from services.mesh.call import working

@@ -21,27 +21,15 @@ from services.ingest.domain import (
     Tally,
     Verdict,
 )
-from services.ingest.mapping import absorb, facts_of, signal_id_of, targets_of
+from services.ingest.letters import malformed_letter, put_aside
+from services.ingest.mapping import absorb, facts_of, targets_of
 from services.ingest.signal import Severity, Status
 from services.mesh.postgres import Connection
 
 # Batches take turns, also those of other replicas: what one opens, the next joins.
 LOCK: Final = 0x16E57
 SEPARATOR: Final = "\x1f"
-REASON_MAX: Final = 1024
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A delivery put aside; `signal_ids` get a row that says so."""
-
-    delivery_id: str
-    source: str
-    reason: str
-    delivery_count: int
-    body: bytes
-    signal_ids: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -79,17 +67,9 @@ async def record(
     await _write_signals(connection, lines)
     await _write_alerts(connection, book)
     waiting = await _write_incidents(connection, book, snapshots, lines, (debounce, inventory.version))
-    malformed = [_malformed(entry) for entry in entries if entry.errors]
+    malformed = [malformed_letter(entry) for entry in entries if entry.errors]
     await put_aside(connection, malformed)
     return waiting
-
-
-def _malformed(entry: pb.StreamEntry) -> DeadLetter:
-    """Return the dead letter of a delivery that could not be understood."""
-    delivery = entry.delivery
-    reason = "; ".join(f"{error.field or 'body'}: {error.description}" for error in entry.errors)
-    ids = [signal_id_of(delivery.delivery_id, 0)]
-    return DeadLetter(delivery.delivery_id, delivery.source, reason, 1, delivery.body, ids)
 
 
 async def _new_lines(connection: Connection, entries: Sequence[pb.StreamEntry], inventory: Inventory) -> list[_Line]:
@@ -305,24 +285,3 @@ async def _write_incidents(
         known,
     )
     return bool(opened) or any(row[8] for row in known)
-
-
-async def put_aside(connection: Connection, letters: Sequence[DeadLetter]) -> None:
-    """Keep dead letters, and give their signals a row that says so where they have none yet."""
-    if not letters:
-        return
-    await connection.executemany(
-        "INSERT INTO dead_letters (delivery_id, source, reason, delivery_count, body) VALUES ($1, $2, $3, $4, $5) "
-        "ON CONFLICT DO NOTHING",
-        [(UUID(one.delivery_id), one.source, one.reason[:REASON_MAX], one.delivery_count, one.body) for one in letters],
-    )
-    await connection.executemany(
-        "INSERT INTO signals (signal_id, delivery_id, index, source, dedup_key, event_key, status, severity, "
-        "disposition, signal) VALUES ($1, $2, $3, $4, '', '', 'UNSPECIFIED', 'UNSPECIFIED', $5, '') "
-        "ON CONFLICT DO NOTHING",
-        [
-            (UUID(signal_id), UUID(one.delivery_id), index, one.source, Disposition.DEAD_LETTER.name)
-            for one in letters
-            for index, signal_id in enumerate(one.signal_ids)
-        ],
-    )

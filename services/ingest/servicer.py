@@ -10,8 +10,9 @@ import grpc.aio
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc, signal_pb2
 from services.ingest.mapping import entry_of, result_of
+from services.ingest.rows import fit
 from services.ingest.sources import Parser
-from services.ingest.store import Incidents, fit
+from services.ingest.store import Incidents
 from services.ingest.stream import Inbox
 from services.mesh.call import current
 from services.mesh.paging import page_size, read_token, write_token

@@ -3,22 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 from uuid import UUID
-
-import asyncpg
-from google.protobuf.message import Message
 
 from opsmesh.config.v1 import inventory_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
-from opsmesh.ingest.v1 import signal_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.ingest.decisions import Step
 from services.ingest.domain import Inventory, State
+from services.ingest.letters import DeadLetter, put_aside
 from services.ingest.mapping import inventory_of, relocate
-from services.ingest.record import DeadLetter, put_aside, record
+from services.ingest.record import record
+from services.ingest.rows import ANSWER_BYTES, fit, incident_of, letter_of, record_of
 from services.mesh.errors import Refusal
-from services.mesh.postgres import Connection, Pool
+from services.mesh.postgres import Connection, Pool, answers
 
 COLUMNS: Final = (
     "incident_id, state, state_detail, source, severity, correlation_key, firing, signal_count, duplicate_count, "
@@ -28,11 +26,9 @@ COLUMNS: Final = (
 SIGNALS_SHOWN: Final = 50
 LETTER_BYTES: Final = 65536
 RULES_KEPT: Final = 16
-ANSWER_BYTES: Final = 3 * 1024 * 1024
 # Long enough for a router that is slow; after it another replica may take over.
 LEASE: Final = timedelta(seconds=20)
 RELOCATED_MAX: Final = 1000
-M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +73,10 @@ class PostgresIncidents:
         async with self._pool.acquire() as connection, connection.transaction():
             return await record(connection, entries, inventory, self._window, self._debounce)
 
+    async def answers(self) -> bool:
+        """Say whether PostgreSQL answers."""
+        return await answers(self._pool)
+
     async def put_aside(self, letter: DeadLetter) -> None:
         """Keep what cannot be processed."""
         async with self._pool.acquire() as connection, connection.transaction():
@@ -96,7 +96,7 @@ class PostgresIncidents:
                 SIGNALS_SHOWN,
             )
         incident = incident_of(row)
-        return incident, fit([_record_of(one) for one in signals], ANSWER_BYTES - incident.ByteSize())
+        return incident, fit([record_of(one) for one in signals], ANSWER_BYTES - incident.ByteSize())
 
     async def list_incidents(
         self, request: pb.ListIncidentsRequest, size: int, after: tuple[datetime, UUID] | None
@@ -129,7 +129,7 @@ class PostgresIncidents:
             size + 1,
             LETTER_BYTES,
         )
-        return [_letter_of(row) for row in rows]
+        return [letter_of(row) for row in rows]
 
     async def resolve(self, connection: Connection, incident_id: str, reason: str) -> pb.Incident:
         """Close an incident in the caller's transaction; the router hears of it by a new revision."""
@@ -263,55 +263,6 @@ class PostgresIncidents:
             )
             moved += moves and done.endswith(" 1")
         return moved
-
-
-def fit(messages: Sequence[M], room: int = ANSWER_BYTES) -> list[M]:
-    """Return as many messages, at least one, as fit into an answer."""
-    kept: list[M] = []
-    for one in messages:
-        room -= one.ByteSize() + 8
-        if room < 0 and kept:
-            break
-        kept.append(one)
-    return kept
-
-
-def incident_of(row: asyncpg.Record) -> pb.Incident:
-    """Return a row as the IDL's incident."""
-    incident = pb.Incident.FromString(row["snapshot"])
-    incident.incident_id = str(row["incident_id"])
-    incident.state = pb.Incident.State.ValueType(State[row["state"]])
-    for name in ("state_detail", "source", "correlation_key", "firing", "signal_count", "duplicate_count"):
-        setattr(incident, name, row[name])
-    for name in ("revision", "decision_id", "execution_id"):
-        setattr(incident, name, row[name])
-    incident.started_rule_ids.extend(row["started_rule_ids"])
-    incident.age_seconds = max(0, row["age"])
-    incident.open_time.FromDatetime(row["open_time"])
-    incident.update_time.FromDatetime(row["update_time"])
-    if row["resolve_time"]:
-        incident.resolve_time.FromDatetime(row["resolve_time"])
-    return incident
-
-
-def _record_of(row: asyncpg.Record) -> pb.SignalRecord:
-    disposition = pb.SignalRecord.Disposition.Value(f"DISPOSITION_{row['disposition']}")
-    found = pb.SignalRecord(signal=signal_pb2.Signal.FromString(row["signal"]), disposition=disposition)
-    found.record_time.FromDatetime(row["record_time"])
-    return found
-
-
-def _letter_of(row: asyncpg.Record) -> pb.DeadLetter:
-    found = pb.DeadLetter(
-        delivery_id=str(row["delivery_id"]),
-        source=row["source"],
-        reason=row["reason"],
-        delivery_count=row["delivery_count"],
-        body=row["body"],
-        body_size=row["body_size"],
-    )
-    found.create_time.FromDatetime(row["create_time"])
-    return found
 
 
 def _unknown(incident_id: str) -> Refusal:

@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.ingest import stream
 from services.ingest.domain import Inventory
-from services.ingest.record import DeadLetter
+from services.ingest.letters import DeadLetter
 from services.ingest.signal import SIGNALS_MAX
 from services.ingest.stream import Claimed
 from services.mesh import policy, postgres
@@ -63,6 +63,9 @@ class Records(Protocol):
 
     async def record(self, entries: Sequence[pb.StreamEntry], inventory: Inventory) -> bool:
         """Write a batch in one transaction; say whether an incident waits for a decision now."""
+
+    async def answers(self) -> bool:
+        """Say whether the store answers."""
 
     async def put_aside(self, letter: DeadLetter) -> None:
         """Keep what cannot be processed."""
@@ -116,7 +119,8 @@ class Worker:
 
     async def take_over(self) -> None:
         """Process what a dead or failing consumer left, as long as there is any."""
-        while not self._stop.is_set():
+        # Without the store a delivery would count against an entry that has done nothing wrong.
+        while not self._stop.is_set() and await self._store.answers():
             claimed = await self._queue.claim()
             await self.process(claimed)
             if not claimed:

@@ -9,7 +9,7 @@ import pytest
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.ingest import stream
 from services.ingest.domain import Inventory
-from services.ingest.record import DeadLetter
+from services.ingest.letters import DeadLetter
 from services.ingest.worker import Worker
 from tests.ingest.house import House, alert, contents, delivery, entry, eventually, notification
 
@@ -40,6 +40,10 @@ class Culprit:
             self.tries += len(entries) == 1
             raise LookupError("no")
         return await self._store.record(entries, inventory)
+
+    async def answers(self) -> bool:
+        """Answer as ever."""
+        return await self._store.answers()
 
     async def put_aside(self, letter: DeadLetter) -> None:
         """Put aside as ever."""

@@ -1,0 +1,54 @@
+"""Dead letters: what was not understood or cannot be processed, kept with its bytes and a row per signal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from opsmesh.ingest.v1 import ingest_service_pb2 as pb
+from services.ingest.domain import Disposition
+from services.ingest.mapping import signal_id_of
+from services.mesh.postgres import Connection
+
+REASON_MAX: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A delivery put aside; `signal_ids` get a row that says so."""
+
+    delivery_id: str
+    source: str
+    reason: str
+    delivery_count: int
+    body: bytes
+    signal_ids: Sequence[str] = ()
+
+
+def malformed_letter(entry: pb.StreamEntry) -> DeadLetter:
+    """Return the dead letter of a delivery that could not be understood."""
+    delivery = entry.delivery
+    reason = "; ".join(f"{error.field or 'body'}: {error.description}" for error in entry.errors)
+    ids = [signal_id_of(delivery.delivery_id, 0)]
+    return DeadLetter(delivery.delivery_id, delivery.source, reason, 1, delivery.body, ids)
+
+
+async def put_aside(connection: Connection, letters: Sequence[DeadLetter]) -> None:
+    """Keep dead letters, and give their signals a row that says so where they have none yet."""
+    if not letters:
+        return
+    await connection.executemany(
+        "INSERT INTO dead_letters (delivery_id, source, reason, delivery_count, body) VALUES ($1, $2, $3, $4, $5) "
+        "ON CONFLICT DO NOTHING",
+        [(UUID(one.delivery_id), one.source, one.reason[:REASON_MAX], one.delivery_count, one.body) for one in letters],
+    )
+    await connection.executemany(
+        "INSERT INTO signals (signal_id, delivery_id, index, source, dedup_key, event_key, status, severity, "
+        "disposition, signal) VALUES ($1, $2, $3, $4, '', '', 'UNSPECIFIED', 'UNSPECIFIED', $5, '') "
+        "ON CONFLICT DO NOTHING",
+        [
+            (UUID(signal_id), UUID(one.delivery_id), index, one.source, Disposition.DEAD_LETTER.name)
+            for one in letters
+            for index, signal_id in enumerate(one.signal_ids)
+        ],
+    )
