@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4
 
 import grpc
@@ -15,18 +15,15 @@ from opsmesh.audit.v1 import audit_service_pb2 as audit_pb
 from opsmesh.policy.v1 import policy_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.mesh import policy
-from services.mesh.call import current, working
+from services.mesh.call import current
 from services.mesh.errors import Refusal, reason_name
 from services.mesh.loop import every
+from services.mesh.outbox import APPEND_SECONDS, AuditClient, Outbox
 from services.mesh.postgres import Connection, Pool
 
 R = TypeVar("R", bound=Message)
 Event = audit_pb.AuditEvent
 
-# An event is 40 KiB at most; a message 4 MiB.
-BATCH: Final = 64
-APPEND: Final = "opsmesh.audit.v1.AuditService/AppendEvents"
-APPEND_SECONDS: Final = 5.0
 PERIOD: Final = 1.0
 # An outcome nobody wrote is told this long after the deadline of its call.
 SILENCE: Final = 30.0
@@ -35,14 +32,6 @@ DETAILS_MAX: Final = 32
 REQUESTS_DAYS: Final = 7
 FORGET_PERIOD: Final = 3600.0
 log = structlog.get_logger("opsmesh.writes")
-
-
-class AuditClient(Protocol):
-    """What is needed of the audit service's stub."""
-
-    @property
-    def AppendEvents(self) -> Callable[..., Awaitable[audit_pb.AppendEventsResponse]]:  # noqa: N802  the IDL's name
-        """Append events; acknowledged when durable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +97,8 @@ class Writes:
 
     def __init__(self, pool: Pool, service_name: str, audit: AuditClient) -> None:
         self._pool = pool
-        self._identity = service_name if "/" in service_name else f"service/{service_name}"
         self._audit = audit
+        self._outbox = Outbox(pool, service_name if "/" in service_name else f"service/{service_name}", audit)
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -214,24 +203,7 @@ class Writes:
 
     async def deliver(self) -> None:
         """Deliver every event that is ready; raises what audit or the store answered otherwise."""
-        while await self._deliver_batch() == BATCH:
-            pass
-
-    async def _deliver_batch(self) -> int:
-        """Deliver up to a batch: deleted only after audit has acknowledged it."""
-        async with self._pool.acquire() as connection, connection.transaction():
-            rows = await connection.fetch(
-                "SELECT event_id, event FROM outbox WHERE ready_time <= now() "
-                "ORDER BY ready_time, create_time LIMIT $1 FOR UPDATE SKIP LOCKED",
-                BATCH,
-            )
-            if rows:
-                events = [audit_pb.AuditEvent.FromString(row["event"]) for row in rows]
-                with working(self._identity, APPEND, APPEND_SECONDS):
-                    await self._audit.AppendEvents(audit_pb.AppendEventsRequest(events=events), timeout=APPEND_SECONDS)
-                ids = [row["event_id"] for row in rows]
-                await connection.execute("DELETE FROM outbox WHERE event_id = ANY($1::uuid[])", ids)
-        return len(rows)
+        await self._outbox.deliver()
 
     async def forget(self) -> None:
         """Delete stored answers older than a week: nobody repeats a request after that."""

@@ -16,7 +16,7 @@ from opsmesh.automation.v1 import playbook_service_pb2 as playbooks
 from opsmesh.type.v1 import error_reason_pb2
 from services.mesh import policy
 from services.mesh.call import working
-from services.mesh.errors import BootError, Refusal
+from services.mesh.errors import STATUS_KEY, BootError, Refusal, to_status
 from services.mesh.postgres import Connection, Pool, answers, check_revision, open_pool
 from services.mesh.settings import PostgresSettings
 from services.mesh.writes import Subject, Writes, event
@@ -28,12 +28,19 @@ OUTBOX = "opsmesh.automation.v1.AutomationService/StartExecution"
 SUCCEEDED, FAILED = pb.AuditEvent.OUTCOME_SUCCEEDED, pb.AuditEvent.OUTCOME_FAILED
 
 
+def refused(refusal: Refusal) -> grpc.aio.AioRpcError:
+    """Return a refusal as its caller sees it."""
+    status = to_status(refusal, "opsmesh.audit").SerializeToString()
+    return grpc.aio.AioRpcError(refusal.code, grpc.aio.Metadata(), grpc.aio.Metadata((STATUS_KEY, status)), None, None)
+
+
 class FakeAudit:
     """Keeps events by id, as the log does; `down` makes it silent, `deaf` makes it keep events and not say so."""
 
     def __init__(self) -> None:
         self.events: dict[str, pb.AuditEvent] = {}
         self.down = self.deaf = False
+        self.poison: dict[str, Refusal] = {}
         self.on_append: Any = None
 
     async def AppendEvents(self, request: pb.AppendEventsRequest, **_: Any) -> pb.AppendEventsResponse:  # noqa: N802
@@ -43,6 +50,9 @@ class FakeAudit:
         )
         if self.down:
             raise silence
+        for one in request.events:
+            if one.event_id in self.poison:
+                raise refused(self.poison[one.event_id])
         for one in request.events:
             self.events.setdefault(one.event_id, one)
         if self.on_append:
@@ -293,6 +303,41 @@ async def test_an_event_that_breaks_its_bounds_never_enters_the_outbox(writes: W
         async with pool.acquire() as connection:
             with pytest.raises(Refusal, match="INVALID_ARGUMENT"):
                 await writes.enqueue(connection, bad)
+
+
+async def enqueue(writes: Writes, pool: Pool, count: int) -> list[pb.AuditEvent]:
+    """Put `count` events into the outbox."""
+    with calling():
+        events = [event(pb.AuditEvent.PHASE_OUTCOME, SUCCEEDED) for _ in range(count)]
+        async with pool.acquire() as connection, connection.transaction():
+            await writes.enqueue(connection, *events)
+    return events
+
+
+async def test_an_event_that_audit_refuses_blocks_no_other(writes: Writes, audit: FakeAudit, pool: Pool) -> None:
+    """What audit will never take is kept for a later look, and everything around it arrives."""
+    events = await enqueue(writes, pool, 3)
+    poisoned = events[1].event_id
+    audit.poison[poisoned] = Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT)
+    await writes.deliver()
+    assert set(audit.events) == {events[0].event_id, events[2].event_id}
+    kept = await pool.fetch("SELECT event_id FROM outbox WHERE ready_time > now() + interval '59 minutes'")
+    assert [str(row["event_id"]) for row in kept] == [poisoned]
+
+
+async def test_an_event_whose_id_was_taken_by_another_writer_is_told_under_a_new_one(
+    writes: Writes, audit: FakeAudit, pool: Pool
+) -> None:
+    """Ids of effects can be guessed: whoever uses one first hides no outcome and holds up no other."""
+    events = await enqueue(writes, pool, 3)
+    taken = events[0].event_id
+    audit.poison[taken] = Refusal(error_reason_pb2.ERROR_REASON_CONFLICT, resource="event", id=taken)
+    await writes.deliver()
+    await writes.deliver()
+    told = [one for one in audit.events.values() if one.details["event_id_taken"] == taken]
+    assert len(told) == 1
+    assert len(audit.events) == len(events)
+    assert await pool.fetchval("SELECT count(*) FROM outbox") == 0
 
 
 async def test_stored_answers_are_forgotten_after_a_week(writes: Writes, pool: Pool) -> None:
