@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import structlog
+
 from opsmesh.config.v1 import sources_pb2
 from opsmesh.ingest.v1 import signal_pb2
 from services.bridge.domain import Scheme, Sender, proves, read_secrets
@@ -15,6 +17,7 @@ METHODS = {
     Scheme.BASIC: signal_pb2.Authenticity.METHOD_BASIC,
     Scheme.HEADER: signal_pb2.Authenticity.METHOD_HEADER,
 }
+log = structlog.get_logger("opsmesh.bridge")
 
 
 class Door:
@@ -25,27 +28,34 @@ class Door:
         self._file = file
         self._changed = 0
         self._secrets: tuple[bytes, ...] = ()
+        self._told = False
         if file is not None:
             self._read(file)
 
     def authenticity(self, headers: Mapping[str, str]) -> signal_pb2.Authenticity | None:
         """Return how HEADERS (names in lower case) prove the sender, or None when they do not."""
-        if not proves(self.sender, headers, self._secrets) and not self._proves_anew(headers):
+        self._follow()
+        if not proves(self.sender, headers, self._secrets):
             return None
         verified = self.sender.scheme is not Scheme.NONE
         return signal_pb2.Authenticity(method=METHODS[self.sender.scheme], verified=verified)
 
-    def _proves_anew(self, headers: Mapping[str, str]) -> bool:
-        """Look whether the secrets were rotated since they were read; a file that is gone keeps the last ones."""
+    def _follow(self) -> None:
+        """Read the secrets again when their file changed: before every look, or a revoked one would go on opening.
+
+        A file that is gone or unreadable keeps the last ones: a slip of the hand must not lose signals.
+        """
         if self._file is None:
-            return False
+            return
         try:
-            if self._file.stat().st_mtime_ns == self._changed:
-                return False
+            changed = self._file.stat().st_mtime_ns
+            if changed == self._changed:
+                return
             self._read(self._file)
-        except (OSError, BootError):
-            return False
-        return proves(self.sender, headers, self._secrets)
+        except (OSError, UnicodeDecodeError, BootError) as error:
+            if not self._told:
+                log.warning("the secrets cannot be read again, the last ones stay", why=str(error).splitlines()[0])
+            self._told = True
 
     def _read(self, file: Path) -> None:
         try:
@@ -61,7 +71,7 @@ class Door:
                 f"the secret file of source {self.sender.source} is empty: {file}\n"
                 "NEXT: write a secret into it, or say `none: {}` for this source in sources.yaml"
             )
-        self._changed, self._secrets = changed, secrets
+        self._changed, self._secrets, self._told = changed, secrets, False
 
 
 def load_doors(config: Path, secrets: Path) -> dict[str, Door]:

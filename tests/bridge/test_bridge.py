@@ -220,6 +220,16 @@ async def test_a_rotated_secret_is_taken_over_without_a_restart(tmp_path: Path, 
         assert (await bridge.post(GOOD, headers=BEARER)).status_code == 401
 
 
+async def test_a_revoked_secret_opens_no_door_any_more(tmp_path: Path, ingest: MemoryIngest) -> None:
+    """A secret taken out of the file is refused at once, also when nobody offered an unknown one in between."""
+    async with running(write_config(tmp_path), ingest) as bridge:
+        leaked = {"Authorization": "Bearer old-secret"}
+        assert (await bridge.post(GOOD, headers=leaked)).status_code == 202
+        (tmp_path / "alertmanager").write_text("new-secret\n")
+        assert (await bridge.post(GOOD, headers=leaked)).status_code == 401
+        assert (await bridge.post(GOOD, headers=BEARER)).status_code == 202
+
+
 @pytest.mark.parametrize("content", [None, "", " \n\n"])
 def test_a_missing_or_empty_secret_is_a_boot_error(tmp_path: Path, content: str | None) -> None:
     """The error names the file and the mend; nobody is let in by a missing file."""
