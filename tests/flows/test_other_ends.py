@@ -1,6 +1,5 @@
 """Stories that do not end with a restart: nobody knows the alert, policy only observes, a person must approve."""
 
-import uuid
 from collections.abc import Sequence
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from opsmesh.agents.v1 import model_service_pb2
 from opsmesh.automation.v1 import automation_service_pb2
 from opsmesh.guardrails.v1 import approval_service_pb2
-from opsmesh.ingest.v1 import ingest_service_pb2, signal_pb2
+from opsmesh.ingest.v1 import signal_pb2
 from opsmesh.router.v1 import decision_service_pb2
 from tests.flows.payloads import alertmanager, generic, grafana, now
 from tests.flows.world import APPROVAL_SECONDS, RESTART, SPARE, Execution, Incident, World, until
@@ -58,10 +57,7 @@ async def test_an_unknown_alert_waits_and_a_person_is_told_once(world: World) ->
         return (await world.incident(incident.incident_id)).age_seconds >= 1
 
     await until(aged, "an age")
-    request = ingest_service_pb2.ResolveIncidentRequest(
-        request_id=str(uuid.uuid4()), incident_id=incident.incident_id, reason="looked at it"
-    )
-    resolved = (await world.stubs.ingest.ResolveIncident(request)).incident
+    resolved = await world.resolve(incident.incident_id)
     assert resolved.state == Incident.STATE_RESOLVED
     closed = await last_decision(world, incident.incident_id, Decision.STATE_CLOSED)
     assert closed.outcome == Decision.OUTCOME_RESPOND

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -129,6 +130,13 @@ class World:
             raise AssertionError(f"incident {incident_id} went: {list(dict.fromkeys(seen))}") from None
         assert found is not None
         return found
+
+    async def resolve(self, incident_id: str) -> Incident:
+        """Resolve an incident, as a person does."""
+        request = ingest_service_pb2.ResolveIncidentRequest(
+            request_id=str(uuid.uuid4()), incident_id=incident_id, reason="looked at it"
+        )
+        return (await self.stubs.ingest.ResolveIncident(request)).incident
 
     async def decisions(self, incident_id: str) -> Sequence[decision_service_pb2.Decision]:
         """Return all decisions about an incident, oldest first."""
