@@ -12,7 +12,8 @@ from opsmesh.type.v1 import error_reason_pb2
 from services.mesh.errors import FieldViolation, Refusal
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-LAST_SECOND: Final = 253_402_300_799  # the end of year 9999
+# The second before the last of year 9999: asyncpg takes that one's last microsecond for "infinity".
+LAST_SECOND: Final = 253_402_300_798
 NANOS: Final = 1_000_000_000
 NUL: Final = "\0"
 TEXTS: Final = (
@@ -80,8 +81,11 @@ def from_micros(stamp: Timestamp) -> datetime:
 
 
 def to_stamp(moment: datetime, stamp: Timestamp) -> None:
-    """Write `moment` into `stamp` without going through a float."""
-    passed = moment - EPOCH
+    """Write `moment` into `stamp` without going through a float.
+
+    What the database calls infinite comes without a zone: it must be read like any other, for the verifier to judge.
+    """
+    passed = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - EPOCH
     stamp.seconds = passed.days * 86_400 + passed.seconds
     stamp.nanos = passed.microseconds * 1000
 

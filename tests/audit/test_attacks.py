@@ -6,6 +6,7 @@ import asyncpg
 import pytest
 
 from services.audit.chain import Kind
+from services.mesh.errors import Refusal
 from tests.audit.events import event, events
 from tests.audit.running import Audit
 
@@ -69,6 +70,26 @@ async def test_a_row_that_does_not_follow_the_head_is_refused(audit_log: Audit) 
             )
     await connection.close()
     assert (await audit_log.verify()).events == 3
+
+
+async def test_no_time_makes_the_log_unreadable(audit_log: Audit) -> None:
+    """A writer may lie about the time, but not with one that PostgreSQL would keep as infinite."""
+    await audit_log.append(events(1))
+    last = event()
+    last.event_time.seconds, last.event_time.nanos = 253_402_300_799, 999_999_999
+    with pytest.raises(Refusal, match="INVALID_ARGUMENT"):
+        await audit_log.append([last])
+    last.event_time.seconds -= 1
+    await audit_log.append([last])
+    assert (await audit_log.verify()).intact
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity"])
+async def test_an_infinite_time_is_found_like_any_edit(audit_log: Audit, moment: str) -> None:
+    """A superuser who writes what no writer can is found by the verifier, which does not stop at that row."""
+    await audit_log.append(events(3))
+    await audit_log.attack(f"UPDATE audit.events SET event_time = '{moment}' WHERE sequence = 2")  # noqa: S608  ours
+    assert [(one.kind, one.sequence) for one in (await audit_log.verify()).findings] == [(Kind.EDITED, 2)]
 
 
 EDITS = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from opsmesh.audit.v1 import audit_service_pb2 as audit
 from opsmesh.type.v1 import error_reason_pb2
 from services.audit.checkpoints import CheckpointFile
-from services.audit.events import make_storable
+from services.audit.events import LAST_SECOND, make_storable
 from services.audit.sequencer import QUEUE_EVENTS
 from services.audit.store import LogIsTaken, PostgresAppender
 from services.local.waiting import until
@@ -89,7 +89,7 @@ async def _commits(audit_log: Audit) -> int:
 @given(
     texts=st.lists(st.text(max_size=60), min_size=15, max_size=15),
     details=st.dictionaries(st.text(min_size=1, max_size=20), st.text(max_size=40), max_size=5),
-    seconds=st.integers(0, 253_402_300_799),
+    seconds=st.integers(0, LAST_SECOND),
     nanos=st.integers(0, 999_999_999),
     version=st.integers(0, 2**63 - 1),
 )
@@ -120,7 +120,7 @@ async def test_odd_texts_survive_the_database(audit_log: Audit) -> None:
     for one, text in zip(made, odd, strict=True):
         one.target, one.actor = text, text or "x"
         one.details[text] = text
-    made[0].event_time.seconds, made[1].event_time.seconds = 0, 253_402_300_799
+    made[0].event_time.seconds, made[1].event_time.seconds = 0, LAST_SECOND
     await audit_log.append(made)
     report = await audit_log.verify()
     assert (report.intact, report.events) == (True, len(odd))
