@@ -1,7 +1,7 @@
 """The one workflow that runs every playbook: it counts tries and waits; what is true is read and written by activities.
 
-Standard library, temporalio and our own dataclasses only: it runs in Temporal's sandbox and is replayed. A change of
-the order of its commands needs `workflow.patched` as long as executions from before it run.
+Standard library, temporalio and our own dataclasses only: it is replayed, in the tests inside Temporal's sandbox. A
+change of the order of its commands needs `workflow.patched` as long as executions from before it run.
 """
 
 import asyncio

@@ -13,7 +13,7 @@ from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from services.automation import contract
 from services.automation.contract import Start
@@ -142,6 +142,8 @@ class TemporalEngine:
             await self._connected(),
             task_queue=contract.TASK_QUEUE,
             workflows=[PlaybookWorkflow],
+            # The sandbox loads the workflow anew for each execution, some 10 ms; the replay tests run inside it.
+            workflow_runner=UnsandboxedWorkflowRunner(),
             activities=self._activities,
             max_concurrent_activities=CONCURRENT,
             # A killed process must not keep its workflows waiting, and a cancel must be heard within a second.
