@@ -203,23 +203,21 @@ class Pipeline:
         try:
             tries = await self._store.start(start)
         except FenceStaleError as error:
-            raise Refusal(
-                error_reason_pb2.ERROR_REASON_FENCE_STALE,
-                fence=str(grant.fence),
-                target=proposal.target_id,
-                current=str(error.current),
-            ) from None
+            raise fence_stale(grant, error.current) from None
         if tries is None:
             raise in_flight(await self._store.read(proposal.key), proposal.key)
         return tries
 
     async def _last_checks(self, job: Job) -> float:
-        """Check again, as late as possible, what may have changed: precondition, lease, kills, deadline; say when."""
+        """Check again, as late as possible, what may have changed: precondition, fence, lease, deadline; say when."""
         if read := precondition.read_of(job.tool, job.proposal.target_id):
             found = precondition.snapshot(await self._read(*read), job.tool.spec.precondition_fields)
             if diff := domain.difference(job.grant.precondition, found):
                 raise Refusal(error_reason_pb2.ERROR_REASON_STATE_CHANGED, target=job.proposal.target_id, diff=diff)
         if job.guarded:
+            if (highest := await self._store.fence(job.proposal.target_id)) > job.grant.fence:
+                # Whoever took the lock while the intent was on its way has begun to act.
+                raise fence_stale(job.grant, highest)
             await self._lease.check(grants.to_domain(job.grant))
         if current().remaining <= 0:
             raise Refusal(error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED, method=job.tool.name)
@@ -277,6 +275,16 @@ def propose(tool: Tool, request: Any, caller: str) -> Proposal:
 def target_of(tool: Tool, request: Message) -> str:
     """Return the target a request names; empty for tools without one."""
     return str(getattr(request, tool.spec.target_field)) if tool.spec.target_field else ""
+
+
+def fence_stale(grant: grant_pb2.Grant, highest: int) -> Refusal:
+    """Return the refusal for a holder whose lock was lost to another."""
+    return Refusal(
+        error_reason_pb2.ERROR_REASON_FENCE_STALE,
+        fence=str(grant.fence),
+        target=grant.target_id,
+        current=str(highest),
+    )
 
 
 def unanswered(target: str, detail: str) -> Refusal:

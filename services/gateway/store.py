@@ -51,6 +51,7 @@ INSERT INTO fences (target_id, fence) VALUES ($1, $2)
 ON CONFLICT (target_id) DO UPDATE SET fence = excluded.fence WHERE fences.fence <= excluded.fence
 RETURNING fence
 """
+FENCE: Final = "SELECT fence FROM fences WHERE target_id = $1"
 END: Final = """
 UPDATE effects SET state = $4, response = $5, reason = $6, detail = $7, end_time = clock_timestamp()
 WHERE method = $1 AND request_id = $2 AND state = 'STARTED' AND tries = $3
@@ -115,6 +116,9 @@ class EffectStore(Protocol):
         Raises FenceStaleError, having written nothing.
         """
 
+    async def fence(self, target_id: str) -> int:
+        """Return the highest fence that was ever used on a target; 0 when none was."""
+
     async def end(self, key: Key, tries: int, ending: Ending, events: Sequence[audit_service_pb2.AuditEvent]) -> bool:
         """End a try and hand its audit events over in one transaction; False when somebody else ended it."""
 
@@ -155,9 +159,12 @@ class PostgresEffects:
             if tries is not None and start.fence:
                 raised = await connection.fetchval(RAISE_FENCE, start.target_id, start.fence)
                 if raised is None:
-                    current = "SELECT fence FROM fences WHERE target_id = $1"
-                    raise FenceStaleError(await connection.fetchval(current, start.target_id))
+                    raise FenceStaleError(await connection.fetchval(FENCE, start.target_id))
             return tries
+
+    async def fence(self, target_id: str) -> int:
+        """Return the highest fence that was ever used on a target; 0 when none was."""
+        return int(await self._pool.fetchval(FENCE, target_id) or 0)
 
     async def end(self, key: Key, tries: int, ending: Ending, events: Sequence[audit_service_pb2.AuditEvent]) -> bool:
         """End a try and hand its audit events over in one transaction."""

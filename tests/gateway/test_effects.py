@@ -121,6 +121,25 @@ async def test_a_changed_state_is_refused_with_the_difference(mesh: Mesh) -> Non
     assert len(mesh.audit.of(request.request_id, Event.PHASE_INTENT)) == 2
 
 
+async def test_a_fence_that_is_passed_while_the_intent_is_on_its_way_stops_the_effect(mesh: Mesh) -> None:
+    """The last check looks at the fence, too: whoever lost the lock after transaction 1 does nothing any more."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.proxy.hold = ("before", "supervisor.getProcessInfo")
+    calling = asyncio.create_task(mesh.call(request, grant))
+    await asyncio.wait_for(mesh.proxy.held.wait(), 15)
+    try:
+        await mesh.execute("UPDATE gateway.fences SET fence = fence + 1 WHERE target_id = $1", TARGET)
+        mesh.proxy.release()
+        with pytest.raises(Refusal, match="FENCE_STALE"):
+            await calling
+    finally:
+        mesh.proxy.held.clear()
+        await mesh.execute("UPDATE gateway.fences SET fence = fence - 1 WHERE target_id = $1", TARGET)
+    assert mesh.workload.start_count() == starts
+    assert (await mesh.effect(request)).state == State.STATE_NOT_STARTED
+
+
 async def test_without_audit_nothing_happens_and_the_same_id_works_later(mesh: Mesh) -> None:
     """Audit down: AUDIT_UNAVAILABLE, NOT_STARTED, no restart; up again, the same request is done."""
     request, starts = mesh.restart(), mesh.workload.start_count()
