@@ -15,6 +15,7 @@ from services.gateway.domain import DETAIL_MAX, Effect, Ending, Key, State, inte
 from services.mesh.errors import Refusal
 
 INTENT_SECONDS: Final = 5.0
+WRITER: Final = "service/gateway"
 # Every intent ends as done, failed or unknown: what was refused after it did not happen, so it failed.
 OUTCOMES: Final = {
     State.SUCCEEDED: pb.AuditEvent.OUTCOME_SUCCEEDED,
@@ -108,7 +109,7 @@ class AuditPort(Protocol):
         """Return once the event is durable; refuse with AUDIT_UNAVAILABLE otherwise."""
 
     async def exists(self, event_id: str) -> bool:
-        """Say whether audit holds an event; refuse with AUDIT_UNAVAILABLE when it does not answer."""
+        """Say whether audit holds an event of the gateway's; refuse with AUDIT_UNAVAILABLE when it does not answer."""
 
 
 class MeshAudit:
@@ -125,14 +126,14 @@ class MeshAudit:
             raise _unavailable(error) from error
 
     async def exists(self, event_id: str) -> bool:
-        """Say whether audit holds an event."""
+        """Say whether audit holds an event of ours: ids can be guessed, the log names the writer."""
         try:
-            await self._stub.GetEvent(pb.GetEventRequest(event_id=event_id), timeout=INTENT_SECONDS)
+            answer = await self._stub.GetEvent(pb.GetEventRequest(event_id=event_id), timeout=INTENT_SECONDS)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return False
             raise _unavailable(error) from error
-        return True
+        return answer.event.writer == WRITER
 
 
 def _unavailable(error: grpc.aio.AioRpcError) -> Refusal:

@@ -1,6 +1,7 @@
 """The gateway is killed at each boundary of an effect; what is left is resolved to what truly happened."""
 
 import asyncio
+import uuid
 from contextlib import suppress
 
 import grpc.aio
@@ -9,9 +10,10 @@ import pytest
 from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.gateway.v1 import effect_service_pb2
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2 as workload_pb
+from services.gateway.domain import Key, intent_id
 from services.local.supervise import call
 from services.mesh.errors import Refusal
-from tests.gateway.world import Mesh, RestartRequest
+from tests.gateway.world import RESTART, Mesh, RestartRequest
 
 Event = audit_service_pb2.AuditEvent
 State = effect_service_pb2.Effect
@@ -53,6 +55,18 @@ async def test_killed_before_the_intent_was_kept(mesh: Mesh) -> None:
     # The outcome of the second try is the only one: the first has no intent.
     await mesh.until(lambda: mesh.audit.of(request.request_id, Event.PHASE_OUTCOME))
     assert [one.details["try"] for one in mesh.audit.of(request.request_id, Event.PHASE_INTENT)] == ["2"]
+
+
+async def test_an_intent_that_somebody_else_wrote_is_none(mesh: Mesh) -> None:
+    """The id of an intent can be guessed: an event of another writer under it does not say that we had begun."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    forged = str(intent_id(Key(RESTART, uuid.UUID(request.request_id)), 1))
+    mesh.audit.mode = "hold"
+    await killed_while(mesh, request, mesh.audit.held, mesh.sign(await mesh.mint(request)))
+    mesh.audit.events[forged] = Event(event_id=forged, writer="service/router", phase=Event.PHASE_INTENT)
+    await mesh.let_pass(request)
+    assert (await mesh.effect(request)).state == State.STATE_NOT_STARTED
+    assert mesh.workload.start_count() == starts
 
 
 async def test_killed_after_the_intent_before_the_act(mesh: Mesh) -> None:

@@ -32,6 +32,7 @@ from services.local.files import free_port
 from services.local.process import base_environment
 from services.local.waiting import until
 from services.mesh import policy, precondition, tls
+from services.mesh.call import current
 from services.mesh.client import connect
 from services.mesh.errors import Refusal, from_rpc_error
 from services.mesh.tools import find_tool
@@ -63,6 +64,7 @@ class FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):
         if self.mode == "hold":
             await self._hang()
         for event in request.events:
+            event.writer = current().identity
             self.events.setdefault(event.event_id, event)
         if self.mode == "swallow":
             await self._hang()
