@@ -2,17 +2,23 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
+import structlog
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from opsmesh.audit.v1 import audit_service_pb2 as audit
 from services.audit import chain
 from services.audit.domain import Head
 from services.mesh.errors import BootError
+
+# How many lines at the end of the file are looked at for one that is ours.
+LOOK_BACK: Final = 1000
+log = structlog.get_logger("opsmesh.audit.checkpoints")
 
 
 def load_key(path: Path) -> Ed25519PrivateKey:
@@ -42,8 +48,7 @@ class CheckpointFile:
             lines = path.read_bytes().splitlines() if path.exists() else []
         except OSError as error:
             raise BootError(f"OPSMESH_CHECKPOINT_FILE={path} cannot be used: {error}. NEXT: make it writable") from None
-        good = chain.check_checkpoints(lines[-1:], key.public_key())
-        self.last_kept = Head(good.covered, good.hashes[good.covered]) if good.hashes else None
+        self.last_kept = _newest(lines, key.public_key())
         self._last = self.last_kept
 
     async def write(self, head: Head) -> audit.Checkpoint:
@@ -58,6 +63,16 @@ class CheckpointFile:
         """Write a checkpoint unless the newest one is of this head."""
         if head != self._last:
             await self.write(head)
+
+
+def _newest(lines: Sequence[bytes], key: Ed25519PublicKey) -> Head | None:
+    """Return the newest head this log's key signed; a forged line behind it is told, and does not hide it."""
+    for line in reversed(lines[-LOOK_BACK:]):
+        good = chain.check_checkpoints([line], key)
+        if good.hashes:
+            return Head(good.covered, good.hashes[good.covered])
+        log.error("a checkpoint is not ours: run opsmesh audit verify", finding=str(good.findings[0]))
+    return None
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -36,6 +36,16 @@ async def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
     assert (checkpoints.count, checkpoints.covered, list(checkpoints.findings)) == (2, 2, [])
 
 
+async def test_a_forged_line_does_not_hide_what_was_sworn_to(tmp_path: Path) -> None:
+    """Behind a line that is not ours the newest head is still known, so that a lost one is noticed after a restart."""
+    path, head = tmp_path / "checkpoints.jsonl", Head(7, b"7" * 32)
+    await CheckpointFile(KEY, path).write(head)
+    await CheckpointFile(Ed25519PrivateKey.generate(), path).write(Head(1, ZERO_HASH))
+    with path.open("ab") as file:
+        file.write(b"{}\nnonsense\n")
+    assert CheckpointFile(KEY, path).last_kept == head
+
+
 def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
     """A missing or wrong key file is a boot error that says what to do."""
     path = tmp_path / "log.key"
