@@ -4,15 +4,13 @@ What a service refuses at publish is found here by the same pure functions, so t
 """
 
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
 import typer
-import yaml
 from google.protobuf.message import Message
 
 from opsmesh.config.v1 import (
@@ -26,8 +24,9 @@ from opsmesh.config.v1 import (
 )
 from services.cli.command import REFUSED, command, group
 from services.cli.output import console
+from services.cli.places import Places, line_of
 from services.cli.session import Session, UsageError
-from services.local.layout import DEFAULT_CONFIG
+from services.local.layout import DEFAULT_CONFIG, SERVICES
 from services.mesh.config import ConfigError, Problem, load_yaml
 from services.mesh.identities import Identities
 from services.mesh.tools import tools
@@ -46,7 +45,6 @@ FOLDERS: Final[Mapping[str, type[Message]]] = {
     "policies": policies_pb2.PolicySet,
     "playbooks": playbooks_pb2.Playbook,
 }
-PART: Final = re.compile(r'\.?([^.\[\]"]+)|\[(\d+)\]|\["((?:[^"\\]|\\.)*)"\]')
 
 
 @dataclass(slots=True)
@@ -88,7 +86,7 @@ def check(
     else:
         for one in problems:
             console().print(str(one), markup=False, soft_wrap=True)
-        mistakes = f"{len(problems)} mistakes" if problems else "no mistakes"
+        mistakes = f"{len(problems) or 'no'} mistake{'' if len(problems) == 1 else 's'}"
         console().print(f"{mistakes} in {folder} ({len(found.messages)} files could be read)", markup=False)
     if problems:
         raise typer.Exit(REFUSED)
@@ -125,17 +123,21 @@ def cross_check(found: Configuration) -> None:
     _identities(found)
     _sources(found)
     _policies(found)
+    _channels(found)
     _playbooks(found)
     _rules(found)
     _backends(found)
 
 
 def _identities(found: Configuration) -> None:
-    """Find identities listed twice, and permissions that no method asks for."""
+    """Find identities listed twice, services that do not exist, and permissions that no method asks for."""
     for path, message in found.of(identities_pb2.Identities).items():
         unknown = Identities(message).unknown_permissions()
         _unique(found, path, "identities", "identity", [one.identity for one in message.identities])
         for index, one in enumerate(message.identities):
+            kind, _, name = one.identity.partition("/")
+            if kind == "service" and name not in SERVICES:
+                found.add(path, f"identities[{index}].identity", f"no service is called {name}: {', '.join(SERVICES)}")
             for number, permission in enumerate(one.permissions):
                 if permission in unknown.get(one.identity, ()):
                     where = f"identities[{index}].permissions[{number}]"
@@ -143,16 +145,23 @@ def _identities(found: Configuration) -> None:
 
 
 def _sources(found: Configuration) -> None:
-    """Find sources listed twice."""
+    """Find sources listed twice, and sources that no parser understands."""
+    from services.ingest.sources import PARSERS  # noqa: PLC0415  see the module's first words
+
     for path, message in found.of(sources_pb2.Sources).items():
         _unique(found, path, "sources", "source", [one.source for one in message.sources])
+        for index, one in enumerate(message.sources):
+            name = one.parser or one.source
+            if name not in PARSERS:
+                where = f"sources[{index}].{'parser' if one.parser else 'source'}"
+                found.add(path, where, f"no parser is called {name}; `parser` is one of: {', '.join(sorted(PARSERS))}")
 
 
 def _policies(found: Configuration) -> None:
     """Find what guardrails would refuse to publish."""
     from services.guardrails.review import problems  # noqa: PLC0415  see the module's first words
 
-    merged, places = policies_pb2.PolicySet(), _Places()
+    merged, places = policies_pb2.PolicySet(), Places()
     for path, message in found.of(policies_pb2.PolicySet).items():
         places.add("policy_set.rules", path, "rules", len(message.rules))
         places.add("policy_set.notice_caps", path, "notice_caps", len(message.notice_caps))
@@ -166,13 +175,26 @@ def _policies(found: Configuration) -> None:
         _note(found, places, where, description, found.folder / "policies")
 
 
+def _channels(found: Configuration) -> None:
+    """Find caps of channels that no backend has: the channel they were meant for would have none."""
+    channels = _known_channels(found)
+    for path, message in found.of(policies_pb2.PolicySet).items():
+        for index, cap in enumerate(message.notice_caps):
+            if channels and cap.channel not in channels:
+                found.add(path, f"notice_caps[{index}].channel", f"backends.yaml has no channel {cap.channel}")
+
+
+def _known_channels(found: Configuration) -> set[str]:
+    return {one.channel for backends in found.of(backends_pb2.Backends).values() for one in backends.channels}
+
+
 def _playbooks(found: Configuration) -> None:
     """Find what automation would refuse to publish, and channels that no backend has."""
     from services.automation.checking import check as check_playbook  # noqa: PLC0415  see the module's first words
 
     playbooks = found.of(playbooks_pb2.Playbook)
     first: dict[str, Path] = {}
-    channels = {one.channel for backends in found.of(backends_pb2.Backends).values() for one in backends.channels}
+    channels = _known_channels(found)
     for path, playbook in playbooks.items():
         for violation in check_playbook(playbook):
             found.add(path, violation.field, violation.description)
@@ -188,9 +210,9 @@ def _playbooks(found: Configuration) -> None:
 def _rules(found: Configuration) -> None:
     """Find what the router would refuse to publish, and examples that do not come out as written."""
     from services.router.messages import failing_tests, rules_of  # noqa: PLC0415  see the module's first words
-    from services.router.rules import validate  # noqa: PLC0415  the same
+    from services.router.rules import unknown_field, validate  # noqa: PLC0415  the same
 
-    files, places = found.of(rules_pb2.RuleFile), _Places()
+    files, places = found.of(rules_pb2.RuleFile), Places()
     merged = rules_pb2.RuleFile()
     for path, message in files.items():
         places.add("rules", path, "rules", len(message.rules))
@@ -203,17 +225,23 @@ def _rules(found: Configuration) -> None:
     if problems:
         return
     for path, message in files.items():
+        for index, test in enumerate(message.tests):
+            for key in test.incident:
+                if said := unknown_field(key):
+                    found.add(path, f'tests[{index}].incident["{key}"]', said)
         beside = rules_pb2.RuleFile(rules=merged.rules, tests=message.tests)
         for description in failing_tests(beside):
             found.add(path, "tests", description)
 
 
 def _backends(found: Configuration) -> None:
-    """Find backends listed twice, and backends of targets that the inventory does not know."""
+    """Find backends listed twice, those of targets that the inventory does not know, and a folder that is not there."""
     inventory = {one.target_id for listed in found.of(inventory_pb2.Inventory).values() for one in listed.entries}
     for path, message in found.of(backends_pb2.Backends).items():
         _unique(found, path, "workloads", "target_id", [one.target_id for one in message.workloads])
         _unique(found, path, "channels", "channel", [one.channel for one in message.channels])
+        if message.runbook_folder and not (path.parent / message.runbook_folder).is_dir():
+            found.add(path, "runbook_folder", f"there is no folder {path.parent / message.runbook_folder}")
         for index, one in enumerate(message.workloads):
             if inventory and one.target_id not in inventory:
                 where = f"workloads[{index}].target_id"
@@ -228,57 +256,10 @@ def _unique(found: Configuration, path: Path, listed: str, name: str, values: It
             found.add(path, f"{listed}[{index}].{name}", f"{value} is {listed}[{first}], too")
 
 
-class _Places:
-    """Where an item of a merged list came from: services judge all files of a kind as one."""
-
-    def __init__(self) -> None:
-        self._items: dict[str, list[tuple[Path, str]]] = {}
-
-    def add(self, merged: str, path: Path, listed: str, count: int) -> None:
-        """Append COUNT items of one file's list to a merged list."""
-        self._items.setdefault(merged, []).extend((path, f"{listed}[{index}]") for index in range(count))
-
-    def find(self, where: str) -> tuple[Path, str] | None:
-        """Return the file and the path in it of a path in a merged list."""
-        for merged, items in self._items.items():
-            rest = where.removeprefix(f"{merged}[")
-            index, closing, inner = rest.partition("]")
-            if rest != where and closing and index.isdecimal() and int(index) < len(items):
-                path, item = items[int(index)]
-                return path, item + inner
-        return None
-
-
-def _note(found: Configuration, places: _Places, where: str, description: str, otherwise: Path) -> None:
+def _note(found: Configuration, places: Places, where: str, description: str, otherwise: Path) -> None:
     """Note a mistake in a merged list at its place."""
     place = places.find(where)
     if place is None:
         found.problems.append(Problem(otherwise, 1, where, description))
     else:
         found.add(*place, description)
-
-
-def line_of(path: Path, where: str) -> int:
-    """Return the line of a field path such as `rules[2].match.equals["team"]`, or of its longest known beginning."""
-    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    line = 1
-    for name in _parts(where):
-        if isinstance(node, yaml.SequenceNode) and name.isdecimal() and int(name) < len(node.value):
-            node = node.value[int(name)]
-            line = node.start_mark.line + 1
-        elif isinstance(node, yaml.MappingNode) and (pair := _pair(node, name)):
-            line, node = pair[0].start_mark.line + 1, pair[1]
-        else:
-            break
-    return line
-
-
-def _parts(where: str) -> Iterator[str]:
-    """Yield the names, indexes and keys of a field path."""
-    for match in PART.finditer(where):
-        yield next(part for part in match.groups() if part is not None)
-
-
-def _pair(node: yaml.MappingNode, name: str) -> tuple[yaml.Node, yaml.Node] | None:
-    """Return key and value of a name in a mapping."""
-    return next(((key, value) for key, value in node.value if key.value == name), None)

@@ -163,13 +163,13 @@ def _wrong_match(rule: Rule, path: str) -> list[Problem]:
     problems: list[Problem] = []
     for name, value in rule.equals.items():
         where = f'{path}.equals["{name}"]'
-        if unknown := _unknown_field(name):
+        if unknown := unknown_field(name):
             problems.append(Problem(where, unknown))
         elif name == "severity" and value not in SEVERITIES:
             problems.append(Problem(where, f"{value} is no severity; these are: {', '.join(SEVERITIES)}"))
     for number, condition in enumerate(rule.conditions):
         where = f"{path}.conditions[{number}]"
-        if unknown := _unknown_field(condition.field):
+        if unknown := unknown_field(condition.field):
             problems.append(Problem(f"{where}.field", unknown))
         if condition.test is Kind.ONE_OF and not condition.values:
             problems.append(Problem(f"{where}.one_of.values", "an empty list never matches"))
@@ -181,7 +181,7 @@ def _wrong_match(rule: Rule, path: str) -> list[Problem]:
     return problems
 
 
-def _unknown_field(name: str) -> str:
+def unknown_field(name: str) -> str:
     """Return why a field name is none, or an empty text."""
     if name in FIELDS or any(name.startswith(prefix) and name != prefix for prefix in OPEN_FIELDS):
         return ""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.check import cross_check, line_of, read
+from services.cli.check import cross_check, read
+from services.cli.places import line_of
 from tests.cli.mesh import run
 from tests.mesh.world import ROOT
 
@@ -50,6 +51,16 @@ CASES: list[tuple[str, str, str, str]] = [
     ("playbooks/restart-workload.yaml", "playbook_id: restart-workload", "playbook_id: notify-person", "notify-person"),
     ("identities.yaml", "permissions: [ingest.signals.submit]", "permissions: [ingest.signals.sent]", "no method asks"),
     ("identities.yaml", "identity: service/router", "identity: service/bridge", "service/bridge"),
+    ("identities.yaml", "identity: service/router", "identity: service/ruoter", "no service is called ruoter"),
+    ("sources.yaml", "source: alertmanager", "source: alertmanagr", "no parser is called alertmanagr"),
+    ("backends.yaml", "runbook_folder: runbooks", "runbook_folder: runboks", "there is no folder"),
+    ("policies/default.yaml", "channel: ops", "channel: opss", "no channel opss"),
+    (
+        "rules/checkout.yaml",
+        "      environment: demo",
+        "      enviroment: demo",
+        "enviroment is no field of an incident",
+    ),
 ]
 
 
