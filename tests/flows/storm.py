@@ -122,7 +122,7 @@ class Storm:
         waiting = await self.world.value("SELECT count(*) FROM gateway.outbox")
         return not open_executions and not await self.world.value(started, incidents) and not waiting
 
-    def summary(self, restarts: int, wrong: int) -> str:
+    def summary(self, effects: Mapping[str, int], wrong: int) -> str:
         """Return what happened, for the reader of the test's output."""
         kills = self.kills.total()
         middle = sorted(self.seconds)[len(self.seconds) // 2]
@@ -133,7 +133,7 @@ class Storm:
             f"steps under way at the kills: {_counted(self.hit)}",
             f"{len(self.ends)} incidents ended: {_counted(Counter(self.ends.values()))}",
             f"seconds from webhook to end: median {middle:.1f}, longest {max(self.seconds):.1f}",
-            f"{restarts} restarts, {wrong} repeated or lost{bound}",
+            f"restarts by the gateway's record: {_counted(effects)}; repeated or lost: {wrong}{bound}",
         ]
         return "\n".join(["", *lines, ""])
 

@@ -18,7 +18,6 @@ from services.local.postgres import SERVICES as SCHEMAS
 from services.local.programs import Stores
 from tests.flows.world import World
 
-pytestmark = pytest.mark.xdist_group("mesh")
 GRPCURL_SECONDS = 20
 ONCE = Retry(NoBackoff(), 0)
 

@@ -4,7 +4,6 @@ import asyncio
 from datetime import UTC, datetime
 
 import httpx
-import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -17,7 +16,6 @@ from services.local.demo import alert as demo_alert
 from tests.flows.payloads import alertmanager, now
 from tests.flows.world import RESTART, Event, Incident, World, until
 
-pytestmark = pytest.mark.xdist_group("mesh")
 Decision = decision_service_pb2.Decision
 Step = automation_service_pb2.StepRecord
 TRAIL = [(Event.PHASE_INTENT, Event.OUTCOME_UNSPECIFIED), (Event.PHASE_OUTCOME, Event.OUTCOME_SUCCEEDED)]

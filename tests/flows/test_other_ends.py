@@ -12,7 +12,6 @@ from opsmesh.router.v1 import decision_service_pb2
 from tests.flows.payloads import alertmanager, generic, grafana, now
 from tests.flows.world import APPROVAL_SECONDS, RESTART, SPARE, Execution, Incident, World, until
 
-pytestmark = pytest.mark.xdist_group("mesh")
 Decision = decision_service_pb2.Decision
 Step = automation_service_pb2.StepRecord
 Approval = approval_service_pb2.Approval

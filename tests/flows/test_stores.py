@@ -3,13 +3,11 @@
 import asyncio
 
 import httpx
-import pytest
 
 from opsmesh.automation.v1 import automation_service_pb2
 from tests.flows.payloads import alertmanager, generic, now
 from tests.flows.world import RESTART, Event, Incident, World, until
 
-pytestmark = pytest.mark.xdist_group("mesh")
 Step = automation_service_pb2.StepRecord
 UNKNOWN_ALERTS = 20
 
