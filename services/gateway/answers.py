@@ -1,5 +1,8 @@
 """What a caller is told about an effect that exists already: the stored answer, the stored refusal, or to come back."""
 
+from datetime import datetime
+from uuid import UUID
+
 from google.protobuf.message import Message
 
 from opsmesh.type.v1 import error_reason_pb2
@@ -23,6 +26,16 @@ def answer(effect: Effect, tool: Tool) -> Message:
         target=effect.target_id,
         request_id=str(effect.key.request_id),
         detail=effect.detail,
+    )
+
+
+def busy(request_id: UUID, deadline_time: datetime) -> Refusal:
+    """Return the refusal for a call while another effect works on its target."""
+    return Refusal(
+        error_reason_pb2.ERROR_REASON_EFFECT_IN_FLIGHT,
+        retry_after=RETRY_SECONDS,
+        request_id=str(request_id),
+        deadline=deadline_time.isoformat(timespec="milliseconds"),
     )
 
 

@@ -22,12 +22,12 @@ from opsmesh.guardrails.v1 import grant_pb2
 from opsmesh.policy.v1 import policy_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.gateway import domain, grants
-from services.gateway.answers import answer, in_flight
+from services.gateway.answers import answer, busy, in_flight
 from services.gateway.domain import Key, Proposal, Standing, State
 from services.gateway.lease import LeaseKeeper
 from services.gateway.record import AuditPort, Try
 from services.gateway.resolver import Resolver
-from services.gateway.store import EffectStore, FenceStaleError, Start
+from services.gateway.store import EffectStore, FenceStaleError, Start, TargetBusyError
 from services.gateway.tools.toolbox import EffectFailedError, Toolbox
 from services.mesh import policy, precondition
 from services.mesh.call import Call, current, working
@@ -204,6 +204,8 @@ class Pipeline:
             tries = await self._store.start(start)
         except FenceStaleError as error:
             raise fence_stale(grant, error.current) from None
+        except TargetBusyError as error:
+            raise busy(error.request_id, error.deadline_time) from None
         if tries is None:
             raise in_flight(await self._store.read(proposal.key), proposal.key)
         return tries

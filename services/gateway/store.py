@@ -52,6 +52,11 @@ ON CONFLICT (target_id) DO UPDATE SET fence = excluded.fence WHERE fences.fence 
 RETURNING fence
 """
 FENCE: Final = "SELECT fence FROM fences WHERE target_id = $1"
+# Asked while this transaction holds the target's row of `fences`: of two that start at once, one sees the other.
+AT_WORK: Final = """
+SELECT request_id, deadline_time FROM effects
+WHERE target_id = $1 AND state = 'STARTED' AND fence > 0 AND (method, request_id) <> ($2, $3) LIMIT 1
+"""
 END: Final = """
 UPDATE effects SET state = $4, response = $5, reason = $6, detail = $7, end_time = clock_timestamp()
 WHERE method = $1 AND request_id = $2 AND state = 'STARTED' AND tries = $3
@@ -94,6 +99,15 @@ class Start:
     seconds: float
 
 
+class TargetBusyError(Exception):
+    """Another effect on the target is under way, or its outcome is not known yet; `deadline_time` is when it ends."""
+
+    def __init__(self, request_id: uuid.UUID, deadline_time: datetime) -> None:
+        self.request_id = request_id
+        self.deadline_time = deadline_time
+        super().__init__(f"effect {request_id} is under way until {deadline_time}")
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which effects to list; empty values match all; `before` is the last (start_time, method, request_id) seen."""
@@ -113,7 +127,7 @@ class EffectStore(Protocol):
     async def start(self, start: Start) -> int | None:
         """Write STARTED and raise the fence in one transaction; return the try's number, None when another was first.
 
-        Raises FenceStaleError, having written nothing.
+        Raises FenceStaleError or TargetBusyError, having written nothing.
         """
 
     async def fence(self, target_id: str) -> int:
@@ -160,6 +174,9 @@ class PostgresEffects:
                 raised = await connection.fetchval(RAISE_FENCE, start.target_id, start.fence)
                 if raised is None:
                     raise FenceStaleError(await connection.fetchval(FENCE, start.target_id))
+                # A lock lapses with its holder, an effect does not: the next holder waits for its outcome.
+                if other := await connection.fetchrow(AT_WORK, start.target_id, start.key.method, start.key.request_id):
+                    raise TargetBusyError(other["request_id"], other["deadline_time"])
             return tries
 
     async def fence(self, target_id: str) -> int:

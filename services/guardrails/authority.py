@@ -195,12 +195,14 @@ class Authority:
         if judgement.reason == "APPROVAL_EXPIRED":
             response.approval_id = moment.approval_id
         if judged.conclusion[0] is Verdict.ALLOW:
+            lock = moment.lock if judged.case.target_id else None
             response.grant, expires = self._minter.mint(
                 action,
                 judged.case,
                 judged.asked.context,
                 now=moment.now,
-                fence=moment.lock.fence if moment.lock and judged.case.target_id else 0,
+                latest=lock.expire_time if lock else None,
+                fence=lock.fence if lock else 0,
                 precondition=judged.look.precondition,
                 policy_set_version=moment.policy_set_version,
                 kill_epoch=moment.kill_epoch,

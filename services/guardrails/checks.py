@@ -5,6 +5,7 @@ Reasons are values of ErrorReason without prefix; their facts fill the reason's 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from typing import Final
 
@@ -45,6 +46,7 @@ class Lock:
     holder: str
     fence: int
     held: bool
+    expire_time: datetime
 
 
 def check_safety(

@@ -49,6 +49,7 @@ class Minter:
         context: pb.ActionContext,
         *,
         now: datetime,
+        latest: datetime | None,
         fence: int,
         precondition: Mapping[str, str],
         policy_set_version: int,
@@ -57,9 +58,10 @@ class Minter:
     ) -> tuple[bytes, datetime]:
         """Return a signed grant for exactly this action from `now` (the database's clock), and when it ends.
 
+        It ends at `latest`, with the lock it rests on, where that is before its own lifetime is over.
         A ValueError when it would not fit into metadata.
         """
-        expires = now + LIFETIME
+        expires = min(now + LIFETIME, latest) if latest else now + LIFETIME
         grant = grant_pb2.Grant(
             grant_id=str(uuid.uuid4()),
             method=action.method,

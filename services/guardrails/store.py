@@ -15,7 +15,7 @@ from services.mesh.writes import Writes
 # Policy version, kill epoch, fence and approval of one moment: one statement sees one snapshot.
 MOMENT: Final = """
 SELECT state.policy_set_version, state.kill_epoch, clock_timestamp() AS now,
-       locks.holder, locks.fence, locks.expire_time > clock_timestamp() AS held,
+       locks.holder, locks.fence, locks.expire_time AS lock_expire_time, locks.expire_time > clock_timestamp() AS held,
        approvals.approval_id, approvals.expire_time,
        CASE WHEN approvals.expire_time <= clock_timestamp() THEN 'EXPIRED' ELSE approvals.state END AS approval_state
 FROM state
@@ -120,7 +120,8 @@ class Session:
         row = await self.connection.fetchrow(MOMENT, target_id, key.caller, key.method, key.request_id, key.digest)
         if row is None:
             raise LookupError("guardrails.state has lost its row")
-        lock = Lock(row["holder"], row["fence"], row["held"]) if row["holder"] is not None else None
+        locked = row["holder"] is not None
+        lock = Lock(row["holder"], row["fence"], row["held"], row["lock_expire_time"]) if locked else None
         asked = row["approval_id"] is not None
         return Moment(
             policy_set_version=row["policy_set_version"],

@@ -208,6 +208,25 @@ async def test_fences_only_grow(mesh: Mesh) -> None:
     await mesh.execute("DELETE FROM gateway.fences")
 
 
+async def test_two_effects_on_a_target_never_overlap(mesh: Mesh) -> None:
+    """A newer holder whose predecessor's restart still runs is told to come back, leaves no row, and then acts."""
+    first, second, starts = mesh.restart(), mesh.restart(), mesh.workload.start_count()
+    mesh.proxy.held.clear()
+    mesh.proxy.hold = ("before", "supervisor.startProcess")
+    slow = asyncio.create_task(mesh.call(first, mesh.sign(await mesh.mint(first))))
+    await mesh.until(mesh.proxy.held.is_set)
+    grant = await mesh.mint(second, fence=9)
+    with pytest.raises(Refusal, match="EFFECT_IN_FLIGHT") as caught:
+        await mesh.call(second, mesh.sign(grant))
+    assert caught.value.metadata["request_id"] == first.request_id
+    assert await mesh.rows(second) == 0
+    mesh.proxy.release()
+    assert (await slow).process_id
+    assert (await mesh.call(second, mesh.sign(await mesh.mint(second, fence=9)))).process_id
+    assert mesh.workload.start_count() == starts + 2
+    await mesh.execute("DELETE FROM gateway.fences")
+
+
 async def test_a_workload_that_does_not_come_up_is_a_stored_failure(mesh: Mesh) -> None:
     """EFFECT_FAILED with the detail, once and again; audit says FAILED."""
     request = mesh.restart()

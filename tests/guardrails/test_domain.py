@@ -199,10 +199,10 @@ def test_one_failed_check_is_deny() -> None:
     ("lock", "passed"),
     [
         (None, False),
-        (checks.Lock("me", 3, held=True), True),
-        (checks.Lock("me", 3, held=False), False),
-        (checks.Lock("another", 3, held=True), False),
-        (checks.Lock("", 3, held=True), False),
+        (checks.Lock("me", 3, held=True, expire_time=NOW), True),
+        (checks.Lock("me", 3, held=False, expire_time=NOW), False),
+        (checks.Lock("another", 3, held=True, expire_time=NOW), False),
+        (checks.Lock("", 3, held=True, expire_time=NOW), False),
     ],
 )
 def test_a_binding_write_needs_a_lock_in_force(lock: checks.Lock | None, passed: bool) -> None:  # noqa: FBT001  a table
@@ -213,7 +213,7 @@ def test_a_binding_write_needs_a_lock_in_force(lock: checks.Lock | None, passed:
 
 def test_nobody_holds_no_lock() -> None:
     """A service without an execution does not match the empty holder of a free lock."""
-    free = checks.Lock("", 3, held=False)
+    free = checks.Lock("", 3, held=False, expire_time=NOW)
     assert not checks.check_safety(CASE, POLICY, free, "", {}, binding=True).passed
 
 

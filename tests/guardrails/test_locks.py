@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from opsmesh.guardrails.v1 import target_lock_service_pb2 as pb
 from services.mesh.client import refusal_of
-from tests.guardrails.world import CHECKOUT, PAYMENTS, House, reason_of
+from tests.guardrails.world import CHECKOUT, PAYMENTS, House, reason_of, restart
 
 
 def asking(**fields: Any) -> pb.AcquireLockRequest:
@@ -163,3 +163,12 @@ async def test_only_what_the_inventory_knows_is_locked(home: House) -> None:
         await home.lock("svc:demo/unheard-of", name="operator")
     assert reason_of(raised.value) == "TARGET_UNKNOWN"
     assert "unheard-of" in str(raised.value.details())
+
+
+async def test_a_grant_ends_with_its_lock(home: House) -> None:
+    """A grant never outlives the lock whose fence it carries."""
+    await home.publish()
+    context = await home.ready()
+    await home.fetch("UPDATE guardrails.locks SET expire_time = clock_timestamp() + interval '7 s' RETURNING fence")
+    grant = home.opened((await home.authorize(restart(), context)).grant)
+    assert 0 < grant.expire_time.seconds - grant.issue_time.seconds <= 7

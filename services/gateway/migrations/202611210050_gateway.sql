@@ -34,6 +34,7 @@ CREATE TABLE gateway.effects (
     PRIMARY KEY (method, request_id)
 );
 CREATE INDEX effects_due ON gateway.effects (resolve_time) WHERE state = 'STARTED';
+CREATE INDEX effects_at_work ON gateway.effects (target_id) WHERE state = 'STARTED';
 CREATE INDEX effects_newest ON gateway.effects (start_time DESC, method, request_id);
 
 -- The highest fence that ever acted on a target; only grows.
