@@ -35,7 +35,9 @@ class AuditServicer(AuditServiceServicer):
         """Read one event."""
         event = await self._log.get(request.event_id)
         if event is None:
-            raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="event", id=request.event_id)
+            raise Refusal(
+                error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="event", id=request.event_id, list="audit list"
+            )
         return audit.GetEventResponse(event=event)
 
     async def ListEvents(self, request: audit.ListEventsRequest, _: Any) -> audit.ListEventsResponse:

@@ -26,7 +26,7 @@ from services.cli.command import REFUSED, command, group
 from services.cli.output import console
 from services.cli.places import Places, line_of
 from services.cli.session import Session, UsageError
-from services.local.layout import DEFAULT_CONFIG, SERVICES
+from services.local.layout import SERVICES
 from services.mesh.config import ConfigError, Problem, load_yaml
 from services.mesh.identities import Identities
 from services.mesh.tools import tools
@@ -67,10 +67,12 @@ class Configuration:
 @command(app, "check")
 def check(
     session: Session,
-    config: Annotated[Path | None, typer.Option(help="Folder of the configuration; default: what ships.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Folder of the configuration; default: the one the mesh on --state runs with.")
+    ] = None,
 ) -> None:
     """Validate all configuration against the IDL, offline, with file and line."""
-    folder = config or DEFAULT_CONFIG
+    folder = session.config(config)
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder\nNEXT: name the configuration: opsmesh check --config DIR")
     found = read(folder)

@@ -16,14 +16,15 @@ from opsmesh.router.v1 import rule_service_pb2_grpc as rules_grpc
 from services.cli.command import Limit, PageToken, command, group
 from services.cli.output import Column, show_list, show_one
 from services.cli.session import Session, pages
-from services.local.layout import DEFAULT_CONFIG
 from services.local.publish import read_playbooks, read_policies, read_rules
 
 rules_app = group("What is known is answered without a model.")
 policies_app = group("What may be done.")
 playbooks_app = group("What is done, step by step.")
 
-Config = Annotated[Path, typer.Option("--config", help="Folder of the configuration.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Folder of the configuration; default: the one the mesh runs with.")
+]
 ValidateOnly = Annotated[bool, typer.Option("--validate-only", help="Only say whether it would be accepted.")]
 
 VERSION: list[Column] = [
@@ -40,10 +41,10 @@ def _version(session: Session, message: Message, *first: Column) -> None:
 
 
 @command(rules_app, "publish")
-async def publish_rules(session: Session, config: Config = DEFAULT_CONFIG, validate_only: ValidateOnly = False) -> None:
+async def publish_rules(session: Session, config: Config = None, validate_only: ValidateOnly = False) -> None:
     """Publish all rules of CONFIG/rules as a new version."""
     request = rules.PublishRuleSetRequest(
-        request_id=str(uuid.uuid4()), rule_set=read_rules(config), validate_only=validate_only
+        request_id=str(uuid.uuid4()), rule_set=read_rules(session.config(config)), validate_only=validate_only
     )
     stub = rules_grpc.RuleServiceStub(session.channel("router"))
     _version(session, (await stub.PublishRuleSet(request)).rule_set, ("rules", "rule_count"))
@@ -61,11 +62,11 @@ async def list_rules(session: Session, limit: Limit = 50, page_token: PageToken 
 @command(policies_app, "publish")
 async def publish_policies(
     session: Session,
-    config: Config = DEFAULT_CONFIG,
+    config: Config = None,
     validate_only: ValidateOnly = False,
 ) -> None:
     """Publish CONFIG/policies and CONFIG/inventory.yaml as a new version."""
-    policy_set, inventory = read_policies(config)
+    policy_set, inventory = read_policies(session.config(config))
     request = policies.PublishPolicySetRequest(
         request_id=str(uuid.uuid4()), policy_set=policy_set, inventory=inventory, validate_only=validate_only
     )
@@ -85,14 +86,14 @@ async def list_policies(session: Session, limit: Limit = 50, page_token: PageTok
 @command(playbooks_app, "publish")
 async def publish_playbooks(
     session: Session,
-    config: Config = DEFAULT_CONFIG,
+    config: Config = None,
     only: Annotated[str, typer.Option(help="Only this playbook.")] = "",
     validate_only: ValidateOnly = False,
 ) -> None:
     """Publish the playbooks of CONFIG/playbooks, each as a new version."""
     stub = playbooks_grpc.PlaybookServiceStub(session.channel("automation"))
     published = playbooks.ListPlaybooksResponse()
-    for playbook in read_playbooks(config):
+    for playbook in read_playbooks(session.config(config)):
         if only in ("", playbook.playbook_id):
             request = playbooks.PublishPlaybookRequest(
                 request_id=str(uuid.uuid4()), playbook=playbook, validate_only=validate_only

@@ -6,7 +6,7 @@ import grpc
 import grpc.aio
 
 from services.mesh.client import refusal_of
-from services.mesh.errors import Refusal, spec
+from services.mesh.errors import Refusal, listing, spec
 
 REFUSED, UNREACHABLE = 1, 3
 SILENT: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -31,6 +31,7 @@ def words(refusal: Refusal) -> str:
     """Return WHAT, WHERE and NEXT of a refusal, each on its line, and the fields that are wrong."""
     found = spec(refusal.reason)
     filled = {key: _plain(text) for key, text in refusal.metadata.items()}
+    filled["list"] = listing(filled)
     lines = [f"{refusal.name}: {_fill(found.text, filled)}"]
     where = [f"{name} {filled[name]}" for name in PLACES if filled.get(name)]
     if where:

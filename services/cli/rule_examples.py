@@ -19,7 +19,6 @@ from services.cli.command import REFUSED, command
 from services.cli.output import console
 from services.cli.publishing import rules_app
 from services.cli.session import Session, UsageError
-from services.local.layout import DEFAULT_CONFIG
 from services.mesh.config import load_all, load_yaml
 
 AT_ONCE: Final = 8
@@ -42,10 +41,12 @@ class Outcome:
 @command(rules_app, "test")
 async def run_tests(
     session: Session,
-    path: Annotated[Path | None, typer.Argument(help="A rule file, or a folder of them; default: what ships.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="Rule file or folder; default: the rules the mesh runs with.")
+    ] = None,
 ) -> None:
     """Run the examples of rule files against the active rule set; nothing happens."""
-    chosen = path or DEFAULT_CONFIG / "rules"
+    chosen = path or session.config(None) / "rules"
     folder = chosen / "rules" if (chosen / "rules").is_dir() else chosen
     files = load_all(folder, rules_pb2.RuleFile) if folder.is_dir() else {folder: load_yaml(folder, rules_pb2.RuleFile)}
     examples = [(file, test) for file, content in files.items() for test in content.tests]

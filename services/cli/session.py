@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from services.local.layout import DEFAULT_CONFIG, Mesh
+
 if TYPE_CHECKING:
     from services.mesh.client import MeshChannel
 
@@ -53,6 +55,13 @@ class Session:
             except ValueError as error:
                 raise UnreachableError(f"{path} is not what `opsmesh up` writes: {error}\nNEXT: opsmesh up") from None
         return self._endpoints
+
+    def config(self, chosen: Path | None) -> Path:
+        """Return the CHOSEN configuration folder; else the one the mesh was started with; else the one that ships."""
+        note = Mesh(self.state).config_note
+        if chosen is None and note.exists():
+            return Path(note.read_text(encoding="utf-8"))
+        return chosen or DEFAULT_CONFIG
 
     def channel(self, service: str) -> "MeshChannel":
         """Return the channel to SERVICE with the certificate of this session's person."""

@@ -101,7 +101,9 @@ class Policies:
         """Return a version with its documents, or refuse."""
         row = await connection.fetchrow(READ, version)
         if row is None:
-            raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="policy set", id=str(version))
+            raise Refusal(
+                error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="policy set", id=str(version), list="policies list"
+            )
         head = Head(row["version"], row["digest"], row["publisher"], row["publish_time"])
         documents = policies_pb2.PolicySet.FromString(row["policy_set"])
         return head, documents, inventory_pb2.Inventory.FromString(row["inventory"])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import grpc
 
 from services.local import certs, endpoints, postgres, reach, supervise, temporal, valkey
-from services.local.files import LocalError, private_directory
+from services.local.files import LocalError, private_directory, write_private
 from services.local.layout import SERVICES, Mesh
 from services.local.programs import Stores, write_supervisor
 from services.mesh.errors import BootError
@@ -27,6 +27,7 @@ def tell(event: str, text: str = "") -> None:
 
 def prepare(mesh: Mesh, services: Sequence[str]) -> dict[str, dict[str, str]]:
     """Make what is missing on disk: certificates, secrets, the database cluster, folders; return the webhooks."""
+    write_private(mesh.config_note, str(mesh.config).encode())
     certs.ensure(mesh.state)
     webhooks = endpoints.ensure_webhooks(mesh)
     for name in services:

@@ -1,5 +1,6 @@
 """Files and ports of the local state directory: private, written atomically, generated once."""
 
+import errno
 import os
 import secrets
 import socket
@@ -60,12 +61,16 @@ def free_port_base(count: int = 32) -> int:
 
 
 def port_is_free(address: str, port: int) -> bool:
-    """Say whether a server could listen on ADDRESS:PORT now."""
+    """Say whether nobody listens on ADDRESS:PORT now; raises LocalError when no server of ours ever could."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise LocalError(
+                f"cannot listen on {address}:{port}: {error.strerror}; --listen takes an IP address of this machine"
+            ) from error
     return True

@@ -78,6 +78,11 @@ class Mesh:
         return self.state / "endpoints.json"
 
     @property
+    def config_note(self) -> Path:
+        """Return the file that tells commands which configuration folder the mesh was started with."""
+        return self.state / "run" / "config"
+
+    @property
     def http_port(self) -> int:
         """Return the port of the bridge's webhook listener."""
         return self.port_base

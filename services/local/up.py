@@ -52,6 +52,8 @@ async def run_up(
     mesh cannot come up.
     """
     mesh = plan(state, config, models, listen, port_base)
+    if mesh.models and not mesh.models.is_file():
+        raise LocalError(f"{mesh.models} does not exist; --models wants the file with the models")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -249,7 +251,9 @@ def main(described: str) -> int:
         return asyncio.run(run_up(mesh.state, mesh.config, mesh.models, mesh.listen, mesh.port_base))
     except LocalError as error:
         sys.stderr.write(f"opsmesh up: {error}\n")
-        return 1
+    except OSError as error:
+        sys.stderr.write(f"opsmesh up: {error}; --state wants a folder that can be written\n")
+    return 1
 
 
 def read_status(state: Path) -> list[supervise.ProcessStatus]:

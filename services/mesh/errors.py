@@ -104,9 +104,15 @@ def reason_name(reason: int) -> str:
     return value.name.removeprefix(PREFIX) if value else str(reason)
 
 
+def listing(metadata: Mapping[str, str]) -> str:
+    """Return the command that lists a resource's kind: the one named after it, unless who refuses names another."""
+    return metadata.get("list", f"{metadata.get('resource', 'resource')}s list")
+
+
 def describe(reason: int, metadata: Mapping[str, str]) -> str:
     """Return "WHAT. NEXT: how to go on" with the metadata filled in."""
     words = _Unfilled({key: text[:TEXT_MAX] for key, text in metadata.items()})
+    words["list"] = listing(words)
     found = spec(reason)
     return f"{found.text.format_map(words)}. NEXT: {found.next.format_map(words)}"
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
+from services.cli.session import Session
 from services.local import up
 from services.local.files import LocalError, free_port_base
 from services.local.layout import SERVICES, Mesh, plan
@@ -98,6 +99,7 @@ async def test_up_comes_stops_and_resumes(folder: Path) -> None:
         await owner.execute("CREATE TABLE public.kept (a int)")
         await owner.close()
         secret = _secret(endpoints, "alertmanager")
+        assert Session(folder / "state", "operator", as_json=False).config(None) == folder / "config"
     assert not (folder / "state" / "endpoints.json").exists()
     assert not _left(folder)
     async with stores_up(folder, base) as again:
@@ -140,6 +142,22 @@ async def test_a_taken_port_is_named_with_the_mend(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", base + 21)), named:
         await up.run_up(folder / "state", folder / "config", port_base=base, services=())
     assert not _left(folder)
+
+
+async def test_what_can_never_work_is_named_before_anything_runs(folder: Path) -> None:
+    """An address of another machine, a models file that is not there: each is named with its option."""
+    with pytest.raises(LocalError, match=r"192\.0\.2\.1.*--listen"):
+        await up.run_up(folder / "state", folder / "config", listen="192.0.2.1", services=())
+    with pytest.raises(LocalError, match=r"nowhere\.yaml.*--models"):
+        await up.run_up(folder / "state", folder / "config", folder / "nowhere.yaml", services=())
+    assert not _left(folder)
+
+
+def test_a_state_that_is_a_file_is_told_in_words(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A state folder that cannot be made ends `up` with the path and the option, without a traceback."""
+    (folder / "file").write_text("")
+    assert up.main(json.dumps(Mesh(folder / "file").describe())) == 1
+    assert capsys.readouterr().err.startswith("opsmesh up: [Errno 20] Not a directory: ")
 
 
 async def test_a_stale_endpoints_file_goes_first(folder: Path) -> None:

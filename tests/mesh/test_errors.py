@@ -29,6 +29,14 @@ def test_text_says_what_and_next(reason: int) -> None:
     assert ". NEXT: " in describe(reason, {})
 
 
+def test_what_is_not_there_names_the_command_that_lists_its_kind() -> None:
+    """A kind is listed by the command named after it, unless who refuses names another."""
+    incident = describe(error_reason_pb2.ERROR_REASON_NOT_FOUND, {"resource": "incident", "id": "7"})
+    assert incident == "there is no incident 7. NEXT: list what exists: opsmesh incidents list"
+    event = describe(error_reason_pb2.ERROR_REASON_NOT_FOUND, {"resource": "event", "id": "7", "list": "audit list"})
+    assert event.endswith("opsmesh audit list")
+
+
 def test_metadata_is_text_not_a_format() -> None:
     """Braces in metadata are shown as they are."""
     words = describe(error_reason_pb2.ERROR_REASON_NOT_FOUND, {"resource": "{id.__class__}", "id": "{0}"})

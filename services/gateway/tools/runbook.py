@@ -88,7 +88,12 @@ class RunbookTools:
         """Read one."""
         path = (await asyncio.to_thread(self._shelf.files)).get(request.runbook_id)
         if path is None:
-            raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="runbook", id=request.runbook_id)
+            raise Refusal(
+                error_reason_pb2.ERROR_REASON_NOT_FOUND,
+                resource="runbook",
+                id=request.runbook_id,
+                list="tools call ListRunbooks",
+            )
         runbook, text, truncated = await asyncio.to_thread(self._shelf.read, path)
         return pb.ReadRunbookResponse(runbook=runbook, markdown=text, truncated=truncated)
 
