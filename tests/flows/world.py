@@ -32,6 +32,7 @@ from services.local.checkout import NAME, Workload, start_workload, stop_workloa
 from services.local.endpoints import webhook_headers
 from services.local.files import LocalError, free_port, free_port_base
 from services.local.layout import Mesh
+from services.local.process import Program, write_spec
 from services.local.reach import channels
 
 T = TypeVar("T")
@@ -262,9 +263,11 @@ async def running_mesh(state: Path, config: Path, log: Path) -> AsyncIterator[Me
     """Run `opsmesh up` as a newcomer does, and stop it; it must stop cleanly."""
     base = free_port_base()
     command = [sys.executable, "-m", "services.cli", "up", "--state", str(state), "--config", str(config)]
+    # on a leash: it ends with us, also when we are killed
+    leashed = write_spec(Program("up", [*command, "--port-base", str(base)]), config.parent / "run")
     with log.open("wb") as output:
         up = subprocess.Popen(  # noqa: ASYNC220  it outlives the loop that starts it
-            [*command, "--port-base", str(base)], stdout=output, stderr=output, start_new_session=True
+            leashed, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     try:
 
