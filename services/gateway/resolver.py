@@ -22,7 +22,6 @@ from services.gateway.store import EffectStore
 from services.gateway.tools.toolbox import Toolbox
 from services.mesh.call import working
 from services.mesh.errors import Refusal
-from services.mesh.tools import find_tool
 
 IDENTITY: Final = "service/gateway"
 BATCH: Final = 16
@@ -76,13 +75,16 @@ class Resolver:
 
     async def _intended(self, effect: Effect) -> bool | None:
         """Say whether audit holds the intent of this try; None for tools that need none."""
-        if find_tool(effect.key.method).policy.audit != policy_pb2.AUDIT_MODE_INTENT:
+        served = self._toolbox.get(effect.key.method)
+        if served and served.tool.policy.audit != policy_pb2.AUDIT_MODE_INTENT:
             return None
         return await self._audit.exists(str(intent_id(effect.key, effect.tries)))
 
     async def _ask(self, effect: Effect) -> Ending | None:
         """Ask the tool how it ended; None when it cannot tell yet, UNKNOWN when it was asked often enough."""
-        implementation = self._toolbox[effect.key.method]
+        implementation = self._toolbox.get(effect.key.method)
+        if implementation is None:
+            return unknown("this gateway does not serve the tool any more")
         if implementation.resolve is None:
             return unknown("this tool cannot tell")
         request = implementation.tool.request_class.FromString(effect.request)

@@ -12,6 +12,7 @@ from opsmesh.gateway.v1 import effect_service_pb2
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2 as workload_pb
 from services.gateway.domain import Key, intent_id
 from services.local.supervise import call
+from services.local.waiting import until
 from services.mesh.errors import Refusal
 from tests.gateway.world import RESTART, Mesh, RestartRequest
 
@@ -151,6 +152,27 @@ async def test_the_lane_resolves_without_being_asked(mesh: Mesh) -> None:
     await mesh.let_pass(request)
     await mesh.until(lambda: mesh.audit.of(request.request_id, Event.PHASE_OUTCOME))
     assert mesh.audit.of(request.request_id, Event.PHASE_OUTCOME)[0].outcome == Event.OUTCOME_FAILED
+
+
+async def test_an_effect_of_a_tool_that_is_gone_is_unknown(mesh: Mesh) -> None:
+    """After an upgrade that dropped a tool its lost effects end as UNKNOWN, and the other due ones are resolved."""
+    gone, other = "opsmesh.tools.gone.v1.GoneToolService/Undo", mesh.restart()
+    request = mesh.restart()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.audit.mode = "swallow"
+    await killed_while(mesh, request, mesh.audit.held, grant)
+    rename = "UPDATE gateway.effects SET method = $2, target_id = 'gone' WHERE request_id = $1::text::uuid"
+    await mesh.execute(rename, request.request_id, gone)
+    intent = mesh.audit.of(request.request_id, Event.PHASE_INTENT)[0]
+    mesh.audit.events[str(intent_id(Key(gone, uuid.UUID(request.request_id)), 1))] = intent
+    await mesh.let_pass(request)
+    state = "SELECT state FROM gateway.effects WHERE request_id = $1::text::uuid"
+
+    async def ended() -> None:
+        assert await mesh.execute(state, request.request_id) == "UNKNOWN"
+
+    await until(ended, "its end", 15, AssertionError)
+    assert (await mesh.call(other, mesh.sign(await mesh.mint(other)))).process_id
 
 
 async def test_a_silent_backend_is_unknown_after_ten_tries_and_a_person_settles_it(mesh: Mesh) -> None:

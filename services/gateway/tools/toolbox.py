@@ -79,6 +79,10 @@ class Toolbox:
         """Return the implementation of a tool by its full name; a KeyError when this gateway does not serve it."""
         return self._known[name]
 
+    def get(self, name: str) -> Implementation | None:
+        """Return the implementation of a tool, or None when this gateway does not serve it (any more)."""
+        return self._known.get(name)
+
     def tools(self) -> list[Tool]:
         """Return the tools by name."""
         return [self._known[name].tool for name in sorted(self._known)]
