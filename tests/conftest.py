@@ -14,6 +14,7 @@ from services.local.valkey import Valkey
 from tests.stores import Database, running_postgres, running_temporal, running_valkey
 
 FLOWS = "tests/flows"
+FIGURES = "figures"
 
 
 class _Files(LoadFileScheduling):  # type: ignore[misc]  # xdist is not typed
@@ -40,6 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the flows first: they take longest."""
     root = Path(__file__).parents[1]
     items.sort(key=lambda item: not str(item.path.relative_to(root)).startswith(FLOWS))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that tests have recorded, whichever worker they ran on."""
+    for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
+        for name, value in getattr(report, "user_properties", ()):
+            if name == FIGURES:
+                terminalreporter.write_line(f"{report.nodeid.partition('::')[0]}: {value}")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -122,20 +122,19 @@ class Storm:
         waiting = await self.world.value("SELECT count(*) FROM gateway.outbox")
         return not open_executions and not await self.world.value(started, incidents) and not waiting
 
-    def summary(self, effects: Mapping[str, int], wrong: int) -> str:
+    def summary(self, effects: Mapping[str, int], wrong: int) -> Sequence[str]:
         """Return what happened, for the reader of the test's output."""
         kills = self.kills.total()
         middle = sorted(self.seconds)[len(self.seconds) // 2]
         # The rule of three: nothing seen in n tries is, with 95 % confidence, rarer than 3/n.
         bound = f"; with 95 % confidence fewer than {3 / kills:.1%} of such kills do that" if not wrong else ""
-        lines = [
+        return [
             f"{kills} kills with seed {SEED}: {_counted(self.kills)}",
             f"steps under way at the kills: {_counted(self.hit)}",
             f"{len(self.ends)} incidents ended: {_counted(Counter(self.ends.values()))}",
             f"seconds from webhook to end: median {middle:.1f}, longest {max(self.seconds):.1f}",
             f"restarts by the gateway's record: {_counted(effects)}; repeated or lost: {wrong}{bound}",
         ]
-        return "\n".join(["", *lines, ""])
 
 
 def _counted(counter: Mapping[str, int]) -> str:
