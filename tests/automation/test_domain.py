@@ -119,6 +119,7 @@ def test_tolerated_failure() -> None:
         ("LOCK_HELD", "ABORTED", False, After.AGAIN),
         ("GRANT_STALE", "ABORTED", True, After.AUTHORISE),
         ("EFFECT_FAILED", "FAILED_PRECONDITION", True, After.RETRY),
+        ("BACKEND_MISSING", "FAILED_PRECONDITION", True, After.FAIL),
         ("STATE_CHANGED", "FAILED_PRECONDITION", True, After.RETRY),
         ("EFFECT_UNKNOWN", "UNKNOWN", True, After.UNKNOWN),
         ("POLICY_DENIED", "PERMISSION_DENIED", False, After.FAIL),

@@ -127,7 +127,7 @@ class WorkloadTools:
     def _find(self, target: str) -> Workload:
         """Return a configured workload, or refuse."""
         if target not in self._workloads:
-            raise unavailable(target, "no backend is configured for it")
+            raise Refusal(error_reason_pb2.ERROR_REASON_BACKEND_MISSING, target=target)
         return self._workloads[target]
 
 
@@ -149,7 +149,7 @@ def restart_ending(target: str, precondition: Mapping[str, str], found: pb.GetWo
 
 
 def unavailable(target: str, detail: str) -> Refusal:
-    """Return the refusal for a backend that does not answer or is not configured."""
+    """Return the refusal for a backend that does not answer."""
     return Refusal(error_reason_pb2.ERROR_REASON_BACKEND_UNAVAILABLE, retry_after=1.0, target=target, detail=detail)
 
 

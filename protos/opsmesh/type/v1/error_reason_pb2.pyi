@@ -108,6 +108,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The workflow engine does not answer."""
     ERROR_REASON_TOOL_UNKNOWN: _ErrorReason.ValueType  # 42
     """No such tool."""
+    ERROR_REASON_BACKEND_MISSING: _ErrorReason.ValueType  # 43
+    """The inventory knows the target, but the gateway has no backend for it."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of a google.rpc.ErrorInfo, without its prefix; its domain is `opsmesh.<service>`."""
@@ -198,4 +200,6 @@ ERROR_REASON_ENGINE_UNAVAILABLE: ErrorReason.ValueType  # 41
 """The workflow engine does not answer."""
 ERROR_REASON_TOOL_UNKNOWN: ErrorReason.ValueType  # 42
 """No such tool."""
+ERROR_REASON_BACKEND_MISSING: ErrorReason.ValueType  # 43
+"""The inventory knows the target, but the gateway has no backend for it."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
