@@ -32,10 +32,8 @@ def test_what_is_not_found_names_a_command_that_exists(path: Path) -> None:
     for name, node in calls(path):
         words = {word.arg: word.value for word in node.keywords if word.arg}
         if name == "Refusal" and node.args and dotted(node.args[0]).endswith("ERROR_REASON_NOT_FOUND"):
-            kind = words["resource"]
-            assert "list" in words or (isinstance(kind, ast.Constant) and f"{kind.value}s" in GROUPS), (
-                f"line {node.lineno}"
-            )
+            kind = words["resource"].value if isinstance(words["resource"], ast.Constant) else None
+            assert "list" in words or (isinstance(kind, str) and kind + "s" in GROUPS), f"line {node.lineno}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
