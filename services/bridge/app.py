@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from services.bridge.batches import Batches, FullError
@@ -29,6 +30,7 @@ RETRY = {"Retry-After": str(RETRY_SECONDS)}
 BODY_SECONDS = 20
 CONTENT_TYPE_MAX = 256
 UNKNOWN = "unknown"
+PREFIX = "/v1/webhooks/"
 
 WEBHOOKS = Counter("opsmesh_webhooks_total", "Webhooks answered.", ["source", "code"])
 SECONDS = Histogram(
@@ -159,7 +161,7 @@ def answer_to(result: ingest.DeliveryResult, door: Door) -> Response:
     raise AnswerError(404, "no parser understands this source; see `parser` in sources.yaml")
 
 
-def build(doors: Mapping[str, Door], batches: Batches, readiness: Callable[[], Readiness]) -> Starlette:
+def build(doors: Mapping[str, Door], batches: Batches, readiness: Callable[[], Readiness]) -> ASGIApp:
     """Return the application."""
     webhooks = Webhooks(doors, batches)
 
@@ -175,9 +177,9 @@ def build(doors: Mapping[str, Door], batches: Batches, readiness: Callable[[], R
 
     # Grafana may be told to PUT.
     methods = ["POST", "PUT"]
-    return Starlette(
+    app = Starlette(
         routes=[
-            Route("/v1/webhooks/{source}", webhooks.post, methods=methods),
+            Route(PREFIX + "{source}", webhooks.post, methods=methods),
             Route("/api/webhook", webhooks.fixed("generic"), methods=methods),
             Route("/api/alert/webhook", webhooks.fixed("alertmanager"), methods=methods),
             Route("/healthz", healthz),
@@ -185,3 +187,15 @@ def build(doors: Mapping[str, Door], batches: Batches, readiness: Callable[[], R
             Route("/metrics", metrics),
         ]
     )
+
+    async def front(scope: Scope, receive: Receive, send: Send) -> None:
+        """Take webhooks past the framework's layers, which cost as much as the rest of a webhook; it has the others."""
+        path = scope.get("path", "")
+        source = path[len(PREFIX) :]
+        if path.startswith(PREFIX) and source and "/" not in source and scope.get("method") in methods:
+            response = await webhooks.answer(Request(scope, receive), source)
+            await response(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return front

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.mesh.errors import BootError
 
@@ -13,6 +15,43 @@ GRACE = 3
 KEEP_ALIVE = 75
 # Each may hold a body of 1 MiB.
 CONNECTIONS_MAX = 512
+
+
+class _Corked:
+    """A transport that sends at once what is written in one turn of the loop: head and body in one system call."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Leave everything else to the transport."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send at the end of this turn."""
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Send what waits, then close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._parts:
+            parts, self._parts = self._parts, []
+            self._transport.write(b"".join(parts))
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's own, on a corked transport."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Cork it."""
+        super().connection_made(_Corked(transport))  # type: ignore[arg-type]
 
 
 class _Server(uvicorn.Server):
@@ -27,13 +66,13 @@ class _Server(uvicorn.Server):
 class Listener:
     """Serves APP on ADDRESS (HOST:PORT)."""
 
-    def __init__(self, app: Starlette, address: str) -> None:
+    def __init__(self, app: ASGIApp, address: str) -> None:
         host, _, port = address.rpartition(":")
         config = uvicorn.Config(
             app,
             host=host.strip("[]"),
             port=int(port),
-            http="httptools",
+            http=_Protocol,
             loop="none",
             lifespan="off",
             access_log=False,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+import uvloop
 from redis.exceptions import RedisError
 
 from opsmesh.audit.v1 import audit_service_pb2_grpc
@@ -112,8 +113,13 @@ async def _as_coroutine(work: server.Worker, stop: asyncio.Event) -> None:
     await work(stop)
 
 
-async def run() -> None:
-    """Serve until told to stop. Intake needs the stream only, so it starts without PostgreSQL, too."""
+def run() -> None:
+    """Serve until told to stop, on an event loop that is quick with sockets."""
+    uvloop.run(serve_signals())
+
+
+async def serve_signals() -> None:
+    """Put the parts together and serve. Intake needs the stream only, so it starts without PostgreSQL, too."""
     settings = load(IngestSettings)
     peers = Peers(settings)
     reader, client = stream.Reader(settings), stream.connect(settings)
