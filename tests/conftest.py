@@ -14,18 +14,20 @@ from services.local.valkey import Valkey
 from tests.stores import Database, running_postgres, running_temporal, running_valkey
 
 FLOWS = "tests/flows"
+# A flow that brings up meshes of its own need not wait for the shared one.
+ALONE = "tests/flows/test_demo.py"
 FIGURES = "figures"
 
 
 class _Files(LoadFileScheduling):  # type: ignore[misc]  # xdist is not typed
-    """Keeps a file on one worker, and all flows together on one: they share a mesh.
+    """Keeps a file on one worker, and the flows together on one: they share a mesh.
 
     xdist's own groups by mark do nothing under a pytest that computes node ids (xdist 3.8.0, pytest 9.2).
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
-        return FLOWS if file.startswith(FLOWS) else file
+        return FLOWS if file.startswith(FLOWS) and file != ALONE else file
 
 
 @pytest.hookimpl(optionalhook=True)
