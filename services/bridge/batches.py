@@ -1,4 +1,4 @@
-"""Adaptive batches: what arrives in one turn of the event loop, or while two calls are on their way, goes together.
+"""Adaptive batches: what arrives in one turn of the event loop, or while calls are on their way, goes together.
 
 No timer: an idle bridge sends at once, a busy one fills its batches by itself.
 """
@@ -15,6 +15,9 @@ from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 ITEMS_MAX = 128
 BYTES_MAX = 3 << 20
 LANES = 2
+# Worth a second call beside the first: a call costs as much as some ten deliveries in it.
+SECOND_ITEMS = 32
+SECOND_BYTES = 1 << 20
 # An answer names each signal: at most one for every three bytes of a body, and 1000.
 SIGNALS_MAX = 1000
 SIGNAL_BYTES_MIN = 3
@@ -69,10 +72,14 @@ class Batches:
 
     def _flush(self) -> None:
         self._scheduled = False
-        while self._waiting and len(self._tasks) < LANES:
+        while self._waiting and len(self._tasks) < LANES and (not self._tasks or self._many()):
             task = asyncio.create_task(self._send(self._take()))
             self._tasks.add(task)
             task.add_done_callback(self._done)
+
+    def _many(self) -> bool:
+        """Say whether what waits is worth a call of its own while another is on its way."""
+        return len(self._waiting) >= SECOND_ITEMS or self._bytes >= SECOND_BYTES
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
