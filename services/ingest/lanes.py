@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 import grpc.aio
@@ -25,7 +26,7 @@ FOLLOW: Final = "opsmesh.router.v1.DecisionService/BatchGetDecisions"
 DECIDE_SECONDS: Final = 10.0
 READ_SECONDS: Final = 5.0
 DECIDE_COUNT: Final = 64
-FOLLOW_COUNT: Final = 256
+FOLLOW_COUNT: Final = 64
 PERIOD: Final = 1.0
 log = structlog.get_logger("opsmesh.lanes")
 
@@ -43,29 +44,40 @@ class Router(Protocol):
 
 
 class DecisionLanes:
-    """Hands incidents to the router and follows its decisions; a router that is away delays, nothing is lost."""
+    """Hands incidents to the router and follows its decisions; a router that is away delays, nothing is lost.
+
+    Two lanes: however many decisions stay open, because a model or a person is waited for, a new incident is decided
+    at once.
+    """
 
     def __init__(self, store: PostgresIncidents, router: Router, wake: asyncio.Event) -> None:
         self._store = store
         self._router = router
         self._wake = wake
+        self._decided = asyncio.Event()
         self._stop = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`: at once when woken, else when the next incident is due."""
         self._stop = stop
-        await every(stop, PERIOD, self.work, self._wake)
+        deciding = partial(self._lane, self.decide, self._store.next_undecided, self._wake)
+        following = partial(self._lane, self.follow, self._store.next_following, self._decided)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(every(stop, PERIOD, deciding, self._wake))
+            group.create_task(every(stop, PERIOD, following, self._decided))
 
-    async def work(self) -> None:
+    async def _lane(
+        self, work: Callable[[], Awaitable[int]], next_due: Callable[[], Awaitable[float]], wake: asyncio.Event
+    ) -> None:
         """Do what is due, and what becomes due within the next second."""
         try:
             while not self._stop.is_set():
-                if await self.decide() + await self.follow():
+                if await work():
                     continue
-                pause = await self._store.next_due()
+                pause = await next_due()
                 if pause > PERIOD:
                     return
-                await wait(self._stop, max(0.01, pause), self._wake)
+                await wait(self._stop, max(0.01, pause), wake)
         except AWAY as error:
             # Looked at again every second: nobody shall wait for a backoff once it is back.
             log.warning("PostgreSQL does not answer", error=repr(error))
@@ -88,6 +100,7 @@ class DecisionLanes:
                 await self._postpone([by_id[one.incident_id] for one in batch])
                 continue
             await self._apply([by_id[one.incident_id] for one in batch], response.decisions, first=True)
+            self._decided.set()
         return len(due)
 
     async def follow(self) -> int:
@@ -129,6 +142,8 @@ class DecisionLanes:
             ids = (decision.decision_id, decision.execution_id, started)
             if await self._store.advance(incident, step, ids, polls, seconds):
                 _tell(incident, before, step, decision)
+                if step.revise:
+                    self._wake.set()
             else:
                 # A signal or a person came in between: look again with what holds now.
                 await self._store.postpone(incident, 0)

@@ -166,9 +166,16 @@ class PostgresIncidents:
         )
         return [Due(incident_of(row), row["attempts"], row["traceparent"]) for row in rows]
 
-    async def next_due(self) -> float:
-        """Return the seconds until the router must be asked for something; infinite when nothing waits."""
-        sql = "SELECT extract(epoch FROM min(due_time) - now())::float FROM incidents WHERE needs_decision OR following"
+    async def next_undecided(self) -> float:
+        """Return the seconds until the router must decide something; infinite when nothing waits."""
+        return await self._next_due("needs_decision")
+
+    async def next_following(self) -> float:
+        """Return the seconds until the router must be asked for a decision; infinite when none is open."""
+        return await self._next_due("following AND NOT needs_decision")
+
+    async def _next_due(self, condition: str) -> float:
+        sql = f"SELECT extract(epoch FROM min(due_time) - now())::float FROM incidents WHERE {condition}"  # noqa: S608  constants only
         found = await self._pool.fetchval(sql)
         return float("inf") if found is None else float(found)
 

@@ -33,6 +33,9 @@ class MemoryRouter:
         self.seen: list[pb.Incident] = []
         self.error: grpc.aio.AioRpcError | None = None
         self.next = Decision(state=Decision.STATE_AWAITING_MODEL, reason="no rule matched")
+        self.asked = asyncio.Event()
+        self.tells = asyncio.Event()
+        self.tells.set()
 
     async def DecideIncident(self, request: router_pb.DecideIncidentRequest) -> router_pb.DecideIncidentResponse:  # noqa: N802  the IDL's name
         """Decide; incidents that do not fire are answered with RESPOND."""
@@ -54,7 +57,9 @@ class MemoryRouter:
     async def BatchGetDecisions(  # noqa: N802  the IDL's name
         self, request: router_pb.BatchGetDecisionsRequest
     ) -> router_pb.BatchGetDecisionsResponse:
-        """Tell what was decided."""
+        """Tell what was decided, once `tells` is set."""
+        self.asked.set()
+        await self.tells.wait()
         wanted = [one for one in self.decisions.values() if one.decision_id in request.decision_ids]
         return router_pb.BatchGetDecisionsResponse(decisions=wanted)
 
@@ -109,6 +114,21 @@ async def test_an_unmatched_incident_awaits_a_model(house: House, router: Memory
         "svc:demo/checkout",
         1,
     )
+
+
+async def test_open_decisions_delay_no_new_one(house: House, router: MemoryRouter) -> None:
+    """While the router is slow to tell how open decisions stand, a new incident is decided."""
+    router.tells.clear()
+    async with following(house, router):
+        await arrive(house, alert("first"))
+        await asyncio.wait_for(router.asked.wait(), 10)
+        await arrive(house, alert("second"))
+
+        async def both() -> bool:
+            return len(await house.rows("SELECT 1 FROM incidents WHERE state = 'AWAITING_MODEL'")) == 2
+
+        await eventually(both, 4)
+        router.tells.set()
 
 
 async def test_a_repair_resolves_the_incident(house: House, router: MemoryRouter) -> None:
