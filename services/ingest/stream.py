@@ -24,6 +24,8 @@ from services.mesh.loop import wait
 STREAM: Final = "signals"
 GROUP: Final = "ingest"
 FIELD: Final = b"e"
+# All entries of a caller, or none, with one command and one answer: a command for each costs four times as much here.
+APPEND: Final = "for _, entry in ipairs(ARGV) do redis.call('XADD', KEYS[1], '*', 'e', entry) end"
 READ_COUNT: Final = 128
 BLOCK_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 3.0
@@ -160,19 +162,15 @@ class Appender:
                 await self.check()
             pipeline = self._client.pipeline(transaction=False)
             for contents, _ in batch:
-                for content in contents:
-                    pipeline.xadd(STREAM, {FIELD: content})
+                pipeline.eval(APPEND, 1, STREAM, *contents)
             answers = await pipeline.execute(raise_on_error=False)
         except (RedisError, *ABSENT) as failure:
             error = absent(failure)
         except BootError as failure:
             log.error("the stream is not durable", error=str(failure))  # noqa: TRY400  the message says it all
             error = absent(failure)
-        start = 0
-        for contents, done in batch:
-            mine = answers[start : start + len(contents)]
-            start += len(contents)
-            failed = error or next((self._refused(one) for one in mine if isinstance(one, Exception)), None)
+        for index, (_, done) in enumerate(batch):
+            failed = error or (self._refused(answers[index]) if isinstance(answers[index], Exception) else None)
             if done.done():
                 continue
             if failed:
@@ -181,7 +179,7 @@ class Appender:
                 done.set_result(None)
 
     def _refused(self, error: Exception) -> Refusal:
-        """Say why a single command was refused."""
+        """Say why a caller's entries were refused."""
         if isinstance(error, OutOfMemoryError):
             self._full = True
             return self._shed()
