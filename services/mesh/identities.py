@@ -16,6 +16,7 @@ class Identities:
         self._permissions: Mapping[str, frozenset[str]] = {
             one.identity: frozenset(one.permissions) for one in message.identities
         }
+        self._groups: Mapping[str, frozenset[str]] = {one.identity: frozenset(one.groups) for one in message.identities}
         self._grant_readers = frozenset(one.identity for one in message.identities if one.reads_need_grant)
 
     @classmethod
@@ -41,6 +42,10 @@ class Identities:
         if permission == policy.BUILTIN_PERMISSION:
             return self.names
         return frozenset(name for name, held in self._permissions.items() if permission in held)
+
+    def groups(self, identity: str) -> frozenset[str]:
+        """Return the groups of a person; none when it is not listed."""
+        return self._groups.get(identity, frozenset())
 
     def reads_need_grant(self, identity: str) -> bool:
         """Say whether reads of tools by this identity need a grant, too."""

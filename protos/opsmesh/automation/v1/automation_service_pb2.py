@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from opsmesh.policy.v1 import policy_pb2 as opsmesh_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.opsmesh/automation/v1/automation_service.proto\x12\x15opsmesh.automation.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xb8\x05\n\nStepRecord\x12\x18\n\x07step_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18P\x12@\n\x05state\x18\x02 \x01(\x0e\x32\'.opsmesh.automation.v1.StepRecord.StateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x16\n\x04tool\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1b\n\x07\x61ttempt\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1b\n\nrequest_id\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1b\n\ttarget_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x17\n\x06reason\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x06\x64\x65tail\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1c\n\x0b\x61pproval_id\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\rresponse_json\x18\x0c \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x1e\n\x0crequest_json\x18\r \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \"\xee\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x1b\n\x17STATE_AWAITING_APPROVAL\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x11\n\rSTATE_SKIPPED\x10\x06\x12\x11\n\rSTATE_UNKNOWN\x10\x07\x12\x12\n\x0eSTATE_OBSERVED\x10\x08\x12\x13\n\x0fSTATE_CANCELLED\x10\t\x12\x15\n\x11STATE_COMPENSATED\x10\n\"\xd5\x05\n\tExecution\x12\x1d\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0bplaybook_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12!\n\x10playbook_version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12?\n\x05state\x18\x04 \x01(\x0e\x32&.opsmesh.automation.v1.Execution.StateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12:\n\x05steps\x18\x05 \x03(\x0b\x32!.opsmesh.automation.v1.StepRecordB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12\x1c\n\x0bincident_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0b\x64\x65\x63ision_id\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12!\n\x10rule_set_version\x18\x08 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\trequester\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rhealth_proved\x18\n \x01(\x08\x12\x18\n\x06\x64\x65tail\x18\x0b \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x18\n\x10\x63\x61ncel_requested\x18\x0c \x01(\x08\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc4\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x1b\n\x17STATE_AWAITING_APPROVAL\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\x12\x11\n\rSTATE_UNKNOWN\x10\x07\x12\x12\n\x0eSTATE_OBSERVED\x10\x08\"\xd4\x01\n\x15StartExecutionRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x39\n\x0bplaybook_id\x18\x02 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x1d\n\x0bincident_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12!\n\x10rule_set_version\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"M\n\x16StartExecutionResponse\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .opsmesh.automation.v1.Execution\"5\n\x13GetExecutionRequest\x12\x1e\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"K\n\x14GetExecutionResponse\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .opsmesh.automation.v1.Execution\"\xff\x01\n\x15ListExecutionsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x0bincident_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12<\n\x0bplaybook_id\x18\x04 \x01(\tB\'\xbaH$r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\xd8\x01\x01\x12I\n\x06states\x18\x05 \x03(\x0e\x32&.opsmesh.automation.v1.Execution.StateB\x11\xbaH\x0e\x92\x01\x0b\x10\x10\"\x07\x82\x01\x04\x10\x01 \x00\"|\n\x16ListExecutionsResponse\x12?\n\nexecutions\x18\x01 \x03(\x0b\x32 .opsmesh.automation.v1.ExecutionB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12!\n\x0fnext_page_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"r\n\x16\x43\x61ncelExecutionRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0c\x65xecution_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x04\"N\n\x17\x43\x61ncelExecutionResponse\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .opsmesh.automation.v1.Execution2\x83\x05\n\x11\x41utomationService\x12\x9a\x01\n\x0eStartExecution\x12,.opsmesh.automation.v1.StartExecutionRequest\x1a-.opsmesh.automation.v1.StartExecutionResponse\"+\xaa\xbb\x18\'\x08\x03\x10\x01\x1a\x1b\x61utomation.executions.start \x02\x32\x02\x08\n\x12\x93\x01\n\x0cGetExecution\x12*.opsmesh.automation.v1.GetExecutionRequest\x1a+.opsmesh.automation.v1.GetExecutionResponse\"*\xaa\xbb\x18&\x08\x01\x10\x01\x1a\x1a\x61utomation.executions.read \x01\x32\x02\x08\x05\x12\x99\x01\n\x0eListExecutions\x12,.opsmesh.automation.v1.ListExecutionsRequest\x1a-.opsmesh.automation.v1.ListExecutionsResponse\"*\xaa\xbb\x18&\x08\x01\x10\x01\x1a\x1a\x61utomation.executions.read \x01\x32\x02\x08\x05\x12\x9e\x01\n\x0f\x43\x61ncelExecution\x12-.opsmesh.automation.v1.CancelExecutionRequest\x1a..opsmesh.automation.v1.CancelExecutionResponse\",\xaa\xbb\x18(\x08\x03\x10\x01\x1a\x1c\x61utomation.executions.cancel \x02\x32\x02\x08\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.opsmesh/automation/v1/automation_service.proto\x12\x15opsmesh.automation.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xb8\x05\n\nStepRecord\x12\x18\n\x07step_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18P\x12@\n\x05state\x18\x02 \x01(\x0e\x32\'.opsmesh.automation.v1.StepRecord.StateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x16\n\x04tool\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1b\n\x07\x61ttempt\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1b\n\nrequest_id\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1b\n\ttarget_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x17\n\x06reason\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x06\x64\x65tail\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1c\n\x0b\x61pproval_id\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18@\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\rresponse_json\x18\x0c \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\x1e\n\x0crequest_json\x18\r \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \"\xee\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x1b\n\x17STATE_AWAITING_APPROVAL\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x11\n\rSTATE_SKIPPED\x10\x06\x12\x11\n\rSTATE_UNKNOWN\x10\x07\x12\x12\n\x0eSTATE_OBSERVED\x10\x08\x12\x13\n\x0fSTATE_CANCELLED\x10\t\x12\x15\n\x11STATE_COMPENSATED\x10\n\"\x9c\x06\n\tExecution\x12\x1d\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0bplaybook_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12!\n\x10playbook_version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12?\n\x05state\x18\x04 \x01(\x0e\x32&.opsmesh.automation.v1.Execution.StateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12:\n\x05steps\x18\x05 \x03(\x0b\x32!.opsmesh.automation.v1.StepRecordB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12\x1c\n\x0bincident_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0b\x64\x65\x63ision_id\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12!\n\x10rule_set_version\x18\x08 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\trequester\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x15\n\rhealth_proved\x18\n \x01(\x08\x12\x18\n\x06\x64\x65tail\x18\x0b \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x18\n\x10\x63\x61ncel_requested\x18\x0c \x01(\x08\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x07rule_id\x18\x0f \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x18\n\x07kill_id\x18\x10 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x11\n\tunstopped\x18\x11 \x01(\x08\"\xc4\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x1b\n\x17STATE_AWAITING_APPROVAL\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\x12\x11\n\rSTATE_UNKNOWN\x10\x07\x12\x12\n\x0eSTATE_OBSERVED\x10\x08\"\x8e\x02\n\x15StartExecutionRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x39\n\x0bplaybook_id\x18\x02 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x1d\n\x0bincident_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12!\n\x10rule_set_version\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x38\n\x07rule_id\x18\x06 \x01(\tB\'\xbaH$r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\xd8\x01\x01\"M\n\x16StartExecutionResponse\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .opsmesh.automation.v1.Execution\"5\n\x13GetExecutionRequest\x12\x1e\n\x0c\x65xecution_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"K\n\x14GetExecutionResponse\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .opsmesh.automation.v1.Execution\"\xff\x01\n\x15ListExecutionsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x0bincident_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12<\n\x0bplaybook_id\x18\x04 \x01(\tB\'\xbaH$r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\xd8\x01\x01\x12I\n\x06states\x18\x05 \x03(\x0e\x32&.opsmesh.automation.v1.Execution.StateB\x11\xbaH\x0e\x92\x01\x0b\x10\x10\"\x07\x82\x01\x04\x10\x01 \x00\"|\n\x16ListExecutionsResponse\x12?\n\nexecutions\x18\x01 \x03(\x0b\x32 .opsmesh.automation.v1.ExecutionB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12!\n\x0fnext_page_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"r\n\x16\x43\x61ncelExecutionRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0c\x65xecution_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x04\"N\n\x17\x43\x61ncelExecutionResponse\x12\x33\n\texecution\x18\x01 \x01(\x0b\x32 .opsmesh.automation.v1.Execution\"[\n\x15ReportObservedRequest\x12\x42\n\x0esince_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\xe7\x84\x0f\x32\x00\"U\n\x16ReportObservedResponse\x12;\n\x04rows\x18\x01 \x03(\x0b\x32\".opsmesh.automation.v1.ObservedRowB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"\xe3\x02\n\x0bObservedRow\x12\x18\n\x07rule_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1c\n\x0bplaybook_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x16\n\x04tool\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\x0b\x65nvironment\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12 \n\x0f\x65xecution_count\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\x0ctarget_count\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\"\n\x07targets\x18\x07 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\n\"\x07r\x05\x10\x01\x18\xc8\x01\x12.\n\nfirst_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x11last_execution_id\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18@2\x9f\x06\n\x11\x41utomationService\x12\x9a\x01\n\x0eStartExecution\x12,.opsmesh.automation.v1.StartExecutionRequest\x1a-.opsmesh.automation.v1.StartExecutionResponse\"+\xaa\xbb\x18\'\x08\x03\x10\x01\x1a\x1b\x61utomation.executions.start \x02\x32\x02\x08\n\x12\x93\x01\n\x0cGetExecution\x12*.opsmesh.automation.v1.GetExecutionRequest\x1a+.opsmesh.automation.v1.GetExecutionResponse\"*\xaa\xbb\x18&\x08\x01\x10\x01\x1a\x1a\x61utomation.executions.read \x01\x32\x02\x08\x05\x12\x99\x01\n\x0eListExecutions\x12,.opsmesh.automation.v1.ListExecutionsRequest\x1a-.opsmesh.automation.v1.ListExecutionsResponse\"*\xaa\xbb\x18&\x08\x01\x10\x01\x1a\x1a\x61utomation.executions.read \x01\x32\x02\x08\x05\x12\x99\x01\n\x0eReportObserved\x12,.opsmesh.automation.v1.ReportObservedRequest\x1a-.opsmesh.automation.v1.ReportObservedResponse\"*\xaa\xbb\x18&\x08\x01\x10\x01\x1a\x1a\x61utomation.executions.read \x01\x32\x02\x08\n\x12\x9e\x01\n\x0f\x43\x61ncelExecution\x12-.opsmesh.automation.v1.CancelExecutionRequest\x1a..opsmesh.automation.v1.CancelExecutionResponse\",\xaa\xbb\x18(\x08\x03\x10\x01\x1a\x1c\x61utomation.executions.cancel \x02\x32\x02\x08\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -76,6 +77,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXECUTION'].fields_by_name['requester']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_EXECUTION'].fields_by_name['detail']._loaded_options = None
   _globals['_EXECUTION'].fields_by_name['detail']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_EXECUTION'].fields_by_name['rule_id']._loaded_options = None
+  _globals['_EXECUTION'].fields_by_name['rule_id']._serialized_options = b'\272H\004r\002\030?'
+  _globals['_EXECUTION'].fields_by_name['kill_id']._loaded_options = None
+  _globals['_EXECUTION'].fields_by_name['kill_id']._serialized_options = b'\272H\004r\002\030@'
   _globals['_STARTEXECUTIONREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_STARTEXECUTIONREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_STARTEXECUTIONREQUEST'].fields_by_name['playbook_id']._loaded_options = None
@@ -86,6 +91,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTEXECUTIONREQUEST'].fields_by_name['decision_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_STARTEXECUTIONREQUEST'].fields_by_name['rule_set_version']._loaded_options = None
   _globals['_STARTEXECUTIONREQUEST'].fields_by_name['rule_set_version']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_STARTEXECUTIONREQUEST'].fields_by_name['rule_id']._loaded_options = None
+  _globals['_STARTEXECUTIONREQUEST'].fields_by_name['rule_id']._serialized_options = b'\272H$r\037\030?2\033^[a-z0-9][a-z0-9_.-]{0,62}$\330\001\001'
   _globals['_GETEXECUTIONREQUEST'].fields_by_name['execution_id']._loaded_options = None
   _globals['_GETEXECUTIONREQUEST'].fields_by_name['execution_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_LISTEXECUTIONSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -108,38 +115,66 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELEXECUTIONREQUEST'].fields_by_name['execution_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_CANCELEXECUTIONREQUEST'].fields_by_name['reason']._loaded_options = None
   _globals['_CANCELEXECUTIONREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\004'
+  _globals['_REPORTOBSERVEDREQUEST'].fields_by_name['since_duration']._loaded_options = None
+  _globals['_REPORTOBSERVEDREQUEST'].fields_by_name['since_duration']._serialized_options = b'\272H\014\252\001\t\"\005\010\200\347\204\0172\000'
+  _globals['_REPORTOBSERVEDRESPONSE'].fields_by_name['rows']._loaded_options = None
+  _globals['_REPORTOBSERVEDRESPONSE'].fields_by_name['rows']._serialized_options = b'\272H\006\222\001\003\020\350\007'
+  _globals['_OBSERVEDROW'].fields_by_name['rule_id']._loaded_options = None
+  _globals['_OBSERVEDROW'].fields_by_name['rule_id']._serialized_options = b'\272H\004r\002\030?'
+  _globals['_OBSERVEDROW'].fields_by_name['playbook_id']._loaded_options = None
+  _globals['_OBSERVEDROW'].fields_by_name['playbook_id']._serialized_options = b'\272H\004r\002\030?'
+  _globals['_OBSERVEDROW'].fields_by_name['tool']._loaded_options = None
+  _globals['_OBSERVEDROW'].fields_by_name['tool']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_OBSERVEDROW'].fields_by_name['environment']._loaded_options = None
+  _globals['_OBSERVEDROW'].fields_by_name['environment']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_OBSERVEDROW'].fields_by_name['execution_count']._loaded_options = None
+  _globals['_OBSERVEDROW'].fields_by_name['execution_count']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_OBSERVEDROW'].fields_by_name['target_count']._loaded_options = None
+  _globals['_OBSERVEDROW'].fields_by_name['target_count']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_OBSERVEDROW'].fields_by_name['targets']._loaded_options = None
+  _globals['_OBSERVEDROW'].fields_by_name['targets']._serialized_options = b'\272H\016\222\001\013\020\n\"\007r\005\020\001\030\310\001'
+  _globals['_OBSERVEDROW'].fields_by_name['last_execution_id']._loaded_options = None
+  _globals['_OBSERVEDROW'].fields_by_name['last_execution_id']._serialized_options = b'\272H\004r\002\030@'
   _globals['_AUTOMATIONSERVICE'].methods_by_name['StartExecution']._loaded_options = None
   _globals['_AUTOMATIONSERVICE'].methods_by_name['StartExecution']._serialized_options = b'\252\273\030\'\010\003\020\001\032\033automation.executions.start \0022\002\010\n'
   _globals['_AUTOMATIONSERVICE'].methods_by_name['GetExecution']._loaded_options = None
   _globals['_AUTOMATIONSERVICE'].methods_by_name['GetExecution']._serialized_options = b'\252\273\030&\010\001\020\001\032\032automation.executions.read \0012\002\010\005'
   _globals['_AUTOMATIONSERVICE'].methods_by_name['ListExecutions']._loaded_options = None
   _globals['_AUTOMATIONSERVICE'].methods_by_name['ListExecutions']._serialized_options = b'\252\273\030&\010\001\020\001\032\032automation.executions.read \0012\002\010\005'
+  _globals['_AUTOMATIONSERVICE'].methods_by_name['ReportObserved']._loaded_options = None
+  _globals['_AUTOMATIONSERVICE'].methods_by_name['ReportObserved']._serialized_options = b'\252\273\030&\010\001\020\001\032\032automation.executions.read \0012\002\010\n'
   _globals['_AUTOMATIONSERVICE'].methods_by_name['CancelExecution']._loaded_options = None
   _globals['_AUTOMATIONSERVICE'].methods_by_name['CancelExecution']._serialized_options = b'\252\273\030(\010\003\020\001\032\034automation.executions.cancel \0022\002\010\n'
-  _globals['_STEPRECORD']._serialized_start=168
-  _globals['_STEPRECORD']._serialized_end=864
-  _globals['_STEPRECORD_STATE']._serialized_start=626
-  _globals['_STEPRECORD_STATE']._serialized_end=864
-  _globals['_EXECUTION']._serialized_start=867
-  _globals['_EXECUTION']._serialized_end=1592
-  _globals['_EXECUTION_STATE']._serialized_start=1396
-  _globals['_EXECUTION_STATE']._serialized_end=1592
-  _globals['_STARTEXECUTIONREQUEST']._serialized_start=1595
-  _globals['_STARTEXECUTIONREQUEST']._serialized_end=1807
-  _globals['_STARTEXECUTIONRESPONSE']._serialized_start=1809
-  _globals['_STARTEXECUTIONRESPONSE']._serialized_end=1886
-  _globals['_GETEXECUTIONREQUEST']._serialized_start=1888
-  _globals['_GETEXECUTIONREQUEST']._serialized_end=1941
-  _globals['_GETEXECUTIONRESPONSE']._serialized_start=1943
-  _globals['_GETEXECUTIONRESPONSE']._serialized_end=2018
-  _globals['_LISTEXECUTIONSREQUEST']._serialized_start=2021
-  _globals['_LISTEXECUTIONSREQUEST']._serialized_end=2276
-  _globals['_LISTEXECUTIONSRESPONSE']._serialized_start=2278
-  _globals['_LISTEXECUTIONSRESPONSE']._serialized_end=2402
-  _globals['_CANCELEXECUTIONREQUEST']._serialized_start=2404
-  _globals['_CANCELEXECUTIONREQUEST']._serialized_end=2518
-  _globals['_CANCELEXECUTIONRESPONSE']._serialized_start=2520
-  _globals['_CANCELEXECUTIONRESPONSE']._serialized_end=2598
-  _globals['_AUTOMATIONSERVICE']._serialized_start=2601
-  _globals['_AUTOMATIONSERVICE']._serialized_end=3244
+  _globals['_STEPRECORD']._serialized_start=200
+  _globals['_STEPRECORD']._serialized_end=896
+  _globals['_STEPRECORD_STATE']._serialized_start=658
+  _globals['_STEPRECORD_STATE']._serialized_end=896
+  _globals['_EXECUTION']._serialized_start=899
+  _globals['_EXECUTION']._serialized_end=1695
+  _globals['_EXECUTION_STATE']._serialized_start=1499
+  _globals['_EXECUTION_STATE']._serialized_end=1695
+  _globals['_STARTEXECUTIONREQUEST']._serialized_start=1698
+  _globals['_STARTEXECUTIONREQUEST']._serialized_end=1968
+  _globals['_STARTEXECUTIONRESPONSE']._serialized_start=1970
+  _globals['_STARTEXECUTIONRESPONSE']._serialized_end=2047
+  _globals['_GETEXECUTIONREQUEST']._serialized_start=2049
+  _globals['_GETEXECUTIONREQUEST']._serialized_end=2102
+  _globals['_GETEXECUTIONRESPONSE']._serialized_start=2104
+  _globals['_GETEXECUTIONRESPONSE']._serialized_end=2179
+  _globals['_LISTEXECUTIONSREQUEST']._serialized_start=2182
+  _globals['_LISTEXECUTIONSREQUEST']._serialized_end=2437
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_start=2439
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_end=2563
+  _globals['_CANCELEXECUTIONREQUEST']._serialized_start=2565
+  _globals['_CANCELEXECUTIONREQUEST']._serialized_end=2679
+  _globals['_CANCELEXECUTIONRESPONSE']._serialized_start=2681
+  _globals['_CANCELEXECUTIONRESPONSE']._serialized_end=2759
+  _globals['_REPORTOBSERVEDREQUEST']._serialized_start=2761
+  _globals['_REPORTOBSERVEDREQUEST']._serialized_end=2852
+  _globals['_REPORTOBSERVEDRESPONSE']._serialized_start=2854
+  _globals['_REPORTOBSERVEDRESPONSE']._serialized_end=2939
+  _globals['_OBSERVEDROW']._serialized_start=2942
+  _globals['_OBSERVEDROW']._serialized_end=3297
+  _globals['_AUTOMATIONSERVICE']._serialized_start=3300
+  _globals['_AUTOMATIONSERVICE']._serialized_end=4099
 # @@protoc_insertion_point(module_scope)

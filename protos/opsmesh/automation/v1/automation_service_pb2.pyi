@@ -5,6 +5,7 @@ Runs playbooks."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -216,6 +217,9 @@ class Execution(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    KILL_ID_FIELD_NUMBER: _builtins.int
+    UNSTOPPED_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     """Its id."""
     playbook_id: _builtins.str
@@ -238,6 +242,12 @@ class Execution(_message.Message):
     """What happened, in a sentence."""
     cancel_requested: _builtins.bool
     """Somebody asked it to stop."""
+    rule_id: _builtins.str
+    """Rule that decided."""
+    kill_id: _builtins.str
+    """Kill that stopped it."""
+    unstopped: _builtins.bool
+    """Goes on at the engine although it was told to stop."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRecord]:
         """Its steps so far and those to come."""
@@ -267,10 +277,13 @@ class Execution(_message.Message):
         cancel_requested: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        rule_id: _builtins.str = ...,
+        kill_id: _builtins.str = ...,
+        unstopped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "create_time", b"create_time", "decision_id", b"decision_id", "detail", b"detail", "end_time", b"end_time", "execution_id", b"execution_id", "health_proved", b"health_proved", "incident_id", b"incident_id", "playbook_id", b"playbook_id", "playbook_version", b"playbook_version", "requester", b"requester", "rule_set_version", b"rule_set_version", "state", b"state", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "create_time", b"create_time", "decision_id", b"decision_id", "detail", b"detail", "end_time", b"end_time", "execution_id", b"execution_id", "health_proved", b"health_proved", "incident_id", b"incident_id", "kill_id", b"kill_id", "playbook_id", b"playbook_id", "playbook_version", b"playbook_version", "requester", b"requester", "rule_id", b"rule_id", "rule_set_version", b"rule_set_version", "state", b"state", "steps", b"steps", "unstopped", b"unstopped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -287,6 +300,7 @@ class StartExecutionRequest(_message.Message):
     INCIDENT_ID_FIELD_NUMBER: _builtins.int
     DECISION_ID_FIELD_NUMBER: _builtins.int
     RULE_SET_VERSION_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The same id again gets the stored answer."""
     playbook_id: _builtins.str
@@ -297,6 +311,8 @@ class StartExecutionRequest(_message.Message):
     """Decision it follows from; empty when a person starts it."""
     rule_set_version: _builtins.int
     """Rule set that decided."""
+    rule_id: _builtins.str
+    """Rule that decided."""
     def __init__(
         self,
         *,
@@ -305,10 +321,11 @@ class StartExecutionRequest(_message.Message):
         incident_id: _builtins.str = ...,
         decision_id: _builtins.str = ...,
         rule_set_version: _builtins.int = ...,
+        rule_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "incident_id", b"incident_id", "playbook_id", b"playbook_id", "request_id", b"request_id", "rule_set_version", b"rule_set_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "incident_id", b"incident_id", "playbook_id", b"playbook_id", "request_id", b"request_id", "rule_id", b"rule_id", "rule_set_version", b"rule_set_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -505,3 +522,115 @@ class CancelExecutionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelExecutionResponse: _TypeAlias = CancelExecutionResponse  # noqa: Y015
+
+@_typing.final
+class ReportObservedRequest(_message.Message):
+    """Since when."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_DURATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def since_duration(self) -> _duration_pb2.Duration:
+        """How far back; 0 means 7 days."""
+
+    def __init__(
+        self,
+        *,
+        since_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_duration", b"since_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since_duration", b"since_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportObservedRequest: _TypeAlias = ReportObservedRequest  # noqa: Y015
+
+@_typing.final
+class ReportObservedResponse(_message.Message):
+    """What would have happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObservedRow]:
+        """The most frequent first; at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___ObservedRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportObservedResponse: _TypeAlias = ReportObservedResponse  # noqa: Y015
+
+@_typing.final
+class ObservedRow(_message.Message):
+    """One kind of step that policy only observed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    EXECUTION_COUNT_FIELD_NUMBER: _builtins.int
+    TARGET_COUNT_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    FIRST_TIME_FIELD_NUMBER: _builtins.int
+    LAST_TIME_FIELD_NUMBER: _builtins.int
+    LAST_EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    rule_id: _builtins.str
+    """Rule; empty when a person started the playbook."""
+    playbook_id: _builtins.str
+    """Playbook."""
+    tool: _builtins.str
+    """Tool."""
+    environment: _builtins.str
+    """Environment of the target."""
+    execution_count: _builtins.int
+    """Executions that would have called it."""
+    target_count: _builtins.int
+    """Different targets."""
+    last_execution_id: _builtins.str
+    """The last execution."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Some of the targets."""
+
+    @_builtins.property
+    def first_time(self) -> _timestamp_pb2.Timestamp:
+        """The first."""
+
+    @_builtins.property
+    def last_time(self) -> _timestamp_pb2.Timestamp:
+        """The last."""
+
+    def __init__(
+        self,
+        *,
+        rule_id: _builtins.str = ...,
+        playbook_id: _builtins.str = ...,
+        tool: _builtins.str = ...,
+        environment: _builtins.str = ...,
+        execution_count: _builtins.int = ...,
+        target_count: _builtins.int = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        first_time: _timestamp_pb2.Timestamp | None = ...,
+        last_time: _timestamp_pb2.Timestamp | None = ...,
+        last_execution_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_time", b"first_time", "last_time", b"last_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "execution_count", b"execution_count", "first_time", b"first_time", "last_execution_id", b"last_execution_id", "last_time", b"last_time", "playbook_id", b"playbook_id", "rule_id", b"rule_id", "target_count", b"target_count", "targets", b"targets", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObservedRow: _TypeAlias = ObservedRow  # noqa: Y015

@@ -50,6 +50,11 @@ class AutomationServiceStub:
                 request_serializer=opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ListExecutionsRequest.SerializeToString,
                 response_deserializer=opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ListExecutionsResponse.FromString,
                 _registered_method=True)
+        self.ReportObserved = channel.unary_unary(
+                '/opsmesh.automation.v1.AutomationService/ReportObserved',
+                request_serializer=opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ReportObservedRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ReportObservedResponse.FromString,
+                _registered_method=True)
         self.CancelExecution = channel.unary_unary(
                 '/opsmesh.automation.v1.AutomationService/CancelExecution',
                 request_serializer=opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.CancelExecutionRequest.SerializeToString,
@@ -82,6 +87,13 @@ class AutomationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportObserved(self, request, context):
+        """Tell what would have happened where policy only observes, per rule, playbook, tool and environment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelExecution(self, request, context):
         """Ask an execution to stop; it is CANCELLED once the engine was seen to have stopped.
         """
@@ -106,6 +118,11 @@ def add_AutomationServiceServicer_to_server(servicer, server):
                     servicer.ListExecutions,
                     request_deserializer=opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ListExecutionsRequest.FromString,
                     response_serializer=opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ListExecutionsResponse.SerializeToString,
+            ),
+            'ReportObserved': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportObserved,
+                    request_deserializer=opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ReportObservedRequest.FromString,
+                    response_serializer=opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ReportObservedResponse.SerializeToString,
             ),
             'CancelExecution': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelExecution,
@@ -195,6 +212,33 @@ class AutomationService:
             '/opsmesh.automation.v1.AutomationService/ListExecutions',
             opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ListExecutionsRequest.SerializeToString,
             opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ListExecutionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportObserved(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.automation.v1.AutomationService/ReportObserved',
+            opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ReportObservedRequest.SerializeToString,
+            opsmesh_dot_automation_dot_v1_dot_automation__service__pb2.ReportObservedResponse.FromString,
             options,
             channel_credentials,
             insecure,

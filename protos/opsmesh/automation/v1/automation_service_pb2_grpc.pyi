@@ -39,6 +39,8 @@ class AutomationServiceStub:
     """Read one execution."""
     ListExecutions: _grpc.UnaryUnaryMultiCallable[_automation_service_pb2.ListExecutionsRequest, _automation_service_pb2.ListExecutionsResponse]
     """List executions, newest first."""
+    ReportObserved: _grpc.UnaryUnaryMultiCallable[_automation_service_pb2.ReportObservedRequest, _automation_service_pb2.ReportObservedResponse]
+    """Tell what would have happened where policy only observes, per rule, playbook, tool and environment."""
     CancelExecution: _grpc.UnaryUnaryMultiCallable[_automation_service_pb2.CancelExecutionRequest, _automation_service_pb2.CancelExecutionResponse]
     """Ask an execution to stop; it is CANCELLED once the engine was seen to have stopped."""
 
@@ -53,6 +55,8 @@ class AutomationServiceAsyncStub(AutomationServiceStub):
     """Read one execution."""
     ListExecutions: _aio.UnaryUnaryMultiCallable[_automation_service_pb2.ListExecutionsRequest, _automation_service_pb2.ListExecutionsResponse]  # type: ignore[assignment]
     """List executions, newest first."""
+    ReportObserved: _aio.UnaryUnaryMultiCallable[_automation_service_pb2.ReportObservedRequest, _automation_service_pb2.ReportObservedResponse]  # type: ignore[assignment]
+    """Tell what would have happened where policy only observes, per rule, playbook, tool and environment."""
     CancelExecution: _aio.UnaryUnaryMultiCallable[_automation_service_pb2.CancelExecutionRequest, _automation_service_pb2.CancelExecutionResponse]  # type: ignore[assignment]
     """Ask an execution to stop; it is CANCELLED once the engine was seen to have stopped."""
 
@@ -82,6 +86,14 @@ class AutomationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_automation_service_pb2.ListExecutionsResponse, _abc.Awaitable[_automation_service_pb2.ListExecutionsResponse]]:
         """List executions, newest first."""
+
+    @_abc_1.abstractmethod
+    def ReportObserved(
+        self,
+        request: _automation_service_pb2.ReportObservedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_automation_service_pb2.ReportObservedResponse, _abc.Awaitable[_automation_service_pb2.ReportObservedResponse]]:
+        """Tell what would have happened where policy only observes, per rule, playbook, tool and environment."""
 
     @_abc_1.abstractmethod
     def CancelExecution(

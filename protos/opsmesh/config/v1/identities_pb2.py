@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"opsmesh/config/v1/identities.proto\x12\x11opsmesh.config.v1\x1a\x1b\x62uf/validate/validate.proto\"\xa5\x01\n\x08Identity\x12\x41\n\x08identity\x18\x01 \x01(\tB/\xbaH,r*\x18H2&^(service|human)/[a-z][a-z0-9-]{0,62}$\x12<\n\x0bpermissions\x18\x02 \x03(\tB\'\xbaH$\x92\x01!\x10\x80\x01\x18\x01\"\x1ar\x18\x18@2\x14^[a-z]+(\\.[a-z_]+)+$\x12\x18\n\x10reads_need_grant\x18\x03 \x01(\x08\"l\n\nIdentities\x12 \n\x0ctrust_domain\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12<\n\nidentities\x18\x02 \x03(\x0b\x32\x1b.opsmesh.config.v1.IdentityB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"opsmesh/config/v1/identities.proto\x12\x11opsmesh.config.v1\x1a\x1b\x62uf/validate/validate.proto\"\xe4\x01\n\x08Identity\x12\x41\n\x08identity\x18\x01 \x01(\tB/\xbaH,r*\x18H2&^(service|human)/[a-z][a-z0-9-]{0,62}$\x12<\n\x0bpermissions\x18\x02 \x03(\tB\'\xbaH$\x92\x01!\x10\x80\x01\x18\x01\"\x1ar\x18\x18@2\x14^[a-z]+(\\.[a-z_]+)+$\x12\x18\n\x10reads_need_grant\x18\x03 \x01(\x08\x12=\n\x06groups\x18\x04 \x03(\tB-\xbaH*\x92\x01\'\x10\x10\x18\x01\"!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\"l\n\nIdentities\x12 \n\x0ctrust_domain\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12<\n\nidentities\x18\x02 \x03(\x0b\x32\x1b.opsmesh.config.v1.IdentityB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,12 +36,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IDENTITY'].fields_by_name['identity']._serialized_options = b'\272H,r*\030H2&^(service|human)/[a-z][a-z0-9-]{0,62}$'
   _globals['_IDENTITY'].fields_by_name['permissions']._loaded_options = None
   _globals['_IDENTITY'].fields_by_name['permissions']._serialized_options = b'\272H$\222\001!\020\200\001\030\001\"\032r\030\030@2\024^[a-z]+(\\.[a-z_]+)+$'
+  _globals['_IDENTITY'].fields_by_name['groups']._loaded_options = None
+  _globals['_IDENTITY'].fields_by_name['groups']._serialized_options = b'\272H*\222\001\'\020\020\030\001\"!r\037\030?2\033^[a-z0-9][a-z0-9_.-]{0,62}$'
   _globals['_IDENTITIES'].fields_by_name['trust_domain']._loaded_options = None
   _globals['_IDENTITIES'].fields_by_name['trust_domain']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
   _globals['_IDENTITIES'].fields_by_name['identities']._loaded_options = None
   _globals['_IDENTITIES'].fields_by_name['identities']._serialized_options = b'\272H\010\222\001\005\010\001\020\200\002'
   _globals['_IDENTITY']._serialized_start=87
-  _globals['_IDENTITY']._serialized_end=252
-  _globals['_IDENTITIES']._serialized_start=254
-  _globals['_IDENTITIES']._serialized_end=362
+  _globals['_IDENTITY']._serialized_end=315
+  _globals['_IDENTITIES']._serialized_start=317
+  _globals['_IDENTITIES']._serialized_end=425
 # @@protoc_insertion_point(module_scope)

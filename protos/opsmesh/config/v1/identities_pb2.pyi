@@ -27,6 +27,7 @@ class Identity(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     PERMISSIONS_FIELD_NUMBER: _builtins.int
     READS_NEED_GRANT_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """Path of the SPIFFE id after the trust domain, such as `service/router` or `human/operator`."""
     reads_need_grant: _builtins.bool
@@ -35,16 +36,21 @@ class Identity(_message.Message):
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Permissions, as the method policies name them."""
 
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups of a person, as approvals name them."""
+
     def __init__(
         self,
         *,
         identity: _builtins.str = ...,
         permissions: _abc.Iterable[_builtins.str] | None = ...,
         reads_need_grant: _builtins.bool = ...,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "permissions", b"permissions", "reads_need_grant", b"reads_need_grant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "identity", b"identity", "permissions", b"permissions", "reads_need_grant", b"reads_need_grant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

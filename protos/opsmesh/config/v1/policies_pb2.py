@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from opsmesh.policy.v1 import policy_pb2 as opsmesh_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n opsmesh/config/v1/policies.proto\x12\x11opsmesh.config.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\x9b\x03\n\x0bPolicyMatch\x12\"\n\x07methods\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10@\"\x07r\x05\x10\x01\x18\xc8\x01\x12<\n\x06\x61\x63\x63\x65ss\x18\x02 \x03(\x0e\x32\x19.opsmesh.policy.v1.AccessB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12\x33\n\x08min_risk\x18\x03 \x01(\x0e\x32\x17.opsmesh.policy.v1.RiskB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12&\n\x0c\x65nvironments\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n\x10@\"\x06r\x04\x10\x01\x18?\x12!\n\x07regions\x18\x05 \x03(\tB\x10\xbaH\r\x92\x01\n\x10@\"\x06r\x04\x10\x01\x18?\x12#\n\x07targets\x18\x06 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x10\x80\x02\"\x07r\x05\x10\x01\x18\xc8\x01\x12\"\n\x07\x63\x61llers\x18\x07 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10@\"\x07r\x05\x10\x01\x18\x80\x01\x12\"\n\x08\x63hannels\x18\x08 \x03(\tB\x10\xbaH\r\x92\x01\n\x10@\"\x06r\x04\x10\x01\x18?\x12=\n\x0ctime_windows\x18\t \x03(\x0b\x32\x1d.opsmesh.config.v1.TimeWindowB\x08\xbaH\x05\x92\x01\x02\x10\x10\"\xee\x02\n\nTimeWindow\x12\x42\n\x04\x64\x61ys\x18\x01 \x03(\x0e\x32!.opsmesh.config.v1.TimeWindow.DayB\x11\xbaH\x0e\x92\x01\x0b\x10\x07\"\x07\x82\x01\x04\x10\x01 \x00\x12\x37\n\x05start\x18\x02 \x01(\tB(\xbaH%r#\x18\x05\x32\x1f^([01][0-9]|2[0-3]):[0-5][0-9]$\x12\x35\n\x03\x65nd\x18\x03 \x01(\tB(\xbaH%r#\x18\x05\x32\x1f^([01][0-9]|2[0-3]):[0-5][0-9]$\x12\x17\n\x04zone\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"\x92\x01\n\x03\x44\x61y\x12\x13\n\x0f\x44\x41Y_UNSPECIFIED\x10\x00\x12\x0e\n\nDAY_MONDAY\x10\x01\x12\x0f\n\x0b\x44\x41Y_TUESDAY\x10\x02\x12\x11\n\rDAY_WEDNESDAY\x10\x03\x12\x10\n\x0c\x44\x41Y_THURSDAY\x10\x04\x12\x0e\n\nDAY_FRIDAY\x10\x05\x12\x10\n\x0c\x44\x41Y_SATURDAY\x10\x06\x12\x0e\n\nDAY_SUNDAY\x10\x07\"\x8f\x01\n\x0c\x41pprovalNeed\x12\x1c\n\tapprovers\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x05(\x01\x12 \n\x06groups\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x08\"\x06r\x04\x10\x01\x18?\x12?\n\x0cttl_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\x80\xa3\x05\x32\x00\"\x8c\x03\n\nPolicyRule\x12\x35\n\x07rule_id\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x35\n\x05match\x18\x03 \x01(\x0b\x32\x1e.opsmesh.config.v1.PolicyMatchB\x06\xbaH\x03\xc8\x01\x01\x12\x42\n\x07verdict\x18\x04 \x01(\x0e\x32%.opsmesh.config.v1.PolicyRule.VerdictB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x31\n\x08\x61pproval\x18\x05 \x01(\x0b\x32\x1f.opsmesh.config.v1.ApprovalNeed\"z\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_ALLOW\x10\x01\x12\x1c\n\x18VERDICT_REQUIRE_APPROVAL\x10\x02\x12\x13\n\x0fVERDICT_OBSERVE\x10\x03\x12\x10\n\x0cVERDICT_DENY\x10\x04\"`\n\tNoticeCap\x12\x35\n\x07\x63hannel\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x1c\n\x08per_hour\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x01\"\x83\x01\n\tPolicySet\x12\x39\n\x05rules\x18\x01 \x03(\x0b\x32\x1d.opsmesh.config.v1.PolicyRuleB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\x12;\n\x0bnotice_caps\x18\x02 \x03(\x0b\x32\x1c.opsmesh.config.v1.NoticeCapB\x08\xbaH\x05\x92\x01\x02\x10@b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n opsmesh/config/v1/policies.proto\x12\x11opsmesh.config.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xa8\x04\n\x0bPolicyMatch\x12\"\n\x07methods\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10@\"\x07r\x05\x10\x01\x18\xc8\x01\x12<\n\x06\x61\x63\x63\x65ss\x18\x02 \x03(\x0e\x32\x19.opsmesh.policy.v1.AccessB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12\x33\n\x08min_risk\x18\x03 \x01(\x0e\x32\x17.opsmesh.policy.v1.RiskB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12&\n\x0c\x65nvironments\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n\x10@\"\x06r\x04\x10\x01\x18?\x12!\n\x07regions\x18\x05 \x03(\tB\x10\xbaH\r\x92\x01\n\x10@\"\x06r\x04\x10\x01\x18?\x12#\n\x07targets\x18\x06 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x10\x80\x02\"\x07r\x05\x10\x01\x18\xc8\x01\x12\"\n\x07\x63\x61llers\x18\x07 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10@\"\x07r\x05\x10\x01\x18\x80\x01\x12\"\n\x08\x63hannels\x18\x08 \x03(\tB\x10\xbaH\r\x92\x01\n\x10@\"\x06r\x04\x10\x01\x18?\x12=\n\x0ctime_windows\x18\t \x03(\x0b\x32\x1d.opsmesh.config.v1.TimeWindowB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12/\n\x15\x64uring_change_windows\x18\n \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x10\"\x06r\x04\x10\x01\x18?\x12\x30\n\x16outside_change_windows\x18\x0b \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x10\"\x06r\x04\x10\x01\x18?\x12(\n\x14min_affected_targets\x18\x0c \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\"\xe9\x03\n\nTimeWindow\x12\x42\n\x04\x64\x61ys\x18\x01 \x03(\x0e\x32!.opsmesh.config.v1.TimeWindow.DayB\x11\xbaH\x0e\x92\x01\x0b\x10\x07\"\x07\x82\x01\x04\x10\x01 \x00\x12\x37\n\x05start\x18\x02 \x01(\tB(\xbaH%r#\x18\x05\x32\x1f^([01][0-9]|2[0-3]):[0-5][0-9]$\x12\x35\n\x03\x65nd\x18\x03 \x01(\tB(\xbaH%r#\x18\x05\x32\x1f^([01][0-9]|2[0-3]):[0-5][0-9]$\x12\x17\n\x04zone\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12<\n\nfirst_date\x18\x05 \x01(\tB(\xbaH%r \x18\n2\x1c^[0-9]{4}-[0-9]{2}-[0-9]{2}$\xd8\x01\x01\x12;\n\tlast_date\x18\x06 \x01(\tB(\xbaH%r \x18\n2\x1c^[0-9]{4}-[0-9]{2}-[0-9]{2}$\xd8\x01\x01\"\x92\x01\n\x03\x44\x61y\x12\x13\n\x0f\x44\x41Y_UNSPECIFIED\x10\x00\x12\x0e\n\nDAY_MONDAY\x10\x01\x12\x0f\n\x0b\x44\x41Y_TUESDAY\x10\x02\x12\x11\n\rDAY_WEDNESDAY\x10\x03\x12\x10\n\x0c\x44\x41Y_THURSDAY\x10\x04\x12\x0e\n\nDAY_FRIDAY\x10\x05\x12\x10\n\x0c\x44\x41Y_SATURDAY\x10\x06\x12\x0e\n\nDAY_SUNDAY\x10\x07\"\xa2\x01\n\x0c\x43hangeWindow\x12\x32\n\x04name\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12?\n\x0ctime_windows\x18\x03 \x03(\x0b\x32\x1d.opsmesh.config.v1.TimeWindowB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x10\"\xd8\x01\n\x0c\x41pprovalNeed\x12\x1c\n\tapprovers\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x05(\x00\x12 \n\x06groups\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x08\"\x06r\x04\x10\x01\x18?\x12?\n\x0cttl_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\x80\xa3\x05\x32\x00\x12G\n\x14\x65xecute_ttl_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\x80\xa3\x05\x32\x00\"\x8c\x03\n\nPolicyRule\x12\x35\n\x07rule_id\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x35\n\x05match\x18\x03 \x01(\x0b\x32\x1e.opsmesh.config.v1.PolicyMatchB\x06\xbaH\x03\xc8\x01\x01\x12\x42\n\x07verdict\x18\x04 \x01(\x0e\x32%.opsmesh.config.v1.PolicyRule.VerdictB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x31\n\x08\x61pproval\x18\x05 \x01(\x0b\x32\x1f.opsmesh.config.v1.ApprovalNeed\"z\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_ALLOW\x10\x01\x12\x1c\n\x18VERDICT_REQUIRE_APPROVAL\x10\x02\x12\x13\n\x0fVERDICT_OBSERVE\x10\x03\x12\x10\n\x0cVERDICT_DENY\x10\x04\"`\n\tNoticeCap\x12\x35\n\x07\x63hannel\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x1c\n\x08per_hour\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x01\"\x96\x03\n\tEffectCap\x12\x34\n\x06\x63\x61p_id\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12=\n\x05scope\x18\x02 \x01(\x0e\x32\".opsmesh.config.v1.EffectCap.ScopeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12&\n\x0c\x65nvironments\x18\x03 \x03(\tB\x10\xbaH\r\x92\x01\n\x10@\"\x06r\x04\x10\x01\x18?\x12#\n\x07targets\x18\x04 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x10\x80\x02\"\x07r\x05\x10\x01\x18\xc8\x01\x12\"\n\x07methods\x18\x05 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10@\"\x07r\x05\x10\x01\x18\xc8\x01\x12%\n\x10\x65\x66\x66\x65\x63ts_per_hour\x18\x06 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xa0\x8d\x06(\x00\x12$\n\x10targets_per_hour\x18\x07 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\"V\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSCOPE_TARGET\x10\x01\x12\x15\n\x11SCOPE_ENVIRONMENT\x10\x02\x12\r\n\tSCOPE_ALL\x10\x03\"G\n\x0bKillRelease\x12\x1d\n\neverything\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x05(\x00\x12\x19\n\x06others\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x05(\x00\"\xb9\x02\n\tPolicySet\x12\x39\n\x05rules\x18\x01 \x03(\x0b\x32\x1d.opsmesh.config.v1.PolicyRuleB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\x12;\n\x0bnotice_caps\x18\x02 \x03(\x0b\x32\x1c.opsmesh.config.v1.NoticeCapB\x08\xbaH\x05\x92\x01\x02\x10@\x12;\n\x0b\x65\x66\x66\x65\x63t_caps\x18\x03 \x03(\x0b\x32\x1c.opsmesh.config.v1.EffectCapB\x08\xbaH\x05\x92\x01\x02\x10@\x12\x41\n\x0e\x63hange_windows\x18\x04 \x03(\x0b\x32\x1f.opsmesh.config.v1.ChangeWindowB\x08\xbaH\x05\x92\x01\x02\x10@\x12\x34\n\x0ckill_release\x18\x05 \x01(\x0b\x32\x1e.opsmesh.config.v1.KillReleaseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +52,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICYMATCH'].fields_by_name['channels']._serialized_options = b'\272H\r\222\001\n\020@\"\006r\004\020\001\030?'
   _globals['_POLICYMATCH'].fields_by_name['time_windows']._loaded_options = None
   _globals['_POLICYMATCH'].fields_by_name['time_windows']._serialized_options = b'\272H\005\222\001\002\020\020'
+  _globals['_POLICYMATCH'].fields_by_name['during_change_windows']._loaded_options = None
+  _globals['_POLICYMATCH'].fields_by_name['during_change_windows']._serialized_options = b'\272H\r\222\001\n\020\020\"\006r\004\020\001\030?'
+  _globals['_POLICYMATCH'].fields_by_name['outside_change_windows']._loaded_options = None
+  _globals['_POLICYMATCH'].fields_by_name['outside_change_windows']._serialized_options = b'\272H\r\222\001\n\020\020\"\006r\004\020\001\030?'
+  _globals['_POLICYMATCH'].fields_by_name['min_affected_targets']._loaded_options = None
+  _globals['_POLICYMATCH'].fields_by_name['min_affected_targets']._serialized_options = b'\272H\007\032\005\030\220N(\000'
   _globals['_TIMEWINDOW'].fields_by_name['days']._loaded_options = None
   _globals['_TIMEWINDOW'].fields_by_name['days']._serialized_options = b'\272H\016\222\001\013\020\007\"\007\202\001\004\020\001 \000'
   _globals['_TIMEWINDOW'].fields_by_name['start']._loaded_options = None
@@ -60,12 +66,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIMEWINDOW'].fields_by_name['end']._serialized_options = b'\272H%r#\030\0052\037^([01][0-9]|2[0-3]):[0-5][0-9]$'
   _globals['_TIMEWINDOW'].fields_by_name['zone']._loaded_options = None
   _globals['_TIMEWINDOW'].fields_by_name['zone']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_TIMEWINDOW'].fields_by_name['first_date']._loaded_options = None
+  _globals['_TIMEWINDOW'].fields_by_name['first_date']._serialized_options = b'\272H%r \030\n2\034^[0-9]{4}-[0-9]{2}-[0-9]{2}$\330\001\001'
+  _globals['_TIMEWINDOW'].fields_by_name['last_date']._loaded_options = None
+  _globals['_TIMEWINDOW'].fields_by_name['last_date']._serialized_options = b'\272H%r \030\n2\034^[0-9]{4}-[0-9]{2}-[0-9]{2}$\330\001\001'
+  _globals['_CHANGEWINDOW'].fields_by_name['name']._loaded_options = None
+  _globals['_CHANGEWINDOW'].fields_by_name['name']._serialized_options = b'\272H!r\037\030?2\033^[a-z0-9][a-z0-9_.-]{0,62}$'
+  _globals['_CHANGEWINDOW'].fields_by_name['description']._loaded_options = None
+  _globals['_CHANGEWINDOW'].fields_by_name['description']._serialized_options = b'\272H\005r\003\030\200\004'
+  _globals['_CHANGEWINDOW'].fields_by_name['time_windows']._loaded_options = None
+  _globals['_CHANGEWINDOW'].fields_by_name['time_windows']._serialized_options = b'\272H\007\222\001\004\010\001\020\020'
   _globals['_APPROVALNEED'].fields_by_name['approvers']._loaded_options = None
-  _globals['_APPROVALNEED'].fields_by_name['approvers']._serialized_options = b'\272H\006\032\004\030\005(\001'
+  _globals['_APPROVALNEED'].fields_by_name['approvers']._serialized_options = b'\272H\006\032\004\030\005(\000'
   _globals['_APPROVALNEED'].fields_by_name['groups']._loaded_options = None
   _globals['_APPROVALNEED'].fields_by_name['groups']._serialized_options = b'\272H\r\222\001\n\020\010\"\006r\004\020\001\030?'
   _globals['_APPROVALNEED'].fields_by_name['ttl_duration']._loaded_options = None
   _globals['_APPROVALNEED'].fields_by_name['ttl_duration']._serialized_options = b'\272H\013\252\001\010\"\004\010\200\243\0052\000'
+  _globals['_APPROVALNEED'].fields_by_name['execute_ttl_duration']._loaded_options = None
+  _globals['_APPROVALNEED'].fields_by_name['execute_ttl_duration']._serialized_options = b'\272H\013\252\001\010\"\004\010\200\243\0052\000'
   _globals['_POLICYRULE'].fields_by_name['rule_id']._loaded_options = None
   _globals['_POLICYRULE'].fields_by_name['rule_id']._serialized_options = b'\272H!r\037\030?2\033^[a-z0-9][a-z0-9_.-]{0,62}$'
   _globals['_POLICYRULE'].fields_by_name['description']._loaded_options = None
@@ -78,24 +96,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NOTICECAP'].fields_by_name['channel']._serialized_options = b'\272H!r\037\030?2\033^[a-z0-9][a-z0-9_.-]{0,62}$'
   _globals['_NOTICECAP'].fields_by_name['per_hour']._loaded_options = None
   _globals['_NOTICECAP'].fields_by_name['per_hour']._serialized_options = b'\272H\007\032\005\030\220N(\001'
+  _globals['_EFFECTCAP'].fields_by_name['cap_id']._loaded_options = None
+  _globals['_EFFECTCAP'].fields_by_name['cap_id']._serialized_options = b'\272H!r\037\030?2\033^[a-z0-9][a-z0-9_.-]{0,62}$'
+  _globals['_EFFECTCAP'].fields_by_name['scope']._loaded_options = None
+  _globals['_EFFECTCAP'].fields_by_name['scope']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
+  _globals['_EFFECTCAP'].fields_by_name['environments']._loaded_options = None
+  _globals['_EFFECTCAP'].fields_by_name['environments']._serialized_options = b'\272H\r\222\001\n\020@\"\006r\004\020\001\030?'
+  _globals['_EFFECTCAP'].fields_by_name['targets']._loaded_options = None
+  _globals['_EFFECTCAP'].fields_by_name['targets']._serialized_options = b'\272H\017\222\001\014\020\200\002\"\007r\005\020\001\030\310\001'
+  _globals['_EFFECTCAP'].fields_by_name['methods']._loaded_options = None
+  _globals['_EFFECTCAP'].fields_by_name['methods']._serialized_options = b'\272H\016\222\001\013\020@\"\007r\005\020\001\030\310\001'
+  _globals['_EFFECTCAP'].fields_by_name['effects_per_hour']._loaded_options = None
+  _globals['_EFFECTCAP'].fields_by_name['effects_per_hour']._serialized_options = b'\272H\010\032\006\030\240\215\006(\000'
+  _globals['_EFFECTCAP'].fields_by_name['targets_per_hour']._loaded_options = None
+  _globals['_EFFECTCAP'].fields_by_name['targets_per_hour']._serialized_options = b'\272H\007\032\005\030\220N(\000'
+  _globals['_KILLRELEASE'].fields_by_name['everything']._loaded_options = None
+  _globals['_KILLRELEASE'].fields_by_name['everything']._serialized_options = b'\272H\006\032\004\030\005(\000'
+  _globals['_KILLRELEASE'].fields_by_name['others']._loaded_options = None
+  _globals['_KILLRELEASE'].fields_by_name['others']._serialized_options = b'\272H\006\032\004\030\005(\000'
   _globals['_POLICYSET'].fields_by_name['rules']._loaded_options = None
   _globals['_POLICYSET'].fields_by_name['rules']._serialized_options = b'\272H\010\222\001\005\010\001\020\350\007'
   _globals['_POLICYSET'].fields_by_name['notice_caps']._loaded_options = None
   _globals['_POLICYSET'].fields_by_name['notice_caps']._serialized_options = b'\272H\005\222\001\002\020@'
+  _globals['_POLICYSET'].fields_by_name['effect_caps']._loaded_options = None
+  _globals['_POLICYSET'].fields_by_name['effect_caps']._serialized_options = b'\272H\005\222\001\002\020@'
+  _globals['_POLICYSET'].fields_by_name['change_windows']._loaded_options = None
+  _globals['_POLICYSET'].fields_by_name['change_windows']._serialized_options = b'\272H\005\222\001\002\020@'
   _globals['_POLICYMATCH']._serialized_start=149
-  _globals['_POLICYMATCH']._serialized_end=560
-  _globals['_TIMEWINDOW']._serialized_start=563
-  _globals['_TIMEWINDOW']._serialized_end=929
-  _globals['_TIMEWINDOW_DAY']._serialized_start=783
-  _globals['_TIMEWINDOW_DAY']._serialized_end=929
-  _globals['_APPROVALNEED']._serialized_start=932
-  _globals['_APPROVALNEED']._serialized_end=1075
-  _globals['_POLICYRULE']._serialized_start=1078
-  _globals['_POLICYRULE']._serialized_end=1474
-  _globals['_POLICYRULE_VERDICT']._serialized_start=1352
-  _globals['_POLICYRULE_VERDICT']._serialized_end=1474
-  _globals['_NOTICECAP']._serialized_start=1476
-  _globals['_NOTICECAP']._serialized_end=1572
-  _globals['_POLICYSET']._serialized_start=1575
-  _globals['_POLICYSET']._serialized_end=1706
+  _globals['_POLICYMATCH']._serialized_end=701
+  _globals['_TIMEWINDOW']._serialized_start=704
+  _globals['_TIMEWINDOW']._serialized_end=1193
+  _globals['_TIMEWINDOW_DAY']._serialized_start=1047
+  _globals['_TIMEWINDOW_DAY']._serialized_end=1193
+  _globals['_CHANGEWINDOW']._serialized_start=1196
+  _globals['_CHANGEWINDOW']._serialized_end=1358
+  _globals['_APPROVALNEED']._serialized_start=1361
+  _globals['_APPROVALNEED']._serialized_end=1577
+  _globals['_POLICYRULE']._serialized_start=1580
+  _globals['_POLICYRULE']._serialized_end=1976
+  _globals['_POLICYRULE_VERDICT']._serialized_start=1854
+  _globals['_POLICYRULE_VERDICT']._serialized_end=1976
+  _globals['_NOTICECAP']._serialized_start=1978
+  _globals['_NOTICECAP']._serialized_end=2074
+  _globals['_EFFECTCAP']._serialized_start=2077
+  _globals['_EFFECTCAP']._serialized_end=2483
+  _globals['_EFFECTCAP_SCOPE']._serialized_start=2397
+  _globals['_EFFECTCAP_SCOPE']._serialized_end=2483
+  _globals['_KILLRELEASE']._serialized_start=2485
+  _globals['_KILLRELEASE']._serialized_end=2556
+  _globals['_POLICYSET']._serialized_start=2559
+  _globals['_POLICYSET']._serialized_end=2872
 # @@protoc_insertion_point(module_scope)

@@ -36,8 +36,13 @@ class PolicyMatch(_message.Message):
     CALLERS_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
     TIME_WINDOWS_FIELD_NUMBER: _builtins.int
+    DURING_CHANGE_WINDOWS_FIELD_NUMBER: _builtins.int
+    OUTSIDE_CHANGE_WINDOWS_FIELD_NUMBER: _builtins.int
+    MIN_AFFECTED_TARGETS_FIELD_NUMBER: _builtins.int
     min_risk: _policy_pb2.Risk.ValueType
     """Risk at least this."""
+    min_affected_targets: _builtins.int
+    """At least this many targets are affected: the target itself and what depends on it."""
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Full or bare tool names."""
@@ -70,6 +75,14 @@ class PolicyMatch(_message.Message):
     def time_windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeWindow]:
         """Hours in which it applies; empty means always."""
 
+    @_builtins.property
+    def during_change_windows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Named change windows, in one of which it applies; empty means always."""
+
+    @_builtins.property
+    def outside_change_windows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Named change windows, outside all of which it applies."""
+
     def __init__(
         self,
         *,
@@ -82,10 +95,13 @@ class PolicyMatch(_message.Message):
         callers: _abc.Iterable[_builtins.str] | None = ...,
         channels: _abc.Iterable[_builtins.str] | None = ...,
         time_windows: _abc.Iterable[Global___TimeWindow] | None = ...,
+        during_change_windows: _abc.Iterable[_builtins.str] | None = ...,
+        outside_change_windows: _abc.Iterable[_builtins.str] | None = ...,
+        min_affected_targets: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "callers", b"callers", "channels", b"channels", "environments", b"environments", "methods", b"methods", "min_risk", b"min_risk", "regions", b"regions", "targets", b"targets", "time_windows", b"time_windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "callers", b"callers", "channels", b"channels", "during_change_windows", b"during_change_windows", "environments", b"environments", "methods", b"methods", "min_affected_targets", b"min_affected_targets", "min_risk", b"min_risk", "outside_change_windows", b"outside_change_windows", "regions", b"regions", "targets", b"targets", "time_windows", b"time_windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -144,12 +160,18 @@ class TimeWindow(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
+    FIRST_DATE_FIELD_NUMBER: _builtins.int
+    LAST_DATE_FIELD_NUMBER: _builtins.int
     start: _builtins.str
     """From, as `HH:MM`."""
     end: _builtins.str
     """Until, exclusive; not after start means the next day."""
     zone: _builtins.str
     """IANA zone, such as `Europe/Berlin`."""
+    first_date: _builtins.str
+    """First day, as `YYYY-MM-DD` in that zone; empty means since ever."""
+    last_date: _builtins.str
+    """Last day, inclusive; empty means for ever."""
     @_builtins.property
     def days(self) -> _containers.RepeatedScalarFieldContainer[Global___TimeWindow.Day.ValueType]:
         """Days; empty means all."""
@@ -161,14 +183,48 @@ class TimeWindow(_message.Message):
         start: _builtins.str = ...,
         end: _builtins.str = ...,
         zone: _builtins.str = ...,
+        first_date: _builtins.str = ...,
+        last_date: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days", "end", b"end", "start", b"start", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days", "end", b"end", "first_date", b"first_date", "last_date", b"last_date", "start", b"start", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TimeWindow: _TypeAlias = TimeWindow  # noqa: Y015
+
+@_typing.final
+class ChangeWindow(_message.Message):
+    """Hours that rules name: a maintenance window, a freeze."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    TIME_WINDOWS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    description: _builtins.str
+    """Why it exists."""
+    @_builtins.property
+    def time_windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeWindow]:
+        """Its hours; one of them is enough."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        time_windows: _abc.Iterable[Global___TimeWindow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "time_windows", b"time_windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeWindow: _TypeAlias = ChangeWindow  # noqa: Y015
 
 @_typing.final
 class ApprovalNeed(_message.Message):
@@ -179,15 +235,20 @@ class ApprovalNeed(_message.Message):
     APPROVERS_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     TTL_DURATION_FIELD_NUMBER: _builtins.int
+    EXECUTE_TTL_DURATION_FIELD_NUMBER: _builtins.int
     approvers: _builtins.int
-    """How many different people."""
+    """How many different people; 0 means by risk: two for CRITICAL, else one. CRITICAL never needs fewer than two."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Groups, each of which must be among them."""
+        """Groups, each of which must be among them through another person."""
 
     @_builtins.property
     def ttl_duration(self) -> _duration_pb2.Duration:
         """How long an answer may take; 0 means 5 minutes."""
+
+    @_builtins.property
+    def execute_ttl_duration(self) -> _duration_pb2.Duration:
+        """The second clock: how long after approval it may be executed; 0 means 5 minutes."""
 
     def __init__(
         self,
@@ -195,10 +256,11 @@ class ApprovalNeed(_message.Message):
         approvers: _builtins.int = ...,
         groups: _abc.Iterable[_builtins.str] | None = ...,
         ttl_duration: _duration_pb2.Duration | None = ...,
+        execute_ttl_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl_duration", b"ttl_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execute_ttl_duration", b"execute_ttl_duration", "ttl_duration", b"ttl_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvers", b"approvers", "groups", b"groups", "ttl_duration", b"ttl_duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvers", b"approvers", "execute_ttl_duration", b"execute_ttl_duration", "groups", b"groups", "ttl_duration", b"ttl_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,6 +366,111 @@ class NoticeCap(_message.Message):
 Global___NoticeCap: _TypeAlias = NoticeCap  # noqa: Y015
 
 @_typing.final
+class EffectCap(_message.Message):
+    """At most so many effects in any 60 minutes, counted when they are granted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Scope:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[EffectCap._Scope.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SCOPE_UNSPECIFIED: EffectCap._Scope.ValueType  # 0
+        """Never valid."""
+        SCOPE_TARGET: EffectCap._Scope.ValueType  # 1
+        """Effects on one target."""
+        SCOPE_ENVIRONMENT: EffectCap._Scope.ValueType  # 2
+        """Effects in one environment."""
+        SCOPE_ALL: EffectCap._Scope.ValueType  # 3
+        """All effects that match."""
+
+    class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
+        """What is counted together."""
+
+    SCOPE_UNSPECIFIED: EffectCap.Scope.ValueType  # 0
+    """Never valid."""
+    SCOPE_TARGET: EffectCap.Scope.ValueType  # 1
+    """Effects on one target."""
+    SCOPE_ENVIRONMENT: EffectCap.Scope.ValueType  # 2
+    """Effects in one environment."""
+    SCOPE_ALL: EffectCap.Scope.ValueType  # 3
+    """All effects that match."""
+
+    CAP_ID_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    ENVIRONMENTS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    EFFECTS_PER_HOUR_FIELD_NUMBER: _builtins.int
+    TARGETS_PER_HOUR_FIELD_NUMBER: _builtins.int
+    cap_id: _builtins.str
+    """Its name."""
+    scope: Global___EffectCap.Scope.ValueType
+    """What is counted together."""
+    effects_per_hour: _builtins.int
+    """Effects in any 60 minutes; 0 means no limit."""
+    targets_per_hour: _builtins.int
+    """Different targets in any 60 minutes; 0 means no limit."""
+    @_builtins.property
+    def environments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Environments it is for; empty means all."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Targets it is for; empty means all."""
+
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Full or bare tool names it is for; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        cap_id: _builtins.str = ...,
+        scope: Global___EffectCap.Scope.ValueType = ...,
+        environments: _abc.Iterable[_builtins.str] | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
+        effects_per_hour: _builtins.int = ...,
+        targets_per_hour: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cap_id", b"cap_id", "effects_per_hour", b"effects_per_hour", "environments", b"environments", "methods", b"methods", "scope", b"scope", "targets", b"targets", "targets_per_hour", b"targets_per_hour"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EffectCap: _TypeAlias = EffectCap  # noqa: Y015
+
+@_typing.final
+class KillRelease(_message.Message):
+    """How many different people must release a kill."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVERYTHING_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    everything: _builtins.int
+    """For the scope `everything`; 0 means 2."""
+    others: _builtins.int
+    """For every other scope; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        everything: _builtins.int = ...,
+        others: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "others", b"others"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KillRelease: _TypeAlias = KillRelease  # noqa: Y015
+
+@_typing.final
 class PolicySet(_message.Message):
     """All rules."""
 
@@ -311,6 +478,9 @@ class PolicySet(_message.Message):
 
     RULES_FIELD_NUMBER: _builtins.int
     NOTICE_CAPS_FIELD_NUMBER: _builtins.int
+    EFFECT_CAPS_FIELD_NUMBER: _builtins.int
+    CHANGE_WINDOWS_FIELD_NUMBER: _builtins.int
+    KILL_RELEASE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyRule]:
         """The rules; order does not matter."""
@@ -319,15 +489,30 @@ class PolicySet(_message.Message):
     def notice_caps(self) -> _containers.RepeatedCompositeFieldContainer[Global___NoticeCap]:
         """Caps of notice channels; a channel without one has 60 an hour."""
 
+    @_builtins.property
+    def effect_caps(self) -> _containers.RepeatedCompositeFieldContainer[Global___EffectCap]:
+        """Caps of effects; every matching one holds. Without one for it a target has 60 an hour and an environment 600."""
+
+    @_builtins.property
+    def change_windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangeWindow]:
+        """Change windows that rules name."""
+
+    @_builtins.property
+    def kill_release(self) -> Global___KillRelease:
+        """Who must release a kill."""
+
     def __init__(
         self,
         *,
         rules: _abc.Iterable[Global___PolicyRule] | None = ...,
         notice_caps: _abc.Iterable[Global___NoticeCap] | None = ...,
+        effect_caps: _abc.Iterable[Global___EffectCap] | None = ...,
+        change_windows: _abc.Iterable[Global___ChangeWindow] | None = ...,
+        kill_release: Global___KillRelease | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kill_release", b"kill_release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["notice_caps", b"notice_caps", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_windows", b"change_windows", "effect_caps", b"effect_caps", "kill_release", b"kill_release", "notice_caps", b"notice_caps", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ApprovalServiceStub:
-    """Reads approvals.
+    """Shows approvals and takes the answers of people.
     """
 
     def __init__(self, channel):
@@ -45,10 +45,30 @@ class ApprovalServiceStub:
                 request_serializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ListApprovalsRequest.SerializeToString,
                 response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ListApprovalsResponse.FromString,
                 _registered_method=True)
+        self.WatchApprovals = channel.unary_stream(
+                '/opsmesh.guardrails.v1.ApprovalService/WatchApprovals',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.WatchApprovalsRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.WatchApprovalsResponse.FromString,
+                _registered_method=True)
+        self.Approve = channel.unary_unary(
+                '/opsmesh.guardrails.v1.ApprovalService/Approve',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ApproveRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ApproveResponse.FromString,
+                _registered_method=True)
+        self.Reject = channel.unary_unary(
+                '/opsmesh.guardrails.v1.ApprovalService/Reject',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.RejectRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.RejectResponse.FromString,
+                _registered_method=True)
+        self.Amend = channel.unary_unary(
+                '/opsmesh.guardrails.v1.ApprovalService/Amend',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.AmendRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.AmendResponse.FromString,
+                _registered_method=True)
 
 
 class ApprovalServiceServicer:
-    """Reads approvals.
+    """Shows approvals and takes the answers of people.
     """
 
     def GetApproval(self, request, context):
@@ -60,6 +80,34 @@ class ApprovalServiceServicer:
 
     def ListApprovals(self, request, context):
         """List approvals, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchApprovals(self, request, context):
+        """Follow approvals: those that are open at once, then each change, and an empty message every 10 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Approve(self, request, context):
+        """Say yes to exactly the bytes of a digest. APPROVED once all who are needed have; whoever asked may not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reject(self, request, context):
+        """Say no. One is enough; whoever asked may take it back so. Works while audit is down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Amend(self, request, context):
+        """Replace a pending approval by one with other arguments of the same RPC, judged anew; the amender becomes a requester.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +126,26 @@ def add_ApprovalServiceServicer_to_server(servicer, server):
                     request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ListApprovalsRequest.FromString,
                     response_serializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ListApprovalsResponse.SerializeToString,
             ),
+            'WatchApprovals': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchApprovals,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.WatchApprovalsRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.WatchApprovalsResponse.SerializeToString,
+            ),
+            'Approve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Approve,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ApproveRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ApproveResponse.SerializeToString,
+            ),
+            'Reject': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reject,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.RejectRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.RejectResponse.SerializeToString,
+            ),
+            'Amend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Amend,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.AmendRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.AmendResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'opsmesh.guardrails.v1.ApprovalService', rpc_method_handlers)
@@ -87,7 +155,7 @@ def add_ApprovalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ApprovalService:
-    """Reads approvals.
+    """Shows approvals and takes the answers of people.
     """
 
     @staticmethod
@@ -134,6 +202,114 @@ class ApprovalService:
             '/opsmesh.guardrails.v1.ApprovalService/ListApprovals',
             opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ListApprovalsRequest.SerializeToString,
             opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ListApprovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.ApprovalService/WatchApprovals',
+            opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.WatchApprovalsRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.WatchApprovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Approve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.ApprovalService/Approve',
+            opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ApproveRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.ApproveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.ApprovalService/Reject',
+            opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.RejectRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.RejectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Amend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.ApprovalService/Amend',
+            opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.AmendRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_approval__service__pb2.AmendResponse.FromString,
             options,
             channel_credentials,
             insecure,

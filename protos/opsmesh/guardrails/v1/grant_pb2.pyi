@@ -66,6 +66,8 @@ class Grant(_message.Message):
     APPROVAL_ID_FIELD_NUMBER: _builtins.int
     RULE_SET_VERSION_FIELD_NUMBER: _builtins.int
     ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     ISSUE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     grant_id: _builtins.str
@@ -89,7 +91,7 @@ class Grant(_message.Message):
     policy_set_version: _builtins.int
     """Policy set it was judged under."""
     kill_epoch: _builtins.int
-    """Kill state it was judged under."""
+    """Epoch of the newest kill when it was minted: a newer one whose scope it is in makes it void."""
     risk: _policy_pb2.Risk.ValueType
     """Risk as derived."""
     incident_id: _builtins.str
@@ -106,6 +108,10 @@ class Grant(_message.Message):
     """Rule set that decided, for the record."""
     on_behalf_of: _builtins.str
     """On whose behalf, for the record."""
+    playbook_id: _builtins.str
+    """Playbook of the execution, for kills of it."""
+    run_id: _builtins.str
+    """Agent run, for kills of it."""
     @_builtins.property
     def precondition(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Precondition fields as read when it was minted."""
@@ -141,12 +147,14 @@ class Grant(_message.Message):
         approval_id: _builtins.str = ...,
         rule_set_version: _builtins.int = ...,
         on_behalf_of: _builtins.str = ...,
+        playbook_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
         issue_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "caller", b"caller", "decision_id", b"decision_id", "environment", b"environment", "execution_id", b"execution_id", "expire_time", b"expire_time", "fence", b"fence", "grant_id", b"grant_id", "incident_id", b"incident_id", "issue_time", b"issue_time", "kill_epoch", b"kill_epoch", "method", b"method", "on_behalf_of", b"on_behalf_of", "policy_set_version", b"policy_set_version", "precondition", b"precondition", "region", b"region", "request_digest", b"request_digest", "request_id", b"request_id", "risk", b"risk", "rule_set_version", b"rule_set_version", "step_id", b"step_id", "target_id", b"target_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "caller", b"caller", "decision_id", b"decision_id", "environment", b"environment", "execution_id", b"execution_id", "expire_time", b"expire_time", "fence", b"fence", "grant_id", b"grant_id", "incident_id", b"incident_id", "issue_time", b"issue_time", "kill_epoch", b"kill_epoch", "method", b"method", "on_behalf_of", b"on_behalf_of", "playbook_id", b"playbook_id", "policy_set_version", b"policy_set_version", "precondition", b"precondition", "region", b"region", "request_digest", b"request_digest", "request_id", b"request_id", "risk", b"risk", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "step_id", b"step_id", "target_id", b"target_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

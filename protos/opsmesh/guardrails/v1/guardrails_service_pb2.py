@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from opsmesh.policy.v1 import policy_pb2 as opsmesh_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.opsmesh/guardrails/v1/guardrails_service.proto\x12\x15opsmesh.guardrails.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xf3\x01\n\rActionContext\x12 \n\x0bincident_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12 \n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12!\n\x0c\x65xecution_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x38\n\x07step_id\x18\x04 \x01(\tB\'\xbaH$r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\xd8\x01\x01\x12!\n\x10rule_set_version\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1e\n\x0con_behalf_of\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"c\n\x05\x43heck\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x10\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x18\n\x06\x64\x65tail\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x17\n\x06reason\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\xf7\x04\n\tJudgement\x12;\n\x07verdict\x18\x01 \x01(\x0e\x32\x1e.opsmesh.guardrails.v1.VerdictB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x36\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x1c.opsmesh.guardrails.v1.CheckB\x08\xbaH\x05\x92\x01\x02\x10\x04\x12\x18\n\x06method\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1f\n\x0erequest_digest\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1b\n\ttarget_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\x0b\x65nvironment\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06region\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12/\n\x04risk\x18\x08 \x01(\x0e\x32\x17.opsmesh.policy.v1.RiskB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\x0brisk_detail\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x12policy_set_version\x18\n \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1f\n\x0epolicy_rule_id\x18\x0b \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06reason\x18\x0c \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1f\n\x0crequest_json\x18\r \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04\x12\x61\n\x0cprecondition\x18\x0e \x03(\x0b\x32\x32.opsmesh.guardrails.v1.Judgement.PreconditionEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x08\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x1a\x33\n\x11PreconditionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe5\x01\n\x16\x41uthorizeActionRequest\x12\x41\n\x06method\x18\x01 \x01(\tB1\xbaH.r,\x18\xc8\x01\x32\'^[a-z][A-Za-z0-9_.]*/[A-Z][A-Za-z0-9]*$\x12\x1c\n\x07request\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@H\x00\x12!\n\x0crequest_json\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@H\x00\x12\x35\n\x07\x63ontext\x18\x04 \x01(\x0b\x32$.opsmesh.guardrails.v1.ActionContextB\x10\n\x07payload\x12\x05\xbaH\x02\x08\x01\"\xd2\x01\n\x17\x41uthorizeActionResponse\x12\x33\n\tjudgement\x18\x01 \x01(\x0b\x32 .opsmesh.guardrails.v1.Judgement\x12\x17\n\x05grant\x18\x02 \x01(\x0c\x42\x08\xbaH\x05z\x03\x18\x80\x30\x12\x1c\n\x0b\x61pproval_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x07request\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\"\xcb\x01\n\x14PreviewActionRequest\x12\x41\n\x06method\x18\x01 \x01(\tB1\xbaH.r,\x18\xc8\x01\x32\'^[a-z][A-Za-z0-9_.]*/[A-Z][A-Za-z0-9]*$\x12\x1f\n\x0crequest_json\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@\x12\x35\n\x07\x63ontext\x18\x03 \x01(\x0b\x32$.opsmesh.guardrails.v1.ActionContext\x12\x18\n\x06\x63\x61ller\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"L\n\x15PreviewActionResponse\x12\x33\n\tjudgement\x18\x01 \x01(\x0b\x32 .opsmesh.guardrails.v1.Judgement*z\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_ALLOW\x10\x01\x12\x1c\n\x18VERDICT_REQUIRE_APPROVAL\x10\x02\x12\x13\n\x0fVERDICT_OBSERVE\x10\x03\x12\x10\n\x0cVERDICT_DENY\x10\x04\x32\xbd\x02\n\x11GuardrailsService\x12\x96\x01\n\x0f\x41uthorizeAction\x12-.opsmesh.guardrails.v1.AuthorizeActionRequest\x1a..opsmesh.guardrails.v1.AuthorizeActionResponse\"$\xaa\xbb\x18 \x08\x03\x10\x01\x1a\x14guardrails.authorize \x02\x32\x02\x08\n\x12\x8e\x01\n\rPreviewAction\x12+.opsmesh.guardrails.v1.PreviewActionRequest\x1a,.opsmesh.guardrails.v1.PreviewActionResponse\"\"\xaa\xbb\x18\x1e\x08\x01\x10\x01\x1a\x12guardrails.preview \x01\x32\x02\x08\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.opsmesh/guardrails/v1/guardrails_service.proto\x12\x15opsmesh.guardrails.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xce\x02\n\rActionContext\x12 \n\x0bincident_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12 \n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12!\n\x0c\x65xecution_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x38\n\x07step_id\x18\x04 \x01(\tB\'\xbaH$r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\xd8\x01\x01\x12!\n\x10rule_set_version\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1e\n\x0con_behalf_of\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12<\n\x0bplaybook_id\x18\x07 \x01(\tB\'\xbaH$r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\xd8\x01\x01\x12\x1b\n\x06run_id\x18\x08 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"c\n\x05\x43heck\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x10\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x18\n\x06\x64\x65tail\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x17\n\x06reason\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\xcf\x05\n\tJudgement\x12;\n\x07verdict\x18\x01 \x01(\x0e\x32\x1e.opsmesh.guardrails.v1.VerdictB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x36\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x1c.opsmesh.guardrails.v1.CheckB\x08\xbaH\x05\x92\x01\x02\x10\x04\x12\x18\n\x06method\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1f\n\x0erequest_digest\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1b\n\ttarget_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\x0b\x65nvironment\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06region\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12/\n\x04risk\x18\x08 \x01(\x0e\x32\x17.opsmesh.policy.v1.RiskB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1d\n\x0brisk_detail\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x12policy_set_version\x18\n \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1f\n\x0epolicy_rule_id\x18\x0b \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06reason\x18\x0c \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1f\n\x0crequest_json\x18\r \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04\x12\x61\n\x0cprecondition\x18\x0e \x03(\x0b\x32\x32.opsmesh.guardrails.v1.Judgement.PreconditionEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x08\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x12+\n\x10\x61\x66\x66\x65\x63ted_targets\x18\x0f \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10 \"\x07r\x05\x10\x01\x18\xc8\x01\x12)\n\x15\x61\x66\x66\x65\x63ted_target_count\x18\x10 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\x1a\x33\n\x11PreconditionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe5\x01\n\x16\x41uthorizeActionRequest\x12\x41\n\x06method\x18\x01 \x01(\tB1\xbaH.r,\x18\xc8\x01\x32\'^[a-z][A-Za-z0-9_.]*/[A-Z][A-Za-z0-9]*$\x12\x1c\n\x07request\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@H\x00\x12!\n\x0crequest_json\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@H\x00\x12\x35\n\x07\x63ontext\x18\x04 \x01(\x0b\x32$.opsmesh.guardrails.v1.ActionContextB\x10\n\x07payload\x12\x05\xbaH\x02\x08\x01\"\xd2\x01\n\x17\x41uthorizeActionResponse\x12\x33\n\tjudgement\x18\x01 \x01(\x0b\x32 .opsmesh.guardrails.v1.Judgement\x12\x17\n\x05grant\x18\x02 \x01(\x0c\x42\x08\xbaH\x05z\x03\x18\x80\x30\x12\x1c\n\x0b\x61pproval_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x07request\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\"\xcb\x01\n\x14PreviewActionRequest\x12\x41\n\x06method\x18\x01 \x01(\tB1\xbaH.r,\x18\xc8\x01\x32\'^[a-z][A-Za-z0-9_.]*/[A-Z][A-Za-z0-9]*$\x12\x1f\n\x0crequest_json\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@\x12\x35\n\x07\x63ontext\x18\x03 \x01(\x0b\x32$.opsmesh.guardrails.v1.ActionContext\x12\x18\n\x06\x63\x61ller\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"L\n\x15PreviewActionResponse\x12\x33\n\tjudgement\x18\x01 \x01(\x0b\x32 .opsmesh.guardrails.v1.Judgement*z\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_ALLOW\x10\x01\x12\x1c\n\x18VERDICT_REQUIRE_APPROVAL\x10\x02\x12\x13\n\x0fVERDICT_OBSERVE\x10\x03\x12\x10\n\x0cVERDICT_DENY\x10\x04\x32\xbd\x02\n\x11GuardrailsService\x12\x96\x01\n\x0f\x41uthorizeAction\x12-.opsmesh.guardrails.v1.AuthorizeActionRequest\x1a..opsmesh.guardrails.v1.AuthorizeActionResponse\"$\xaa\xbb\x18 \x08\x03\x10\x01\x1a\x14guardrails.authorize \x02\x32\x02\x08\n\x12\x8e\x01\n\rPreviewAction\x12+.opsmesh.guardrails.v1.PreviewActionRequest\x1a,.opsmesh.guardrails.v1.PreviewActionResponse\"\"\xaa\xbb\x18\x1e\x08\x01\x10\x01\x1a\x12guardrails.preview \x01\x32\x02\x08\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTIONCONTEXT'].fields_by_name['rule_set_version']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_ACTIONCONTEXT'].fields_by_name['on_behalf_of']._loaded_options = None
   _globals['_ACTIONCONTEXT'].fields_by_name['on_behalf_of']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_ACTIONCONTEXT'].fields_by_name['playbook_id']._loaded_options = None
+  _globals['_ACTIONCONTEXT'].fields_by_name['playbook_id']._serialized_options = b'\272H$r\037\030?2\033^[a-z0-9][a-z0-9_.-]{0,62}$\330\001\001'
+  _globals['_ACTIONCONTEXT'].fields_by_name['run_id']._loaded_options = None
+  _globals['_ACTIONCONTEXT'].fields_by_name['run_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_CHECK'].fields_by_name['name']._loaded_options = None
   _globals['_CHECK'].fields_by_name['name']._serialized_options = b'\272H\006r\004\020\001\030\020'
   _globals['_CHECK'].fields_by_name['detail']._loaded_options = None
@@ -82,6 +86,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JUDGEMENT'].fields_by_name['request_json']._serialized_options = b'\272H\006r\004\030\200\200\004'
   _globals['_JUDGEMENT'].fields_by_name['precondition']._loaded_options = None
   _globals['_JUDGEMENT'].fields_by_name['precondition']._serialized_options = b'\272H\024\232\001\021\020\010\"\006r\004\020\001\030@*\005r\003\030\200\002'
+  _globals['_JUDGEMENT'].fields_by_name['affected_targets']._loaded_options = None
+  _globals['_JUDGEMENT'].fields_by_name['affected_targets']._serialized_options = b'\272H\016\222\001\013\020 \"\007r\005\020\001\030\310\001'
+  _globals['_JUDGEMENT'].fields_by_name['affected_target_count']._loaded_options = None
+  _globals['_JUDGEMENT'].fields_by_name['affected_target_count']._serialized_options = b'\272H\007\032\005\030\220N(\000'
   _globals['_AUTHORIZEACTIONREQUEST'].oneofs_by_name['payload']._loaded_options = None
   _globals['_AUTHORIZEACTIONREQUEST'].oneofs_by_name['payload']._serialized_options = b'\272H\002\010\001'
   _globals['_AUTHORIZEACTIONREQUEST'].fields_by_name['method']._loaded_options = None
@@ -106,24 +114,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GUARDRAILSSERVICE'].methods_by_name['AuthorizeAction']._serialized_options = b'\252\273\030 \010\003\020\001\032\024guardrails.authorize \0022\002\010\n'
   _globals['_GUARDRAILSSERVICE'].methods_by_name['PreviewAction']._loaded_options = None
   _globals['_GUARDRAILSSERVICE'].methods_by_name['PreviewAction']._serialized_options = b'\252\273\030\036\010\001\020\001\032\022guardrails.preview \0012\002\010\n'
-  _globals['_VERDICT']._serialized_start=1877
-  _globals['_VERDICT']._serialized_end=1999
+  _globals['_VERDICT']._serialized_start=2056
+  _globals['_VERDICT']._serialized_end=2178
   _globals['_ACTIONCONTEXT']._serialized_start=168
-  _globals['_ACTIONCONTEXT']._serialized_end=411
-  _globals['_CHECK']._serialized_start=413
-  _globals['_CHECK']._serialized_end=512
-  _globals['_JUDGEMENT']._serialized_start=515
-  _globals['_JUDGEMENT']._serialized_end=1146
-  _globals['_JUDGEMENT_PRECONDITIONENTRY']._serialized_start=1095
-  _globals['_JUDGEMENT_PRECONDITIONENTRY']._serialized_end=1146
-  _globals['_AUTHORIZEACTIONREQUEST']._serialized_start=1149
-  _globals['_AUTHORIZEACTIONREQUEST']._serialized_end=1378
-  _globals['_AUTHORIZEACTIONRESPONSE']._serialized_start=1381
-  _globals['_AUTHORIZEACTIONRESPONSE']._serialized_end=1591
-  _globals['_PREVIEWACTIONREQUEST']._serialized_start=1594
-  _globals['_PREVIEWACTIONREQUEST']._serialized_end=1797
-  _globals['_PREVIEWACTIONRESPONSE']._serialized_start=1799
-  _globals['_PREVIEWACTIONRESPONSE']._serialized_end=1875
-  _globals['_GUARDRAILSSERVICE']._serialized_start=2002
-  _globals['_GUARDRAILSSERVICE']._serialized_end=2319
+  _globals['_ACTIONCONTEXT']._serialized_end=502
+  _globals['_CHECK']._serialized_start=504
+  _globals['_CHECK']._serialized_end=603
+  _globals['_JUDGEMENT']._serialized_start=606
+  _globals['_JUDGEMENT']._serialized_end=1325
+  _globals['_JUDGEMENT_PRECONDITIONENTRY']._serialized_start=1274
+  _globals['_JUDGEMENT_PRECONDITIONENTRY']._serialized_end=1325
+  _globals['_AUTHORIZEACTIONREQUEST']._serialized_start=1328
+  _globals['_AUTHORIZEACTIONREQUEST']._serialized_end=1557
+  _globals['_AUTHORIZEACTIONRESPONSE']._serialized_start=1560
+  _globals['_AUTHORIZEACTIONRESPONSE']._serialized_end=1770
+  _globals['_PREVIEWACTIONREQUEST']._serialized_start=1773
+  _globals['_PREVIEWACTIONREQUEST']._serialized_end=1976
+  _globals['_PREVIEWACTIONRESPONSE']._serialized_start=1978
+  _globals['_PREVIEWACTIONRESPONSE']._serialized_end=2054
+  _globals['_GUARDRAILSSERVICE']._serialized_start=2181
+  _globals['_GUARDRAILSSERVICE']._serialized_end=2498
 # @@protoc_insertion_point(module_scope)

@@ -65,6 +65,8 @@ class ActionContext(_message.Message):
     STEP_ID_FIELD_NUMBER: _builtins.int
     RULE_SET_VERSION_FIELD_NUMBER: _builtins.int
     ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     incident_id: _builtins.str
     """Incident the action is for."""
     decision_id: _builtins.str
@@ -77,6 +79,10 @@ class ActionContext(_message.Message):
     """Rule set that decided."""
     on_behalf_of: _builtins.str
     """On whose behalf."""
+    playbook_id: _builtins.str
+    """Playbook the execution runs."""
+    run_id: _builtins.str
+    """Agent run it is a step of."""
     def __init__(
         self,
         *,
@@ -86,10 +92,12 @@ class ActionContext(_message.Message):
         step_id: _builtins.str = ...,
         rule_set_version: _builtins.int = ...,
         on_behalf_of: _builtins.str = ...,
+        playbook_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "execution_id", b"execution_id", "incident_id", b"incident_id", "on_behalf_of", b"on_behalf_of", "rule_set_version", b"rule_set_version", "step_id", b"step_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "execution_id", b"execution_id", "incident_id", b"incident_id", "on_behalf_of", b"on_behalf_of", "playbook_id", b"playbook_id", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "step_id", b"step_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,6 +177,8 @@ class Judgement(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_JSON_FIELD_NUMBER: _builtins.int
     PRECONDITION_FIELD_NUMBER: _builtins.int
+    AFFECTED_TARGETS_FIELD_NUMBER: _builtins.int
+    AFFECTED_TARGET_COUNT_FIELD_NUMBER: _builtins.int
     verdict: Global___Verdict.ValueType
     """The verdict."""
     method: _builtins.str
@@ -193,6 +203,8 @@ class Judgement(_message.Message):
     """Error reason without prefix of the first failed check."""
     request_json: _builtins.str
     """The request as JSON, rendered from its bytes, sensitive fields masked."""
+    affected_target_count: _builtins.int
+    """How many that are in all; 0 for tools without a target."""
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Check]:
         """syntax, safety, policy, sanity, in this order."""
@@ -200,6 +212,10 @@ class Judgement(_message.Message):
     @_builtins.property
     def precondition(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Target and values that were read as the precondition."""
+
+    @_builtins.property
+    def affected_targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The target and what depends on it, directly or not: at most the first 32."""
 
     def __init__(
         self,
@@ -218,10 +234,12 @@ class Judgement(_message.Message):
         reason: _builtins.str = ...,
         request_json: _builtins.str = ...,
         precondition: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        affected_targets: _abc.Iterable[_builtins.str] | None = ...,
+        affected_target_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "environment", b"environment", "method", b"method", "policy_rule_id", b"policy_rule_id", "policy_set_version", b"policy_set_version", "precondition", b"precondition", "reason", b"reason", "region", b"region", "request_digest", b"request_digest", "request_json", b"request_json", "risk", b"risk", "risk_detail", b"risk_detail", "target_id", b"target_id", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected_target_count", b"affected_target_count", "affected_targets", b"affected_targets", "checks", b"checks", "environment", b"environment", "method", b"method", "policy_rule_id", b"policy_rule_id", "policy_set_version", b"policy_set_version", "precondition", b"precondition", "reason", b"reason", "region", b"region", "request_digest", b"request_digest", "request_json", b"request_json", "risk", b"risk", "risk_detail", b"risk_detail", "target_id", b"target_id", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

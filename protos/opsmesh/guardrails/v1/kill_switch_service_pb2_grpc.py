@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class KillSwitchServiceStub:
-    """Hands out leases.
+    """Stops, releases, tells who has stopped, and hands out leases.
     """
 
     def __init__(self, channel):
@@ -35,6 +35,21 @@ class KillSwitchServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Engage = channel.unary_unary(
+                '/opsmesh.guardrails.v1.KillSwitchService/Engage',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.EngageRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.EngageResponse.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/opsmesh.guardrails.v1.KillSwitchService/Release',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReleaseResponse.FromString,
+                _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/opsmesh.guardrails.v1.KillSwitchService/GetStatus',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
         self.PollLease = channel.unary_unary(
                 '/opsmesh.guardrails.v1.KillSwitchService/PollLease',
                 request_serializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.PollLeaseRequest.SerializeToString,
@@ -45,11 +60,37 @@ class KillSwitchServiceStub:
                 request_serializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.WatchLeaseRequest.SerializeToString,
                 response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.WatchLeaseResponse.FromString,
                 _registered_method=True)
+        self.ReportStops = channel.unary_unary(
+                '/opsmesh.guardrails.v1.KillSwitchService/ReportStops',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReportStopsRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReportStopsResponse.FromString,
+                _registered_method=True)
 
 
 class KillSwitchServiceServicer:
-    """Hands out leases.
+    """Stops, releases, tells who has stopped, and hands out leases.
     """
+
+    def Engage(self, request, context):
+        """Stop everything in a scope. Answers once it is on disk; needs neither audit nor any other service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Let go again; where two people are needed the first answer leaves it RELEASE_PENDING, and the kill holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStatus(self, request, context):
+        """Tell what is killed and who has stopped, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def PollLease(self, request, context):
         """Ask for a lease; the gateway does so every 500 ms and believes it for 2 s from when it asked.
@@ -65,9 +106,31 @@ class KillSwitchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportStops(self, request, context):
+        """Tell what was in the scope of a kill and whether it has stopped; the last report of a subject counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KillSwitchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Engage': grpc.unary_unary_rpc_method_handler(
+                    servicer.Engage,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.EngageRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.EngageResponse.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReleaseRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReleaseResponse.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.GetStatusRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.GetStatusResponse.SerializeToString,
+            ),
             'PollLease': grpc.unary_unary_rpc_method_handler(
                     servicer.PollLease,
                     request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.PollLeaseRequest.FromString,
@@ -78,6 +141,11 @@ def add_KillSwitchServiceServicer_to_server(servicer, server):
                     request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.WatchLeaseRequest.FromString,
                     response_serializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.WatchLeaseResponse.SerializeToString,
             ),
+            'ReportStops': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportStops,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReportStopsRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReportStopsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'opsmesh.guardrails.v1.KillSwitchService', rpc_method_handlers)
@@ -87,8 +155,89 @@ def add_KillSwitchServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class KillSwitchService:
-    """Hands out leases.
+    """Stops, releases, tells who has stopped, and hands out leases.
     """
+
+    @staticmethod
+    def Engage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.KillSwitchService/Engage',
+            opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.EngageRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.EngageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.KillSwitchService/Release',
+            opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReleaseRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.KillSwitchService/GetStatus',
+            opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.GetStatusRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def PollLease(request,
@@ -134,6 +283,33 @@ class KillSwitchService:
             '/opsmesh.guardrails.v1.KillSwitchService/WatchLease',
             opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.WatchLeaseRequest.SerializeToString,
             opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.WatchLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportStops(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.KillSwitchService/ReportStops',
+            opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReportStopsRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_kill__switch__service__pb2.ReportStopsResponse.FromString,
             options,
             channel_credentials,
             insecure,

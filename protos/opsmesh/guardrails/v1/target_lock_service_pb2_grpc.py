@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TargetLockServiceStub:
-    """Takes, keeps and gives back target locks.
+    """Takes, keeps and gives back target locks and claims.
     """
 
     def __init__(self, channel):
@@ -50,14 +50,34 @@ class TargetLockServiceStub:
                 request_serializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseLockRequest.SerializeToString,
                 response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseLockResponse.FromString,
                 _registered_method=True)
+        self.ListLocks = channel.unary_unary(
+                '/opsmesh.guardrails.v1.TargetLockService/ListLocks',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ListLocksRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ListLocksResponse.FromString,
+                _registered_method=True)
+        self.AcquireClaim = channel.unary_unary(
+                '/opsmesh.guardrails.v1.TargetLockService/AcquireClaim',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.AcquireClaimRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.AcquireClaimResponse.FromString,
+                _registered_method=True)
+        self.RenewClaim = channel.unary_unary(
+                '/opsmesh.guardrails.v1.TargetLockService/RenewClaim',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.RenewClaimRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.RenewClaimResponse.FromString,
+                _registered_method=True)
+        self.ReleaseClaim = channel.unary_unary(
+                '/opsmesh.guardrails.v1.TargetLockService/ReleaseClaim',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseClaimRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseClaimResponse.FromString,
+                _registered_method=True)
 
 
 class TargetLockServiceServicer:
-    """Takes, keeps and gives back target locks.
+    """Takes, keeps and gives back target locks and claims.
     """
 
     def AcquireLock(self, request, context):
-        """Take the lock of a target; held by another: LOCK_HELD with RetryInfo. Taken again by its holder: the same fence.
+        """Take the lock of a target; held by another: LOCK_HELD with RetryInfo, and a place in the queue (person, rule, agent). Taken again by its holder: the same fence.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +92,34 @@ class TargetLockServiceServicer:
 
     def ReleaseLock(self, request, context):
         """Give it back; a lock that is not held any more is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLocks(self, request, context):
+        """List the locks in force and who waits for them, by target.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcquireClaim(self, request, context):
+        """Claim a target for an agent before it reasons; claimed by another: CLAIM_HELD. A claim never blocks a lock.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewClaim(self, request, context):
+        """Keep a claim; fails when it was lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseClaim(self, request, context):
+        """Give a claim back; one that is not held any more is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +143,26 @@ def add_TargetLockServiceServicer_to_server(servicer, server):
                     request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseLockRequest.FromString,
                     response_serializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseLockResponse.SerializeToString,
             ),
+            'ListLocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLocks,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ListLocksRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ListLocksResponse.SerializeToString,
+            ),
+            'AcquireClaim': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcquireClaim,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.AcquireClaimRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.AcquireClaimResponse.SerializeToString,
+            ),
+            'RenewClaim': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewClaim,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.RenewClaimRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.RenewClaimResponse.SerializeToString,
+            ),
+            'ReleaseClaim': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseClaim,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseClaimRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseClaimResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'opsmesh.guardrails.v1.TargetLockService', rpc_method_handlers)
@@ -104,7 +172,7 @@ def add_TargetLockServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TargetLockService:
-    """Takes, keeps and gives back target locks.
+    """Takes, keeps and gives back target locks and claims.
     """
 
     @staticmethod
@@ -178,6 +246,114 @@ class TargetLockService:
             '/opsmesh.guardrails.v1.TargetLockService/ReleaseLock',
             opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseLockRequest.SerializeToString,
             opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseLockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.TargetLockService/ListLocks',
+            opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ListLocksRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ListLocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcquireClaim(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.TargetLockService/AcquireClaim',
+            opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.AcquireClaimRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.AcquireClaimResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewClaim(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.TargetLockService/RenewClaim',
+            opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.RenewClaimRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.RenewClaimResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseClaim(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.TargetLockService/ReleaseClaim',
+            opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseClaimRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_target__lock__service__pb2.ReleaseClaimResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -158,6 +158,7 @@ class Decision(_message.Message):
     NOTICE_EXECUTION_ID_FIELD_NUMBER: _builtins.int
     AWAITING_APPROVAL_FIELD_NUMBER: _builtins.int
     AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
     """Its id."""
     incident_id: _builtins.str
@@ -190,6 +191,8 @@ class Decision(_message.Message):
     """The execution waits for an approval."""
     age_seconds: _builtins.int
     """Seconds since it was asked for, when read."""
+    held: _builtins.bool
+    """A kill keeps what it decided from being started."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -219,10 +222,11 @@ class Decision(_message.Message):
         notice_execution_id: _builtins.str = ...,
         awaiting_approval: _builtins.bool = ...,
         age_seconds: _builtins.int = ...,
+        held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "awaiting_approval", b"awaiting_approval", "close_time", b"close_time", "create_time", b"create_time", "decision_id", b"decision_id", "execution_id", b"execution_id", "incident_id", b"incident_id", "model_call_count", b"model_call_count", "notice_execution_id", b"notice_execution_id", "outcome", b"outcome", "playbook_id", b"playbook_id", "reason", b"reason", "result", b"result", "revision", b"revision", "rule_id", b"rule_id", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "awaiting_approval", b"awaiting_approval", "close_time", b"close_time", "create_time", b"create_time", "decision_id", b"decision_id", "execution_id", b"execution_id", "held", b"held", "incident_id", b"incident_id", "model_call_count", b"model_call_count", "notice_execution_id", b"notice_execution_id", "outcome", b"outcome", "playbook_id", b"playbook_id", "reason", b"reason", "result", b"result", "revision", b"revision", "rule_id", b"rule_id", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -110,6 +110,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No such tool."""
     ERROR_REASON_BACKEND_MISSING: _ErrorReason.ValueType  # 43
     """The inventory knows the target, but the gateway has no backend for it."""
+    ERROR_REASON_APPROVER_IS_REQUESTER: _ErrorReason.ValueType  # 44
+    """A requester may not approve."""
+    ERROR_REASON_APPROVAL_CLOSED: _ErrorReason.ValueType  # 45
+    """Too late to answer."""
+    ERROR_REASON_APPROVAL_DIGEST_MISMATCH: _ErrorReason.ValueType  # 46
+    """Answered something else than what is asked."""
+    ERROR_REASON_ALREADY_ANSWERED: _ErrorReason.ValueType  # 47
+    """One answer per person."""
+    ERROR_REASON_APPROVAL_REJECTED: _ErrorReason.ValueType  # 48
+    """A person said no."""
+    ERROR_REASON_APPROVAL_VOID: _ErrorReason.ValueType  # 49
+    """What was approved holds no more."""
+    ERROR_REASON_KILLED: _ErrorReason.ValueType  # 50
+    """Stopped by the kill switch."""
+    ERROR_REASON_CLAIM_HELD: _ErrorReason.ValueType  # 51
+    """Another agent works on the target."""
+    ERROR_REASON_CLAIM_REQUIRED: _ErrorReason.ValueType  # 52
+    """The claim was lost."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of a google.rpc.ErrorInfo, without its prefix; its domain is `opsmesh.<service>`."""
@@ -202,4 +220,22 @@ ERROR_REASON_TOOL_UNKNOWN: ErrorReason.ValueType  # 42
 """No such tool."""
 ERROR_REASON_BACKEND_MISSING: ErrorReason.ValueType  # 43
 """The inventory knows the target, but the gateway has no backend for it."""
+ERROR_REASON_APPROVER_IS_REQUESTER: ErrorReason.ValueType  # 44
+"""A requester may not approve."""
+ERROR_REASON_APPROVAL_CLOSED: ErrorReason.ValueType  # 45
+"""Too late to answer."""
+ERROR_REASON_APPROVAL_DIGEST_MISMATCH: ErrorReason.ValueType  # 46
+"""Answered something else than what is asked."""
+ERROR_REASON_ALREADY_ANSWERED: ErrorReason.ValueType  # 47
+"""One answer per person."""
+ERROR_REASON_APPROVAL_REJECTED: ErrorReason.ValueType  # 48
+"""A person said no."""
+ERROR_REASON_APPROVAL_VOID: ErrorReason.ValueType  # 49
+"""What was approved holds no more."""
+ERROR_REASON_KILLED: ErrorReason.ValueType  # 50
+"""Stopped by the kill switch."""
+ERROR_REASON_CLAIM_HELD: ErrorReason.ValueType  # 51
+"""Another agent works on the target."""
+ERROR_REASON_CLAIM_REQUIRED: ErrorReason.ValueType  # 52
+"""The claim was lost."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from opsmesh.policy.v1 import policy_pb2 as opsmesh_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1opsmesh/tools/notify/v1/notify_tool_service.proto\x12\x17opsmesh.tools.notify.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xb7\x03\n\x11SendNoticeRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x35\n\x07\x63hannel\x18\x02 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12I\n\x04kind\x18\x03 \x01(\x0e\x32/.opsmesh.tools.notify.v1.SendNoticeRequest.KindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12 \n\x0bincident_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1f\n\x05title\x18\x05 \x01(\tB\x10\xbaH\x07r\x05\x10\x01\x18\xc8\x01\xaa\xbb\x18\x02\x10\x01\x12\x45\n\ttarget_id\x18\x06 \x01(\tB2\xbaH/r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\xd8\x01\x01\x12\x1e\n\x06\x64\x65tail\x18\x07 \x01(\tB\x0e\xbaH\x05r\x03\x18\xe8\x07\xaa\xbb\x18\x02\x10\x01\"X\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12KIND_PERSON_NEEDED\x10\x01\x12\x11\n\rKIND_REPAIRED\x10\x02\x12\x0f\n\x0bKIND_FAILED\x10\x03\"0\n\x12SendNoticeResponse\x12\x1a\n\tnotice_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@2\x87\x02\n\x11NotifyToolService\x12\xf1\x01\n\nSendNotice\x12*.opsmesh.tools.notify.v1.SendNoticeRequest\x1a+.opsmesh.tools.notify.v1.SendNoticeResponse\"\x89\x01\xaa\xbb\x18\x84\x01\x08\x02\x10\x01\x1a\x13tools.notify.inform \x02*c\n1Tell people on a fixed channel about an incident.\x12!When a person should know or act.B\x02\x08\nJ\x07\x63hannel2\x02\x08\x14\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1opsmesh/tools/notify/v1/notify_tool_service.proto\x12\x17opsmesh.tools.notify.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\x97\x05\n\x11SendNoticeRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x35\n\x07\x63hannel\x18\x02 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12I\n\x04kind\x18\x03 \x01(\x0e\x32/.opsmesh.tools.notify.v1.SendNoticeRequest.KindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12 \n\x0bincident_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1f\n\x05title\x18\x05 \x01(\tB\x10\xbaH\x07r\x05\x10\x01\x18\xc8\x01\xaa\xbb\x18\x02\x10\x01\x12\x45\n\ttarget_id\x18\x06 \x01(\tB2\xbaH/r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\xd8\x01\x01\x12 \n\x0b\x61pproval_id\x18\x08 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1c\n\x07kill_id\x18\t \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1e\n\x06\x64\x65tail\x18\x07 \x01(\tB\x0e\xbaH\x05r\x03\x18\xe8\x07\xaa\xbb\x18\x02\x10\x01\"\xf7\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12KIND_PERSON_NEEDED\x10\x01\x12\x11\n\rKIND_REPAIRED\x10\x02\x12\x0f\n\x0bKIND_FAILED\x10\x03\x12\x1b\n\x17KIND_APPROVAL_REQUESTED\x10\x04\x12\x1a\n\x16KIND_APPROVAL_REMINDER\x10\x05\x12\x1a\n\x16KIND_APPROVAL_ANSWERED\x10\x06\x12\x19\n\x15KIND_APPROVAL_EXPIRED\x10\x07\x12\x15\n\x11KIND_KILL_ENGAGED\x10\x08\x12\x16\n\x12KIND_KILL_RELEASED\x10\t\"0\n\x12SendNoticeResponse\x12\x1a\n\tnotice_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@2\x87\x02\n\x11NotifyToolService\x12\xf1\x01\n\nSendNotice\x12*.opsmesh.tools.notify.v1.SendNoticeRequest\x1a+.opsmesh.tools.notify.v1.SendNoticeResponse\"\x89\x01\xaa\xbb\x18\x84\x01\x08\x02\x10\x01\x1a\x13tools.notify.inform \x02*c\n1Tell people on a fixed channel about an incident.\x12!When a person should know or act.B\x02\x08\nJ\x07\x63hannel2\x02\x08\x14\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SENDNOTICEREQUEST'].fields_by_name['title']._serialized_options = b'\272H\007r\005\020\001\030\310\001\252\273\030\002\020\001'
   _globals['_SENDNOTICEREQUEST'].fields_by_name['target_id']._loaded_options = None
   _globals['_SENDNOTICEREQUEST'].fields_by_name['target_id']._serialized_options = b'\272H/r*\030\310\0012%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\330\001\001'
+  _globals['_SENDNOTICEREQUEST'].fields_by_name['approval_id']._loaded_options = None
+  _globals['_SENDNOTICEREQUEST'].fields_by_name['approval_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_SENDNOTICEREQUEST'].fields_by_name['kill_id']._loaded_options = None
+  _globals['_SENDNOTICEREQUEST'].fields_by_name['kill_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_SENDNOTICEREQUEST'].fields_by_name['detail']._loaded_options = None
   _globals['_SENDNOTICEREQUEST'].fields_by_name['detail']._serialized_options = b'\272H\005r\003\030\350\007\252\273\030\002\020\001'
   _globals['_SENDNOTICERESPONSE'].fields_by_name['notice_id']._loaded_options = None
@@ -52,11 +56,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NOTIFYTOOLSERVICE'].methods_by_name['SendNotice']._loaded_options = None
   _globals['_NOTIFYTOOLSERVICE'].methods_by_name['SendNotice']._serialized_options = b'\252\273\030\204\001\010\002\020\001\032\023tools.notify.inform \002*c\n1Tell people on a fixed channel about an incident.\022!When a person should know or act.B\002\010\nJ\007channel2\002\010\024'
   _globals['_SENDNOTICEREQUEST']._serialized_start=140
-  _globals['_SENDNOTICEREQUEST']._serialized_end=579
-  _globals['_SENDNOTICEREQUEST_KIND']._serialized_start=491
-  _globals['_SENDNOTICEREQUEST_KIND']._serialized_end=579
-  _globals['_SENDNOTICERESPONSE']._serialized_start=581
-  _globals['_SENDNOTICERESPONSE']._serialized_end=629
-  _globals['_NOTIFYTOOLSERVICE']._serialized_start=632
-  _globals['_NOTIFYTOOLSERVICE']._serialized_end=895
+  _globals['_SENDNOTICEREQUEST']._serialized_end=803
+  _globals['_SENDNOTICEREQUEST_KIND']._serialized_start=556
+  _globals['_SENDNOTICEREQUEST_KIND']._serialized_end=803
+  _globals['_SENDNOTICERESPONSE']._serialized_start=805
+  _globals['_SENDNOTICERESPONSE']._serialized_end=853
+  _globals['_NOTIFYTOOLSERVICE']._serialized_start=856
+  _globals['_NOTIFYTOOLSERVICE']._serialized_end=1119
 # @@protoc_insertion_point(module_scope)

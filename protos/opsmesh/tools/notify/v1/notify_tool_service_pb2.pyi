@@ -37,6 +37,18 @@ class SendNoticeRequest(_message.Message):
         """A playbook repaired something."""
         KIND_FAILED: SendNoticeRequest._Kind.ValueType  # 3
         """A playbook failed."""
+        KIND_APPROVAL_REQUESTED: SendNoticeRequest._Kind.ValueType  # 4
+        """An action waits for approval."""
+        KIND_APPROVAL_REMINDER: SendNoticeRequest._Kind.ValueType  # 5
+        """It still waits: nobody has answered."""
+        KIND_APPROVAL_ANSWERED: SendNoticeRequest._Kind.ValueType  # 6
+        """Somebody has approved or rejected it."""
+        KIND_APPROVAL_EXPIRED: SendNoticeRequest._Kind.ValueType  # 7
+        """Nobody answered in time, or it is void."""
+        KIND_KILL_ENGAGED: SendNoticeRequest._Kind.ValueType  # 8
+        """The kill switch was engaged."""
+        KIND_KILL_RELEASED: SendNoticeRequest._Kind.ValueType  # 9
+        """The kill switch was released."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What it is about."""
@@ -49,6 +61,18 @@ class SendNoticeRequest(_message.Message):
     """A playbook repaired something."""
     KIND_FAILED: SendNoticeRequest.Kind.ValueType  # 3
     """A playbook failed."""
+    KIND_APPROVAL_REQUESTED: SendNoticeRequest.Kind.ValueType  # 4
+    """An action waits for approval."""
+    KIND_APPROVAL_REMINDER: SendNoticeRequest.Kind.ValueType  # 5
+    """It still waits: nobody has answered."""
+    KIND_APPROVAL_ANSWERED: SendNoticeRequest.Kind.ValueType  # 6
+    """Somebody has approved or rejected it."""
+    KIND_APPROVAL_EXPIRED: SendNoticeRequest.Kind.ValueType  # 7
+    """Nobody answered in time, or it is void."""
+    KIND_KILL_ENGAGED: SendNoticeRequest.Kind.ValueType  # 8
+    """The kill switch was engaged."""
+    KIND_KILL_RELEASED: SendNoticeRequest.Kind.ValueType  # 9
+    """The kill switch was released."""
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
@@ -56,6 +80,8 @@ class SendNoticeRequest(_message.Message):
     INCIDENT_ID_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
     TARGET_ID_FIELD_NUMBER: _builtins.int
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    KILL_ID_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The same id again gets the stored answer."""
@@ -69,6 +95,10 @@ class SendNoticeRequest(_message.Message):
     """One line."""
     target_id: _builtins.str
     """Target, where there is one."""
+    approval_id: _builtins.str
+    """Approval it is about."""
+    kill_id: _builtins.str
+    """Kill it is about."""
     detail: _builtins.str
     """More, bounded."""
     def __init__(
@@ -80,11 +110,13 @@ class SendNoticeRequest(_message.Message):
         incident_id: _builtins.str = ...,
         title: _builtins.str = ...,
         target_id: _builtins.str = ...,
+        approval_id: _builtins.str = ...,
+        kill_id: _builtins.str = ...,
         detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "detail", b"detail", "incident_id", b"incident_id", "kind", b"kind", "request_id", b"request_id", "target_id", b"target_id", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "channel", b"channel", "detail", b"detail", "incident_id", b"incident_id", "kill_id", b"kill_id", "kind", b"kind", "request_id", b"request_id", "target_id", b"target_id", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
