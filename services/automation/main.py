@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from services.automation.ends import Ends
 from services.automation.engines.temporal import TemporalEngine
 from services.automation.lanes import Lanes
 from services.automation.locks import Locks
+from services.automation.observed import observed
 from services.automation.progress import Progress
 from services.automation.servicer import AutomationServicer, PlaybookServicer
 from services.automation.settings import AutomationSettings
@@ -52,7 +54,7 @@ def compose(settings: AutomationSettings, peers: Peers, pool: Pool) -> Automatio
         [
             (
                 automation_service_pb2_grpc.add_AutomationServiceServicer_to_server,
-                AutomationServicer(store, writes, calls, lanes),
+                AutomationServicer(store, writes, calls, lanes, partial(observed, pool)),
             ),
             (playbook_service_pb2_grpc.add_PlaybookServiceServicer_to_server, PlaybookServicer(store, writes)),
         ],

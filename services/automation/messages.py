@@ -7,6 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from opsmesh.automation.v1 import automation_service_pb2 as pb
 from opsmesh.automation.v1 import playbook_service_pb2
 from opsmesh.config.v1 import playbooks_pb2
+from services.automation.observed import Observed
 from services.automation.store import ExecutionRow, PlaybookRow, StepRow
 
 
@@ -36,6 +37,9 @@ def execution_message(row: ExecutionRow) -> pb.Execution:
         cancel_requested=row.cancel_requested,
         create_time=stamp(row.create_time),
         end_time=stamp(row.end_time),
+        rule_id=row.rule_id,
+        kill_id=row.kill_id,
+        unstopped=row.unstopped,
     )
 
 
@@ -68,4 +72,20 @@ def playbook_message(row: PlaybookRow) -> playbook_service_pb2.PlaybookVersion:
         publisher=row.publisher,
         publish_time=stamp(row.publish_time),
         playbook=playbooks_pb2.Playbook.FromString(row.content),
+    )
+
+
+def observed_message(row: Observed) -> pb.ObservedRow:
+    """Return one kind of step that policy only observed."""
+    return pb.ObservedRow(
+        rule_id=row.rule_id,
+        playbook_id=row.playbook_id,
+        tool=row.tool,
+        environment=row.environment,
+        execution_count=row.execution_count,
+        target_count=row.target_count,
+        targets=row.targets,
+        first_time=stamp(row.first_time),
+        last_time=stamp(row.last_time),
+        last_execution_id=row.last_execution_id,
     )

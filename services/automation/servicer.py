@@ -2,8 +2,9 @@
 
 import hashlib
 import uuid
-from datetime import datetime
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from opsmesh.automation.v1 import automation_service_pb2 as pb
 from opsmesh.automation.v1 import automation_service_pb2_grpc as rpc
@@ -15,7 +16,8 @@ from opsmesh.type.v1 import error_reason_pb2
 from services.automation.calls import Calls
 from services.automation.checking import check
 from services.automation.lanes import Lanes
-from services.automation.messages import execution_message, playbook_message
+from services.automation.messages import execution_message, observed_message, playbook_message
+from services.automation.observed import Observed
 from services.automation.store import Filter, NewExecution, Store
 from services.mesh.call import current
 from services.mesh.errors import FieldViolation, Refusal
@@ -23,6 +25,10 @@ from services.mesh.paging import page_size, read_token, write_token
 from services.mesh.postgres import Connection
 from services.mesh.tools import find_tool
 from services.mesh.writes import Subject, Writes
+
+OBSERVED_SINCE: Final = timedelta(days=7)
+# Counts what policy only observed since then.
+Observing = Callable[[timedelta], Awaitable[Sequence[Observed]]]
 
 
 class PlaybookServicer(books_rpc.PlaybookServiceServicer):
@@ -86,11 +92,12 @@ class PlaybookServicer(books_rpc.PlaybookServiceServicer):
 class AutomationServicer(rpc.AutomationServiceServicer):
     """AutomationService; `lanes` are told of what was just committed."""
 
-    def __init__(self, store: Store, writes: Writes, calls: Calls, lanes: Lanes) -> None:
+    def __init__(self, store: Store, writes: Writes, calls: Calls, lanes: Lanes, observed: Observing) -> None:
         self._store = store
         self._writes = writes
         self._calls = calls
         self._lanes = lanes
+        self._observed = observed
 
     async def StartExecution(  # noqa: N802  the IDL's name
         self, request: pb.StartExecutionRequest, _context: Any
@@ -112,6 +119,7 @@ class AutomationServicer(rpc.AutomationServiceServicer):
             requester=call.identity,
             on_behalf_of=call.on_behalf_of,
             traceparent=call.trace.header,
+            rule_id=request.rule_id,
             steps=[(step.step_id, find_tool(step.tool).name) for step in steps],
         )
 
@@ -149,6 +157,13 @@ class AutomationServicer(rpc.AutomationServiceServicer):
         return pb.ListExecutionsResponse(
             executions=[execution_message(row) for row in rows[:size]], next_page_token=token
         )
+
+    async def ReportObserved(  # noqa: N802  the IDL's name
+        self, request: pb.ReportObservedRequest, _context: Any
+    ) -> pb.ReportObservedResponse:
+        """Return what would have happened."""
+        since = request.since_duration.ToTimedelta() or OBSERVED_SINCE
+        return pb.ReportObservedResponse(rows=[observed_message(row) for row in await self._observed(since)])
 
     async def CancelExecution(  # noqa: N802  the IDL's name
         self, request: pb.CancelExecutionRequest, _context: Any

@@ -15,11 +15,11 @@ _PLAYBOOK: Final = "playbook_id, version, active, digest, content, publisher, pu
 _EXECUTION: Final = (
     "execution_id::text, playbook_id, playbook_version, playbook_digest, state, incident_id::text, decision_id, "
     "rule_set_version, requester, on_behalf_of, traceparent, health_proved, detail, cancel_requested, cancel_reason, "
-    "engine_starts, incident, create_time, start_time, end_time"
+    "engine_starts, incident, create_time, start_time, end_time, rule_id, kill_id, unstopped"
 )
 _STEP: Final = (
     "step_id, state, tool, attempt, request_id, target_id, reason, detail, approval_id, sent, request_json, "
-    "response_json, response, start_time, end_time"
+    "response_json, response, start_time, end_time, environment, renewals"
 )
 
 
@@ -55,6 +55,8 @@ class StepRow:
     response: bytes | None = None
     start_time: datetime | None = None
     end_time: datetime | None = None
+    environment: str = ""
+    renewals: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,9 @@ class ExecutionRow:
     create_time: datetime
     start_time: datetime | None
     end_time: datetime | None
+    rule_id: str
+    kill_id: str
+    unstopped: bool
     steps: Sequence[StepRow] = field(default=())
 
 
@@ -97,6 +102,7 @@ class NewExecution:
     requester: str
     on_behalf_of: str
     traceparent: str
+    rule_id: str
     steps: Sequence[tuple[str, str]]
 
 
@@ -196,8 +202,8 @@ class PostgresStore:
         row = await connection.fetchrow(
             "INSERT INTO automation.executions (execution_id, playbook_id, playbook_version, "  # noqa: S608  constants
             "playbook_digest, incident_id, incident, decision_id, rule_set_version, requester, on_behalf_of, "
-            "traceparent) "
-            f"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING {_EXECUTION}",
+            "traceparent, rule_id) "
+            f"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING {_EXECUTION}",
             new.execution_id,
             new.playbook.playbook_id,
             new.playbook.version,
@@ -209,6 +215,7 @@ class PostgresStore:
             new.requester,
             new.on_behalf_of,
             new.traceparent,
+            new.rule_id,
         )
         steps = await connection.fetch(
             "INSERT INTO automation.steps (execution_id, step_id, position, state, tool) "  # noqa: S608  constants

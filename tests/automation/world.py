@@ -173,6 +173,7 @@ class Mesh:
             incident_id=str(uuid.uuid4()),
             decision_id=str(uuid.uuid4()),
             rule_set_version=3,
+            rule_id="restart-checkout",
         )
         answer: automation_service_pb2.StartExecutionResponse = await self.call("StartExecution", request, "router")
         return answer.execution.execution_id
