@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import inspect
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,6 +95,16 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., Any]], Calla
         return run
 
     return decorate
+
+
+def typed(session: Session, *words: str) -> str:
+    """Return the `opsmesh` command of these WORDS on the same mesh, by the same person, as one types it."""
+    command_line = ["opsmesh", *words]
+    if session.state != STATE_DEFAULT:
+        command_line += ["--state", str(session.state)]
+    if session.person != PERSON_DEFAULT:
+        command_line += ["--as", session.person]
+    return shlex.join(command_line)
 
 
 def guarded(work: Callable[[], object]) -> None:

@@ -1,14 +1,14 @@
 """`opsmesh executions`: playbooks that run or ran."""
 
 import uuid
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from opsmesh.automation.v1 import automation_service_pb2 as automation
 from opsmesh.automation.v1 import automation_service_pb2_grpc as automation_grpc
 from services.cli.command import Limit, PageToken, RequestId, command, group
-from services.cli.output import Column, age, console, show_list, show_one
+from services.cli.output import Column, age, console, parse_span, show_list, show_one
 from services.cli.session import Session, pages
 
 app = group("Playbooks that run or ran.")
@@ -26,7 +26,9 @@ SHEET: list[Column] = [
     *COLUMNS,
     ("health proved", "health_proved"),
     ("decision", "decision_id"),
+    ("rule", "rule_id"),
     ("cancel requested", lambda one: "yes" if one.cancel_requested else ""),
+    ("killed by", lambda one: one.kill_id + (" and goes on at the engine" if one.unstopped else "")),
     ("asked for", "create_time"),
     ("ended", "end_time"),
 ]
@@ -37,7 +39,19 @@ STEPS: list[Column] = [
     ("try", "attempt"),
     ("target", "target_id"),
     ("answer", "response_json"),
+    ("approval", "approval_id"),
     ("detail", lambda one: f"{one.reason} {one.detail}".strip()),
+]
+OBSERVED: Final[list[Column]] = [
+    ("rule", lambda one: one.rule_id or "(a person)"),
+    ("playbook", "playbook_id"),
+    ("tool", lambda one: one.tool.rpartition("/")[2]),
+    ("environment", "environment"),
+    ("executions", "execution_count"),
+    ("targets", lambda one: f"{one.target_count}: {', '.join(one.targets)}"),
+    ("first", "first_time"),
+    ("last", "last_time"),
+    ("last execution", "last_execution_id"),
 ]
 
 
@@ -67,6 +81,18 @@ async def show_execution(session: Session, execution_id: str) -> None:
     stub = automation_grpc.AutomationServiceStub(session.channel("automation"))
     answer = await stub.GetExecution(automation.GetExecutionRequest(execution_id=execution_id))
     _show(session, answer.execution)
+
+
+@command(app, "report")
+async def report_observed(
+    session: Session,
+    since: Annotated[str, typer.Option(help="How far back, such as 12h or 7d.")] = "7d",
+) -> None:
+    """Tell what would have happened where policy only observes: per rule, playbook, tool and environment."""
+    stub = automation_grpc.AutomationServiceStub(session.channel("automation"))
+    request = automation.ReportObservedRequest()
+    request.since_duration.FromTimedelta(parse_span(since))
+    show_list(session, await stub.ReportObserved(request), "rows", OBSERVED, f"what would have happened, last {since}")
 
 
 @command(app, "start")

@@ -20,13 +20,14 @@ GROUPS: Final = {
     "executions": ("executions", "app", "Playbooks that run or ran."),
     "effects": ("effects", "app", "What was done, once each."),
     "approvals": ("approvals", "app", "Actions that wait for a person."),
+    "kill": ("kills", "app", "Stop, and let go again."),
     "audit": ("audit", "app", "The record, and its proof."),
     "tools": ("tools", "app", "What can be done, and doing it by hand."),
     "certs": ("mesh", "certs_app", "Certificates of one machine."),
 }
 ALONE: Final = {
     "up": ("mesh", "Run the mesh in the foreground until Ctrl-C."),
-    "status": ("mesh", "Say how each service and store is."),
+    "status": ("mesh", "Say how each service and store is, and what waits for whom."),
     "logs": ("mesh", "Show the last lines a process wrote."),
     "check": ("check", "Validate all configuration against the IDL, offline."),
     "migrate": ("mesh", "Bring the database to this version's schema."),

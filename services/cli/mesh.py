@@ -90,8 +90,9 @@ async def migrate(
 
 @command(app, "status")
 async def status(session: Session) -> None:
-    """Say how each service and store is, and which was given up, and why."""
-    from services.cli.output import COLOURS, print_table  # noqa: PLC0415  the other commands here need no tables
+    """Say how each service and store is, which was given up and why, and what waits for whom, since when."""
+    from services.cli import waits  # noqa: PLC0415  the other commands here need no gRPC
+    from services.cli.output import COLOURS, print_table  # noqa: PLC0415  nor tables
     from services.local.up import read_status  # noqa: PLC0415  only this command pays for it
 
     is_up = (session.state / "endpoints.json").exists()
@@ -102,13 +103,20 @@ async def status(session: Session) -> None:
             raise UnreachableError(f"{error}\nNEXT: opsmesh up --state {session.state}") from error
         processes = {}  # a mesh that something else runs: its health still tells
     serving: dict[str, str] = {}
+    waiting = waits.Waiting()
     if is_up:
-        answers = await asyncio.gather(*(_health(session, name) for name in SERVICES))
+        healths = asyncio.gather(*(_health(session, name) for name in SERVICES))
+        answers, waiting = await asyncio.gather(healths, waits.gather(session))
         serving = dict(zip(SERVICES, answers, strict=True))
     names = list(dict.fromkeys([*processes, *serving]))
     rows = [_row(name, processes.get(name), serving.get(name, "")) for name in names]
-    COLOURS.update({"SERVING": "green", "FATAL": "red", "BACKOFF": "red", "NOT_SERVING": "red", "UNAVAILABLE": "red"})
-    print_table(session, "processes", ["name", "process", "health", "pid", "up", "why"], rows)
+    if session.as_json:
+        sys.stdout.write(json.dumps({"processes": rows, **waiting.document()}, indent=2, ensure_ascii=False) + "\n")
+    else:
+        COLOURS.update({"SERVING": "green", **dict.fromkeys(("FATAL", "BACKOFF", "NOT_SERVING", "UNAVAILABLE"), "red")})
+        print_table(session, "processes", ["name", "process", "health", "pid", "up", "why"], rows)
+        if is_up:
+            waits.show(waiting)
     if any(row["process"] in ("FATAL", "BACKOFF", "EXITED") or row["health"] not in ("", "SERVING") for row in rows):
         raise typer.Exit(REFUSED)
 
@@ -124,6 +132,8 @@ async def _health(session: Session, name: str) -> str:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
     except grpc.aio.AioRpcError as error:
         return str(error.code().name)
+    except UnreachableError:  # a part of a mesh, which has no such service
+        return "ABSENT"
 
 
 def _row(name: str, process: ProcessStatus | None, health: str) -> dict[str, str]:

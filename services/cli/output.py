@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from services.cli.session import Session, UsageError
 Column = tuple[str, str | Callable[[Any], object]]
 
 AGE_DIGITS = 8
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 PIPE_WIDTH = 240
 COLOURS = {
     "RESOLVED": "green",
@@ -33,6 +35,16 @@ COLOURS = {
     "AWAITING_PERSON": "yellow",
     "AWAITING_APPROVAL": "yellow",
     "OBSERVED": "blue",
+    "HELD": "yellow",
+    "APPROVED": "green",
+    "STOPPED": "green",
+    "ENGAGED": "red",
+    "RELEASE_PENDING": "red",
+    "UNSTOPPED": "red",
+    "NOT_REPORTED": "red",
+    "IN_FLIGHT": "yellow",
+    "REJECTED": "red",
+    "VOID": "red",
     "FAILED": "red",
     "UNKNOWN": "red",
     "EXPIRED": "red",
@@ -139,11 +151,17 @@ def enum_value(enum: Any, text: str) -> int:
     return int(found.number)
 
 
+def parse_span(text: str) -> timedelta:
+    """Return the span that TEXT names, such as 30m or 7d. Raises UsageError for anything else."""
+    if text[-1:] in UNITS and text[:-1].isdecimal() and len(text) < AGE_DIGITS:
+        return timedelta(seconds=int(text[:-1]) * UNITS[text[-1]])
+    raise UsageError(f"{text!r} is no span of time\nNEXT: such as 30m, 12h or 7d")
+
+
 def parse_time(text: str) -> datetime:
     """Return the moment that TEXT names: an ISO 8601 time (UTC unless it says otherwise), or an age such as 30m."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-    if text[-1:] in units and text[:-1].isdecimal() and len(text) < AGE_DIGITS:
-        return datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * units[text[-1]])
+    with suppress(UsageError):
+        return datetime.now(UTC) - parse_span(text)
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

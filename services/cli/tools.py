@@ -101,12 +101,7 @@ def build_request(tool: Tool, arguments: list[str], text: str, request_id: str) 
             raise UsageError(f"the request is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise UsageError("the request must be a JSON object of its fields")
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        field = fields.get(name)
-        if not equals or field is None:
-            raise UsageError(f"{argument!r} is no key=value\nNEXT: {tool.rpc} takes {', '.join(fields)}")
-        values[name] = _typed(field, value)
+    values |= field_values(tool, arguments)
     if "request_id" in fields and (request_id or not values.get("request_id")):
         values["request_id"] = request_id or str(uuid.uuid4())
     message = tool.request_class()
@@ -115,6 +110,19 @@ def build_request(tool: Tool, arguments: list[str], text: str, request_id: str) 
     except json_format.ParseError as error:
         raise UsageError(f"{error}\nNEXT: {tool.rpc} takes {', '.join(fields)}") from None
     return message
+
+
+def field_values(tool: Tool, arguments: list[str]) -> dict[str, Any]:
+    """Return the request fields that key=value pairs name, as JSON has them. Raises UsageError for any other word."""
+    fields = tool.request_class.DESCRIPTOR.fields_by_name
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        field = fields.get(name)
+        if not equals or field is None:
+            raise UsageError(f"{argument!r} is no key=value\nNEXT: {tool.rpc} takes {', '.join(fields)}")
+        values[name] = _typed(field, value)
+    return values
 
 
 def _typed(field: Any, value: str) -> Any:

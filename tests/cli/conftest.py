@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from opsmesh.audit.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
+from opsmesh.automation.v1.automation_service_pb2_grpc import add_AutomationServiceServicer_to_server
+from opsmesh.gateway.v1.effect_service_pb2_grpc import add_EffectServiceServicer_to_server
+from opsmesh.guardrails.v1.approval_service_pb2_grpc import add_ApprovalServiceServicer_to_server
 from opsmesh.guardrails.v1.guardrails_service_pb2_grpc import add_GuardrailsServiceServicer_to_server
+from opsmesh.guardrails.v1.kill_switch_service_pb2_grpc import add_KillSwitchServiceServicer_to_server
 from opsmesh.guardrails.v1.target_lock_service_pb2_grpc import add_TargetLockServiceServicer_to_server
 from opsmesh.ingest.v1.ingest_service_pb2_grpc import add_IngestServiceServicer_to_server
 from opsmesh.router.v1.decision_service_pb2_grpc import add_DecisionServiceServicer_to_server
@@ -40,8 +44,14 @@ async def serving(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mes
         "guardrails": [
             (add_GuardrailsServiceServicer_to_server, mesh.guardrails),
             (add_TargetLockServiceServicer_to_server, mesh.guardrails),
+            (add_ApprovalServiceServicer_to_server, mesh.approvals),
+            (add_KillSwitchServiceServicer_to_server, mesh.kill_switch),
         ],
-        "gateway": [(add_WorkloadToolServiceServicer_to_server, mesh.gateway)],
+        "automation": [(add_AutomationServiceServicer_to_server, mesh.automation)],
+        "gateway": [
+            (add_WorkloadToolServiceServicer_to_server, mesh.gateway),
+            (add_EffectServiceServicer_to_server, mesh.effects),
+        ],
         "audit": [(add_AuditServiceServicer_to_server, mesh.audit)],
     }
     async with AsyncExitStack() as stack:

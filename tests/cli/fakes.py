@@ -117,6 +117,7 @@ class Guardrails(guardrails_grpc.GuardrailsServiceServicer, locks_grpc.TargetLoc
 
     steps: list[str]
     verdict: "guardrails.Verdict.ValueType" = guardrails.VERDICT_ALLOW
+    held: list[locks.TargetLock] = field(default_factory=list)
 
     async def AuthorizeAction(
         self, request: guardrails.AuthorizeActionRequest, _: Any
@@ -150,6 +151,22 @@ class Guardrails(guardrails_grpc.GuardrailsServiceServicer, locks_grpc.TargetLoc
         """Take it back."""
         self.steps.append(f"release {request.fence}")
         return locks.ReleaseLockResponse()
+
+    async def ListLocks(self, request: locks.ListLocksRequest, _: Any) -> locks.ListLocksResponse:
+        """List them."""
+        return locks.ListLocksResponse(locks=self.held)
+
+    async def AcquireClaim(self, request: locks.AcquireClaimRequest, _: Any) -> locks.AcquireClaimResponse:
+        """Answer nothing."""
+        return locks.AcquireClaimResponse()
+
+    async def RenewClaim(self, request: locks.RenewClaimRequest, _: Any) -> locks.RenewClaimResponse:
+        """Answer nothing."""
+        return locks.RenewClaimResponse()
+
+    async def ReleaseClaim(self, request: locks.ReleaseClaimRequest, _: Any) -> locks.ReleaseClaimResponse:
+        """Answer nothing."""
+        return locks.ReleaseClaimResponse()
 
 
 @dataclass
