@@ -2,7 +2,9 @@
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -10,15 +12,18 @@ import structlog
 
 from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
+from opsmesh.type.v1 import error_reason_pb2
 from services.guardrails import action as actions
-from services.guardrails import checks, convert, domain
+from services.guardrails import approval_store, asking, checks, convert, domain
 from services.guardrails.action import Action, SyntaxFault
+from services.guardrails.approval_board import ApprovalBoard
+from services.guardrails.approvals import Approval, Change, told
 from services.guardrails.checks import Finding, Incident, failed
 from services.guardrails.domain import Access, Case, PolicySet, Ruling, Verdict
 from services.guardrails.grants import Minter
 from services.guardrails.judgement import Asked, Judged, Look
 from services.guardrails.policies import Policies
-from services.guardrails.store import JudgementStore, Key, Moment, Question, Session
+from services.guardrails.store import JudgementStore, Key, Moment, Session
 from services.guardrails.surroundings import PeerTrouble, Surroundings
 from services.mesh.errors import Refusal
 from services.mesh.identities import Identities
@@ -26,6 +31,8 @@ from services.mesh.writes import Event, Subject, event
 
 # What a caller hears when a peer is away: ask again this soon, in seconds.
 RETRY_SECONDS: Final = 1.0
+# How often a judgement is made anew because its approval changed while it was made.
+ATTEMPTS: Final = 3
 OUTCOMES: Final[Mapping[Verdict, "Event.Outcome.ValueType"]] = {
     Verdict.ALLOW: Event.OUTCOME_SUCCEEDED,
     Verdict.OBSERVE: Event.OUTCOME_OBSERVED,
@@ -44,13 +51,16 @@ class Authority:
         policies: Policies,
         surroundings: Surroundings,
         minter: Minter,
+        *,
         identities: Identities,
+        board: ApprovalBoard,
     ) -> None:
         self._store = store
         self._policies = policies
         self._surroundings = surroundings
         self._minter = minter
         self._identities = identities
+        self._board = board
 
     async def preview(self, asked: Asked) -> pb.Judgement:
         """Judge and change nothing; whether a notice cap has room is known only when it is reserved."""
@@ -73,13 +83,34 @@ class Authority:
             return pb.AuthorizeActionResponse(judgement=judgement)
         look = await self._look(action, asked)
         async with self._store.session() as session:
+            for _ in range(ATTEMPTS):
+                judged = await self._judge(session, asked, action, look)
+                _refuse_if_passing(judged)
+                if answer := await self._act(session, judged):
+                    return answer
+        approval_id = str(judged.moment.approval.approval_id) if judged.moment.approval else ""
+        reason = error_reason_pb2.ERROR_REASON_CONFLICT
+        raise Refusal(reason, resource="approval", id=approval_id, state="changing at this moment", retry_after=0.5)
+
+    async def judge(self, asked: Asked) -> Judged:
+        """Judge and change nothing, for who goes on with it; a SyntaxFault when the action cannot be read."""
+        action = actions.read(asked.method, asked.payload)
+        look = await self._look(action, asked)
+        async with self._store.session() as session:
             judged = await self._judge(session, asked, action, look)
-            _refuse_if_passing(judged)
-            if judged.conclusion[0] is Verdict.REQUIRE_APPROVAL:
-                return await self._ask(session, judged)
-            if judged.conclusion[0] is Verdict.ALLOW and action.access is Access.INFORM:
-                judged = await self._reserve(session, judged)
-            return await self._answer(session, judged)
+        _refuse_if_passing(judged)
+        return judged
+
+    async def _act(self, session: Session, judged: Judged) -> pb.AuthorizeActionResponse | None:
+        """Do what follows from a judgement; None when its approval changed meanwhile, so that it must be made anew."""
+        verdict = judged.conclusion[0]
+        if verdict is Verdict.REQUIRE_APPROVAL:
+            return await self._ask(session, judged)
+        if verdict is Verdict.ALLOW and judged.approved and (changes := asking.drift(judged.approved, judged)):
+            return await self._renew(session, judged, judged.approved, changes)
+        if verdict is Verdict.ALLOW and judged.case.access is Access.INFORM:
+            judged = await self._reserve(session, judged)
+        return await self._answer(session, judged)
 
     async def _look(self, action: Action, asked: Asked) -> Look:
         """Ask the other services at the same time."""
@@ -151,7 +182,7 @@ class Authority:
             return Ruling(Verdict.DENY), Finding("policy", passed=False, reason="PERMISSION_DENIED", facts=facts)
         try:
             ruling = domain.rule_on(policy, case, moment.now)
-            return ruling, checks.check_policy(case, policy, ruling, moment.approval, moment.approval_id)
+            return ruling, checks.check_policy(case, policy, ruling, moment.approval, moment.now)
         except Exception:
             error_id = secrets.token_hex(8)
             log.exception("policy could not be asked", error_id=error_id, method=case.method)
@@ -170,46 +201,77 @@ class Authority:
 
     async def _ask(self, session: Session, judged: Judged) -> pb.AuthorizeActionResponse:
         """Make or find the approval of exactly these bytes."""
-        action, asked, judgement = judged.action, judged.asked, judged.message()
-        need = judged.ruling.need or domain.Need()
-        question = Question(
-            key=judged.key,
-            incident_id=asked.context.incident_id,
-            request=action.wire,
-            judgement=judgement.SerializeToString(),
-            context=asked.context.SerializeToString(),
-            seconds=need.ttl.total_seconds(),
-        )
-        approval_id, expires = await session.ask(question, self._event(asked, judgement, action.request_id))
-        return pb.AuthorizeActionResponse(
-            judgement=judgement,
-            approval_id=str(approval_id),
-            expire_time=convert.timestamp(expires),
-            request=action.wire,
-        )
+        judgement = judged.message()
+        approval = await asking.ask(session, judged, self._event(judged.asked, judgement, judged.action.request_id))
+        self._board.changed()
+        return _pending(judged, judgement, approval)
 
-    async def _answer(self, session: Session, judged: Judged) -> pb.AuthorizeActionResponse:
+    async def _renew(
+        self, session: Session, judged: Judged, old: Approval, changes: Sequence[Change]
+    ) -> pb.AuthorizeActionResponse | None:
+        """End an approval whose snapshot holds no more and ask once anew; the second time refuse."""
+        request_id = judged.action.request_id
+        async with session.connection.transaction():
+            if not await asking.void(session.connection, old, changes):
+                return None
+            if old.renewal:
+                facts = {"target": judged.case.target_id, "diff": told(changes)}
+                judgement = judged.but(failed("policy", "STATE_CHANGED", **facts)).message()
+                await session.record(self._event(judged.asked, judgement, request_id))
+                answer = pb.AuthorizeActionResponse(judgement=judgement, approval_id=str(old.approval_id))
+            else:
+                anew = replace(
+                    asking.question(judged.unasked()),
+                    amenders=old.amenders,
+                    changes=tuple(changes),
+                    amends_approval_id=old.approval_id,
+                    renewal=old.renewal + 1,
+                )
+                approval = await asking.renew(session.connection, old, anew)
+                judgement = judged.unasked().message()
+                await session.record(self._event(judged.asked, judgement, request_id))
+                answer = _pending(judged, judgement, approval)
+        self._board.changed()
+        return answer
+
+    async def _answer(self, session: Session, judged: Judged) -> pb.AuthorizeActionResponse | None:
         """Answer, with a grant when the verdict is ALLOW; recorded before it leaves."""
-        action, moment, judgement = judged.action, judged.moment, judged.message()
-        response = pb.AuthorizeActionResponse(judgement=judgement, request=action.wire)
-        if judgement.reason == "APPROVAL_EXPIRED":
-            response.approval_id = moment.approval_id
-        if judged.conclusion[0] is Verdict.ALLOW:
-            lock = moment.lock if judged.case.target_id else None
-            response.grant, expires = self._minter.mint(
-                action,
-                judged.case,
-                judged.asked.context,
-                now=moment.now,
-                latest=lock.expire_time if lock else None,
-                fence=lock.fence if lock else 0,
-                precondition=judged.look.precondition,
-                policy_set_version=moment.policy_set_version,
-                kill_epoch=moment.kill_epoch,
-            )
-            response.expire_time.CopyFrom(convert.timestamp(expires))
-        await session.record(self._event(judged.asked, judgement, action.request_id))
+        judgement = judged.message()
+        response = pb.AuthorizeActionResponse(judgement=judgement, request=judged.action.wire)
+        asked = judged.moment.approval
+        if asked and (judgement.reason.startswith("APPROVAL_") or judgement.reason == "STATE_CHANGED"):
+            response.approval_id = str(asked.approval_id)
+        approval = judged.approved
+        async with session.connection.transaction():
+            if judged.conclusion[0] is Verdict.ALLOW:
+                before = await approval_store.use(session.connection, approval.approval_id) if approval else None
+                if approval and before is None:
+                    return None
+                self._grant(response, judged, before)
+            await session.record(self._event(judged.asked, judgement, judged.action.request_id))
+        if approval:
+            self._board.changed()
         return response
+
+    def _grant(self, response: pb.AuthorizeActionResponse, judged: Judged, before: datetime | None) -> None:
+        """Mint the grant of an answer; under an approval it ends with the time in which that may be executed."""
+        moment, approval = judged.moment, judged.approved
+        lock = moment.lock if judged.case.target_id else None
+        ends = [when for when in (before, lock.expire_time if lock else None) if when]
+        response.grant, expires = self._minter.mint(
+            judged.action,
+            judged.case,
+            judged.asked.context,
+            now=moment.now,
+            latest=min(ends) if ends else None,
+            fence=lock.fence if lock else 0,
+            precondition=judged.look.precondition,
+            policy_set_version=moment.policy_set_version,
+            kill_epoch=moment.kill_epoch,
+            approval_id=str(approval.approval_id) if approval else "",
+        )
+        response.approval_id = str(approval.approval_id) if approval else ""
+        response.expire_time.CopyFrom(convert.timestamp(expires))
 
     def _unreadable(self, asked: Asked, fault: SyntaxFault) -> pb.Judgement:
         """Return the judgement of an action that could not be read."""
@@ -254,3 +316,13 @@ def _refuse_if_passing(judged: Judged) -> None:
     if wrong and all(finding.passing for finding in wrong):
         first = wrong[0]
         raise Refusal(convert.reason_value(first.reason), violations=(), retry_after=RETRY_SECONDS, **dict(first.facts))
+
+
+def _pending(judged: Judged, judgement: pb.Judgement, approval: Approval) -> pb.AuthorizeActionResponse:
+    """Return the answer to an action that waits for people."""
+    return pb.AuthorizeActionResponse(
+        judgement=judgement,
+        approval_id=str(approval.approval_id),
+        expire_time=convert.timestamp(approval.expire_time),
+        request=judged.action.wire,
+    )

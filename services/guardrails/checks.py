@@ -6,10 +6,12 @@ Reasons are values of ErrorReason without prefix; their facts fill the reason's 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
 from typing import Final
 
-from services.guardrails.domain import Access, Case, PolicySet, Ruling, Verdict
+from services.guardrails.approvals import Approval, State, Terms
+from services.guardrails.approvals import terms as terms_for
+from services.guardrails.approvals import told as diff_words
+from services.guardrails.domain import Access, Case, Need, PolicySet, Ruling, Verdict
 
 HUMAN: Final = "human/"
 
@@ -71,29 +73,53 @@ def check_safety(
     return Finding("safety", passed=True, detail=f"{case.target_id} is locked with fence {lock.fence}; state: {read}")
 
 
-class Standing(Enum):
-    """Where the approval of exactly these bytes stands."""
-
-    NONE = "none"
-    PENDING = "PENDING"
-    EXPIRED = "EXPIRED"
-
-
-def check_policy(case: Case, policy: PolicySet, ruling: Ruling, approval: Standing, approval_id: str) -> Finding:
-    """Return what the policy set and the approval say, in words."""
+def check_policy(case: Case, policy: PolicySet, ruling: Ruling, approval: Approval | None, now: datetime) -> Finding:
+    """Return what the policy set and the approval of exactly these bytes say, in words."""
     if not policy.version:
         return failed("policy", "NO_POLICY_SET")
     if ruling.verdict is Verdict.DENY:
         words = f"rule {ruling.rule_id}" if ruling.rule_id else "no rule of the policy set matches"
         target = case.target_id or case.channel or "(no target)"
         return failed("policy", "POLICY_DENIED", method=case.method, target=target, rule=words)
-    if ruling.verdict is Verdict.REQUIRE_APPROVAL and approval is Standing.EXPIRED:
-        return failed("policy", "APPROVAL_EXPIRED", approval_id=approval_id)
     words = f"rule {ruling.rule_id} of version {policy.version} says {ruling.verdict.name}"
-    if ruling.need:
-        groups = f", among them {', '.join(sorted(ruling.need.groups))}" if ruling.need.groups else ""
-        words += f": {ruling.need.approvers} must approve{groups}"
+    if ruling.verdict is Verdict.OBSERVE:
+        return Finding("policy", passed=True, detail=words)
+    if approval and (over := check_approval(case, ruling, approval, now)):
+        return over
+    terms = terms_of(ruling, case)
+    if terms:
+        groups = f", each of {', '.join(sorted(terms.groups))} among them" if terms.groups else ""
+        words += f": {terms.people} must approve{groups}"
+    if terms and approval and approval.state is State.APPROVED and terms.met(approval.votes):
+        words += f"; approved by {', '.join(approval.yes)}"
     return Finding("policy", passed=True, detail=words)
+
+
+def terms_of(ruling: Ruling, case: Case) -> Terms | None:
+    """Return who must approve by a ruling; None when it asks nobody."""
+    return terms_for(ruling.need or Need(), case.risk) if ruling.verdict is Verdict.REQUIRE_APPROVAL else None
+
+
+def check_approval(case: Case, ruling: Ruling, approval: Approval, now: datetime) -> Finding | None:
+    """Return why an approval stands in the way of its action, or None; a no of people outlasts a policy that allows."""
+    told = str(approval.approval_id)
+    if approval.state is State.REJECTED:
+        comment = approval.no.comment if approval.no else ""
+        person = approval.no.person if approval.no else "somebody"
+        facts = {"person": person, "approval_id": told, "comment": comment or "(no comment)"}
+        return failed("policy", "APPROVAL_REJECTED", **facts)
+    if approval.state is State.VOID and approval.close_reason == "STATE_CHANGED" and approval.renewal:
+        return failed("policy", "STATE_CHANGED", target=case.target_id, diff=diff_words(approval.changes))
+    if approval.state in {State.VOID, State.AMENDED}:
+        heir = f"; see approval {approval.superseded_by}" if approval.superseded_by else ""
+        return failed("policy", "APPROVAL_VOID", approval_id=told, why=approval.close_detail + heir)
+    if ruling.verdict is not Verdict.REQUIRE_APPROVAL:
+        return None
+    late = approval.execute_before_time is not None and approval.execute_before_time <= now
+    if approval.state is State.EXPIRED or (approval.state is State.APPROVED and late):
+        why = approval.close_detail or "the time to execute it is over"
+        return failed("policy", "APPROVAL_EXPIRED", f"approval {told} expired: {why}", approval_id=told)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

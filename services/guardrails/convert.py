@@ -58,7 +58,9 @@ def to_rule(rule: policies_pb2.PolicyRule) -> domain.Rule:
 def to_need(need: policies_pb2.ApprovalNeed) -> domain.Need:
     """Return who must approve; a time of 0 means the default."""
     ttl: timedelta = need.ttl_duration.ToTimedelta()
-    return domain.Need(need.approvers, frozenset(need.groups), ttl or domain.APPROVAL_TTL)
+    execute_ttl: timedelta = need.execute_ttl_duration.ToTimedelta()
+    times = (ttl or domain.APPROVAL_TTL, execute_ttl or domain.APPROVAL_TTL)
+    return domain.Need(need.approvers, frozenset(need.groups), *times)
 
 
 def to_window(window: policies_pb2.TimeWindow) -> domain.Window:

@@ -131,11 +131,12 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Who must approve, and how long an answer may take."""
+    """Who must approve (0: by risk), how long an answer may take, and how long after it one may act."""
 
     approvers: int = 1
     groups: frozenset[str] = frozenset()
     ttl: timedelta = APPROVAL_TTL
+    execute_ttl: timedelta = APPROVAL_TTL
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,8 @@ def joined(needs: Iterable[Need]) -> Need:
     """Return the need that satisfies several at once: most people, all groups, the shortest time."""
     found = list(needs)
     groups = frozenset[str]().union(*(need.groups for need in found))
-    return Need(max(need.approvers for need in found), groups, min(need.ttl for need in found))
+    ttl, execute_ttl = min(need.ttl for need in found), min(need.execute_ttl for need in found)
+    return Need(max(need.approvers for need in found), groups, ttl, execute_ttl)
 
 
 @dataclass(frozen=True, slots=True)

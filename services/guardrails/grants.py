@@ -83,6 +83,8 @@ class Minter:
             approval_id=approval_id,
             rule_set_version=context.rule_set_version,
             on_behalf_of=context.on_behalf_of,
+            playbook_id=context.playbook_id,
+            run_id=context.run_id,
             issue_time=timestamp(now),
             expire_time=timestamp(expires),
         )

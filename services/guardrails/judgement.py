@@ -8,6 +8,7 @@ from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from services.guardrails import action as actions
 from services.guardrails import checks, convert
 from services.guardrails.action import Action
+from services.guardrails.approvals import Approval, State, Terms
 from services.guardrails.checks import Finding, Incident
 from services.guardrails.domain import Case, PolicySet, Ruling, Verdict
 from services.guardrails.store import Key, Moment
@@ -55,9 +56,28 @@ class Judged:
         return Key(self.asked.caller, self.action.method, UUID(self.action.request_id), self.action.digest)
 
     @property
+    def approved(self) -> Approval | None:
+        """Return the approval that makes this action go ahead, with enough answers for today's policy."""
+        approval = self.moment.approval
+        if approval is None or self.terms is None or approval.state is not State.APPROVED:
+            return None
+        return approval if self.terms.met(approval.votes) else None
+
+    @property
+    def terms(self) -> Terms | None:
+        """Return who must approve; None when policy asks nobody."""
+        return checks.terms_of(self.ruling, self.case)
+
+    @property
     def conclusion(self) -> tuple[Verdict, str]:
         """Return the verdict and the reason of the first failed check."""
-        return checks.conclude(self.findings, self.ruling)
+        verdict, reason = checks.conclude(self.findings, self.ruling)
+        return (Verdict.ALLOW if verdict is Verdict.REQUIRE_APPROVAL and self.approved else verdict), reason
+
+    def unasked(self) -> "Judged":
+        """Return the same judgement as if no approval had ever been asked for."""
+        made = replace(self, moment=replace(self.moment, approval=None))
+        return made.but(checks.check_policy(self.case, self.policy, self.ruling, None, self.moment.now))
 
     def but(self, finding: Finding) -> "Judged":
         """Return the same judgement with one check's finding replaced."""

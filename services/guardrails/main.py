@@ -13,12 +13,15 @@ from opsmesh.guardrails.v1 import (
     policy_service_pb2_grpc,
     target_lock_service_pb2_grpc,
 )
+from services.guardrails.approval_board import ApprovalBoard
+from services.guardrails.approval_servicer import ApprovalServicer
+from services.guardrails.approval_store import ApprovalStore
 from services.guardrails.authority import Authority
 from services.guardrails.grants import Minter
 from services.guardrails.lease import LeaseBoard
 from services.guardrails.policies import Policies
 from services.guardrails.publishing import PolicyServicer, TargetLockServicer
-from services.guardrails.servicer import ApprovalServicer, GuardrailsServicer, KillSwitchServicer
+from services.guardrails.servicer import GuardrailsServicer, KillSwitchServicer
 from services.guardrails.settings import GuardrailsSettings
 from services.guardrails.store import JudgementStore
 from services.guardrails.surroundings import Mesh
@@ -26,6 +29,7 @@ from services.mesh.client import Peers
 from services.mesh.identities import Identities
 from services.mesh.loop import every
 from services.mesh.postgres import Pool, answers, check_revision, open_pool
+from services.mesh.retention import Retention, request_ids
 from services.mesh.server import Servicers, Worker, serve
 from services.mesh.settings import load
 from services.mesh.writes import Writes
@@ -52,17 +56,24 @@ def furnish(settings: GuardrailsSettings, pool: Pool, peers: Peers) -> Rooms:
     board = LeaseBoard(policies)
     store = JudgementStore(pool, writes)
     surroundings = Mesh(gateway=peers.channel("gateway"), ingest=peers.channel("ingest"))
-    authority = Authority(store, policies, surroundings, minter, identities)
+    approvals = ApprovalStore(pool)
+    approval_board = ApprovalBoard(approvals)
+    authority = Authority(store, policies, surroundings, minter, identities=identities, board=approval_board)
 
     async def sweep(stop: asyncio.Event) -> None:
-        await every(stop, SWEEP_SECONDS, store.sweep)
+        await every(stop, SWEEP_SECONDS, approvals.sweep)
+
+    retention = Retention(pool, request_ids(settings.request_retention_days))
 
     async def forget(stop: asyncio.Event) -> None:
         await every(stop, FORGET_SECONDS, store.forget)
 
     servicers: Servicers = [
         (guardrails_service_pb2_grpc.add_GuardrailsServiceServicer_to_server, GuardrailsServicer(authority)),
-        (approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server, ApprovalServicer(store)),
+        (
+            approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server,
+            ApprovalServicer(approvals, approval_board, writes, identities),
+        ),
         (kill_switch_service_pb2_grpc.add_KillSwitchServiceServicer_to_server, KillSwitchServicer(board)),
         (
             policy_service_pb2_grpc.add_PolicyServiceServicer_to_server,
@@ -73,7 +84,7 @@ def furnish(settings: GuardrailsSettings, pool: Pool, peers: Peers) -> Rooms:
             TargetLockServicer(policies, writes, pool),
         ),
     ]
-    return Rooms(servicers, [writes.outbox_worker, sweep, forget])
+    return Rooms(servicers, [writes.outbox_worker, retention.run, sweep, forget])
 
 
 async def run() -> None:

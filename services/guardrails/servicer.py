@@ -1,28 +1,20 @@
-"""GuardrailsService and ApprovalService: proto in, proto out."""
+"""GuardrailsService and KillSwitchService: proto in, proto out."""
 # ruff: noqa: N802  the names are those of the IDL
 
 from collections.abc import AsyncIterator
-from datetime import datetime
 from typing import Any
-from uuid import UUID
 
-from opsmesh.guardrails.v1 import approval_service_pb2 as approval_pb
-from opsmesh.guardrails.v1 import approval_service_pb2_grpc as approval_rpc
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.guardrails.v1 import guardrails_service_pb2_grpc as rpc
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as kill_pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as kill_rpc
-from opsmesh.type.v1 import error_reason_pb2
 from services.guardrails.authority import Authority
 from services.guardrails.checks import HUMAN
 from services.guardrails.convert import timestamp
 from services.guardrails.judgement import Asked
 from services.guardrails.lease import LeaseBoard
 from services.guardrails.policies import Lease
-from services.guardrails.store import ApprovalRow, JudgementStore
-from services.mesh import paging
 from services.mesh.call import current
-from services.mesh.errors import Refusal
 
 
 class GuardrailsServicer(rpc.GuardrailsServiceServicer):
@@ -47,34 +39,6 @@ class GuardrailsServicer(rpc.GuardrailsServiceServicer):
         return pb.PreviewActionResponse(judgement=await self._authority.preview(asked))
 
 
-class ApprovalServicer(approval_rpc.ApprovalServiceServicer):
-    """Reads approvals."""
-
-    def __init__(self, store: JudgementStore) -> None:
-        self._store = store
-
-    async def GetApproval(self, request: approval_pb.GetApprovalRequest, _: Any) -> approval_pb.GetApprovalResponse:
-        """Read one approval."""
-        row = await self._store.approval(UUID(request.approval_id))
-        if row is None:
-            raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="approval", id=request.approval_id)
-        return approval_pb.GetApprovalResponse(approval=to_approval(row))
-
-    async def ListApprovals(
-        self, request: approval_pb.ListApprovalsRequest, _: Any
-    ) -> approval_pb.ListApprovalsResponse:
-        """List approvals, newest first."""
-        size = paging.page_size(request.page_size)
-        after = paging.read_token(request, datetime, UUID)
-        state = approval_pb.Approval.State.Name(request.state).removeprefix("STATE_") if request.state else ""
-        rows = await self._store.approvals(
-            state, request.incident_id, (after[0], after[1]) if after else None, size + 1
-        )
-        page = rows[:size]
-        token = paging.write_token(request, page[-1].create_time, page[-1].approval_id) if len(rows) > size else ""
-        return approval_pb.ListApprovalsResponse(approvals=[to_approval(row) for row in page], next_page_token=token)
-
-
 class KillSwitchServicer(kill_rpc.KillSwitchServiceServicer):
     """Hands out leases."""
 
@@ -96,22 +60,6 @@ def context_of(context: pb.ActionContext, caller: str) -> pb.ActionContext:
     if caller.startswith(HUMAN):
         return pb.ActionContext(incident_id=context.incident_id)
     return context
-
-
-def to_approval(row: ApprovalRow) -> approval_pb.Approval:
-    """Return a stored approval as a message."""
-    return approval_pb.Approval(
-        approval_id=str(row.approval_id),
-        state=approval_pb.Approval.State.Value(f"STATE_{row.state}"),
-        method=row.method,
-        request_digest=row.digest.hex(),
-        judgement=pb.Judgement.FromString(row.judgement),
-        requester=row.requester,
-        context=pb.ActionContext.FromString(row.context),
-        create_time=timestamp(row.create_time),
-        expire_time=timestamp(row.expire_time),
-        request_id=str(row.request_id),
-    )
 
 
 def to_lease(lease: Lease) -> kill_pb.Lease:

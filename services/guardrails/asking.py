@@ -1,0 +1,95 @@
+"""Asks people: one approval for exactly these bytes, in step with policy, asked anew once when the state changed."""
+
+from collections.abc import Sequence
+
+from opsmesh.audit.v1 import audit_service_pb2
+from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
+from services.guardrails import approval_store as approvals
+from services.guardrails.approval_store import End, Question
+from services.guardrails.approvals import Approval, Change, State, differences, terms, told
+from services.guardrails.domain import Need
+from services.guardrails.judgement import Judged
+from services.guardrails.store import Session
+from services.mesh.postgres import Connection
+
+Record = audit_service_pb2.AuditEvent
+
+
+def question(judged: Judged) -> Question:
+    """Return what people are asked about a judgement."""
+    need, context = judged.ruling.need or Need(), judged.asked.context
+    return Question(
+        requester=judged.key.caller,
+        method=judged.key.method,
+        request_id=judged.key.request_id,
+        digest=judged.key.digest,
+        incident_id=context.incident_id,
+        request=judged.action.wire,
+        judgement=judged.message().SerializeToString(),
+        context=context.SerializeToString(),
+        terms=terms(need, judged.case.risk),
+        answer_seconds=need.ttl.total_seconds(),
+        execute_seconds=need.execute_ttl.total_seconds(),
+        kill_epoch=judged.moment.kill_epoch,
+        environment=judged.case.environment,
+        target_id=judged.case.target_id,
+        playbook_id=context.playbook_id,
+        execution_id=context.execution_id,
+        run_id=context.run_id,
+    )
+
+
+def drift(approval: Approval, judged: Judged) -> tuple[Change, ...]:
+    """Return what differs between the state that people saw and the state of this moment."""
+    return differences(pb.Judgement.FromString(approval.judgement).precondition, judged.look.precondition)
+
+
+async def ask(session: Session, judged: Judged, event: Record) -> Approval:
+    """Make the approval of these bytes, or find it and bring it in step with today's policy; recorded with it."""
+    connection, asked = session.connection, question(judged)
+    async with connection.transaction():
+        made = None if judged.moment.approval else await approvals.ask(connection, asked)
+        key = judged.key
+        found = await approvals.newest(connection, key.caller, key.method, key.request_id, key.digest)
+        if found is None:
+            raise LookupError("an approval has vanished")
+        if made is None:
+            found = await _in_step(connection, found, asked)
+        await session.record(event)
+    return found
+
+
+async def _in_step(connection: Connection, found: Approval, asked: Question) -> Approval:
+    """Bind an open approval to what policy needs today; answers that are enough are enough at once."""
+    if found.terms == asked.terms or not found.open:
+        return found
+    fresh = await approvals.locked(connection, found.approval_id) or found
+    if not fresh.open:
+        return fresh
+    await approvals.rebind(connection, fresh.approval_id, asked.terms, asked.answer_seconds, asked.execute_seconds)
+    if asked.terms.met(fresh.votes):
+        await approvals.approve(connection, fresh.approval_id)
+    return await approvals.read(connection, fresh.approval_id) or fresh
+
+
+async def void(connection: Connection, approval: Approval, changes: Sequence[Change]) -> bool:
+    """End an approval because what people saw holds no more; False when something else ended it."""
+    where = approval.target_id or "what it relies on"
+    detail = f"the state of {where} changed: {told(changes)}"
+    fresh = await approvals.locked(connection, approval.approval_id)
+    return (
+        fresh is not None
+        and fresh.state is State.APPROVED
+        and await approvals.close(connection, fresh, End(State.VOID, "STATE_CHANGED", detail, changes))
+    )
+
+
+async def renew(connection: Connection, old: Approval, asked: Question) -> Approval:
+    """Ask once more about the same bytes, in the transaction that ended the old approval."""
+    made = await approvals.ask(connection, asked)
+    if made is not None:
+        await approvals.supersede(connection, old.approval_id, made)
+    found = await approvals.newest(connection, old.requester, old.method, old.request_id, old.digest)
+    if found is None:
+        raise LookupError("an approval has vanished")
+    return found
