@@ -23,6 +23,7 @@ from services.automation.steps import Runner
 from services.automation.store import PostgresStore
 from services.mesh.client import Peers
 from services.mesh.postgres import Pool, answers, check_revision, open_pool
+from services.mesh.retention import Retention, request_ids
 from services.mesh.server import Servicers, Worker, serve
 from services.mesh.settings import load
 from services.mesh.writes import Writes
@@ -50,6 +51,7 @@ def compose(settings: AutomationSettings, peers: Peers, pool: Pool) -> Automatio
     runner = Runner(store, progress, library, calls, locks)
     engine = TemporalEngine(settings.temporal, Activities(runner, ends).all())
     lanes = Lanes(store, progress, engine, ends)
+    retention = Retention(pool, request_ids(settings.request_retention_days))
     return Automation(
         [
             (
@@ -58,7 +60,7 @@ def compose(settings: AutomationSettings, peers: Peers, pool: Pool) -> Automatio
             ),
             (playbook_service_pb2_grpc.add_PlaybookServiceServicer_to_server, PlaybookServicer(store, writes)),
         ],
-        [writes.outbox_worker, lanes.start, lanes.watch, engine.work, engine.watch],
+        [writes.outbox_worker, retention.run, lanes.start, lanes.watch, engine.work, engine.watch],
         engine,
     )
 

@@ -24,6 +24,7 @@ from services.mesh.client import Peers
 from services.mesh.identities import Identities
 from services.mesh.loop import every
 from services.mesh.postgres import answers, check_revision, open_pool
+from services.mesh.retention import Retention, request_ids
 from services.mesh.server import serve
 from services.mesh.settings import load
 from services.mesh.writes import Writes
@@ -59,6 +60,8 @@ async def run() -> None:
         reads_need_grant=identities.reads_need_grant,
     )
 
+    retention = Retention(pool, request_ids(settings.request_retention_days))
+
     async def resolve(stop: asyncio.Event) -> None:
         await every(stop, RESOLVE_PERIOD, resolver.sweep)
 
@@ -70,7 +73,7 @@ async def run() -> None:
                 (catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server, CatalogServicer(toolbox)),
                 (effect_service_pb2_grpc.add_EffectServiceServicer_to_server, EffectServicer(store, resolver, writes)),
             ],
-            workers=[lease.follow, resolve, writes.outbox_worker, pipeline.drain],
+            workers=[lease.follow, resolve, writes.outbox_worker, pipeline.drain, retention.run],
             ready=partial(answers, pool),
         )
     finally:

@@ -17,10 +17,10 @@ from opsmesh.config.v1 import sources_pb2
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc, policy_service_pb2_grpc
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc
 from opsmesh.router.v1 import decision_service_pb2_grpc
+from services.ingest import retention as too_old
 from services.ingest import stream
 from services.ingest.inventory import InventoryLane
 from services.ingest.lanes import DecisionLanes
-from services.ingest.retention import RetentionLane
 from services.ingest.servicer import IngestServicer
 from services.ingest.settings import IngestSettings
 from services.ingest.sources import PARSERS, Parser
@@ -32,6 +32,7 @@ from services.mesh.config import load_yaml
 from services.mesh.errors import BootError
 from services.mesh.loop import wait
 from services.mesh.postgres import Pool, answers, check_revision, open_pool
+from services.mesh.retention import Retention, request_ids
 from services.mesh.settings import load
 from services.mesh.writes import Writes
 
@@ -84,7 +85,7 @@ def compose(
         worker.run,
         DecisionLanes(store, router, wake).run,
         inventory.run,
-        RetentionLane(pool, settings.retention_days).run,
+        Retention(pool, *too_old.rules(settings.retention_days), request_ids(settings.request_retention_days)).run,
         writes.outbox_worker,
         appender.run,
     ]

@@ -1,5 +1,10 @@
-"""What a service process is told by its environment: `OPSMESH_*` variables, secrets as file paths."""
+"""What a service process is told by its environment: `OPSMESH_*` variables, secrets as file paths.
 
+A secret that others on the machine can read is none: a file wider than 0600 refuses the boot.
+"""
+
+import re
+import stat
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,6 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from services.mesh.errors import BootError
 
+# Settings that name a secret file, by their last words; a new one is held to the rule by its name alone.
+SECRET = re.compile(r"(?<!public)_(key|password|secret|token)(_file)?$")
 ADDRESS = r"^[A-Za-z0-9_.\-\[\]:]+:\d{1,5}$"
 
 
@@ -40,6 +47,9 @@ class PostgresSettings(MeshSettings):
         pattern="^postgres(ql)?://", description="DSN without password, such as postgresql://opsmesh_audit@host/opsmesh"
     )
     postgres_password_file: Path = Field(description="file that holds the password of the DSN's role")
+    request_retention_days: int = Field(
+        default=30, ge=1, le=3650, description="days after which the stored answers to request ids are deleted"
+    )
 
 
 S = TypeVar("S", bound=BaseSettings)
@@ -48,11 +58,32 @@ S = TypeVar("S", bound=BaseSettings)
 def load(cls: type[S]) -> S:
     """Read the settings from the environment; a BootError names every wrong variable and how to mend it."""
     try:
-        return cls()
+        found = cls()
     except SettingsError as error:
         raise BootError(f"{error}. NEXT: the variable must hold JSON, such as {{}}") from None
     except ValidationError as error:
         raise BootError("\n".join(_lines(cls, error))) from None
+    prefix = cls.model_config.get("env_prefix", "")
+    for name in cls.model_fields:
+        path = getattr(found, name)
+        if SECRET.search(name) and isinstance(path, Path):
+            require_private(path, f"{prefix}{name}".upper())
+    return found
+
+
+def require_private(path: Path, owner: str) -> None:
+    """Raise a BootError that names the chmod to run when the secret file of OWNER is wider than 0600.
+
+    A missing file is left to whoever reads it: it knows what the secret is for.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return
+    if mode & ~0o600:
+        raise BootError(
+            f"{owner}: the secret file {path} has mode {mode:04o}, so others may read it. NEXT: chmod 600 {path}"
+        )
 
 
 def _lines(cls: type[BaseSettings], error: ValidationError) -> list[str]:

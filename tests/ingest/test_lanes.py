@@ -18,7 +18,8 @@ from opsmesh.router.v1 import decision_service_pb2 as router_pb
 from services.ingest.domain import Inventory
 from services.ingest.inventory import InventoryLane
 from services.ingest.lanes import DecisionLanes
-from services.ingest.retention import RetentionLane
+from services.ingest.retention import rules
+from services.mesh.retention import Retention
 from tests.bridge.house import unavailable
 from tests.ingest.house import House, alert, entry, eventually, notification
 
@@ -285,7 +286,7 @@ async def test_retention_deletes_what_is_old_and_closed(house: House) -> None:
     ):
         await house.pool.execute(f"UPDATE {table} SET {column} = now() - $1::interval", timedelta(days=31))  # noqa: S608  constants only
     await house.pool.execute("UPDATE incidents SET state = 'RESOLVED' WHERE title LIKE 'closed%'")
-    assert await RetentionLane(house.pool, 32).forget() == 0
-    assert await RetentionLane(house.pool, 30).forget() == 3 + 2 + 1 + 1 + 1
+    assert await Retention(house.pool, *rules(32)).forget() == 0
+    assert await Retention(house.pool, *rules(30)).forget() == 3 + 2 + 1 + 1 + 1
     assert [row["title"] for row in await house.rows("SELECT title FROM incidents")] == ["open on checkout"]
     assert len(await house.rows("SELECT 1 FROM alerts")) == 1
