@@ -10,6 +10,7 @@ from opsmesh.ingest.v1 import signal_pb2
 from services.bridge.domain import Scheme, Sender, proves, read_secrets
 from services.mesh.config import load_yaml
 from services.mesh.errors import BootError
+from services.mesh.settings import require_private
 
 METHODS = {
     Scheme.NONE: signal_pb2.Authenticity.METHOD_NONE,
@@ -58,6 +59,7 @@ class Door:
             self._told = True
 
     def _read(self, file: Path) -> None:
+        require_private(file, f"the secret of source {self.sender.source}")
         try:
             changed = file.stat().st_mtime_ns
             secrets = read_secrets(file.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ from typing import NewType
 from opsmesh.config.v1 import backends_pb2 as pb
 from services.mesh.config import load_yaml
 from services.mesh.errors import BootError
+from services.mesh.settings import require_private
 
 # Made here only (a test looks): no request can name where the gateway connects to.
 ConfiguredUrl = NewType("ConfiguredUrl", str)
@@ -105,7 +106,8 @@ def _channel(message: pb.NoticeChannel, folder: Path, state: Path) -> Inbox | We
 
 
 def _secret(path: Path, owner: str) -> str:
-    """Read a secret, or say whose is missing."""
+    """Read a secret, or say whose is missing, or open to others."""
+    require_private(path, f"the secret of {owner}")
     try:
         secret = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -99,6 +99,7 @@ def write_config(folder: Path, sources: str = SOURCES, secrets: Mapping[str, str
     (folder / "sources.yaml").write_text(sources)
     for name, text in secrets.items():
         (folder / name).write_text(text)
+        (folder / name).chmod(0o600)
     return folder
 
 

@@ -202,6 +202,10 @@ def test_a_wrong_backends_file_stops_the_boot(tmp_path: Path) -> None:
     with pytest.raises(BootError, match="secret of channel hook"):
         backends.load(path, tmp_path)
     (tmp_path / "hook.secret").write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
+    (tmp_path / "hook.secret").chmod(0o644)
+    with pytest.raises(BootError, match=r"the secret of channel hook.*chmod 600"):
+        backends.load(path, tmp_path)
+    (tmp_path / "hook.secret").chmod(0o600)
     assert backends.load(path, tmp_path).channels
     path.write_text(yaml.safe_dump({"channels": [webhook, webhook]}))
     with pytest.raises(BootError, match="hook is given twice"):

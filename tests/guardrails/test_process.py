@@ -60,6 +60,7 @@ async def test_it_says_what_it_lacks(pki: World, database: Database, tmp_path: P
     """A missing variable and a key that is none are boot errors with the variable's name and the mend."""
     wrong = tmp_path / "wrong.pem"
     wrong.write_text("no key")
+    wrong.chmod(0o600)
     for key in (None, wrong, pki.pki / "guardrails.key"):
         process = await start(pki, database, tmp_path, free_port(), GRANT_KEY_FILE=key)
         _, errors = await asyncio.wait_for(process.communicate(), 30)
