@@ -1,5 +1,6 @@
 """Reads an action from its bytes or its JSON with our own generated classes: what it says is derived, never claimed."""
 
+import copy
 import json
 import re
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from opsmesh.policy.v1 import policy_pb2
+from services.guardrails.approvals import Change, differences, flat
 from services.guardrails.domain import Access, Blast, Risk
 from services.mesh import policy
 from services.mesh.errors import Refusal
@@ -108,6 +110,24 @@ def rendered(message: Message) -> str:
     _mask(message.DESCRIPTOR, value)
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= JSON_MAX else text[: JSON_MAX - 1] + "…"
+
+
+def changes(before: Message, after: Message) -> tuple[Change, ...]:
+    """Return the fields in which two requests differ; of a sensitive one only that it does."""
+    plain = [json_format.MessageToDict(one, preserving_proto_field_name=True) for one in (before, after)]
+    shown = copy.deepcopy(plain)
+    for one, value in zip((before, after), shown, strict=True):
+        _mask(one.DESCRIPTOR, value)
+    visible = frozenset(flat(shown[0]).items() | flat(shown[1]).items())
+    return differences(flat(plain[0]), flat(plain[1]), lambda field, text: text if (field, text) in visible else MASK)
+
+
+def keep_masked(message: Message, old: Message) -> None:
+    """Give a sensitive field that a person sent back masked, as it was shown, the value it had."""
+    for field in message.DESCRIPTOR.fields:
+        secret = field.GetOptions().Extensions[policy_pb2.field].sensitive
+        if secret and not field.is_repeated and getattr(message, field.name) == MASK:
+            setattr(message, field.name, getattr(old, field.name))
 
 
 def _mask(descriptor: Any, value: dict[str, Any]) -> None:

@@ -10,11 +10,12 @@ from opsmesh.guardrails.v1 import approval_service_pb2 as pb
 from opsmesh.guardrails.v1 import approval_service_pb2_grpc as rpc
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as judging
 from opsmesh.type.v1 import error_reason_pb2
-from services.guardrails import answers
+from services.guardrails import amending, answers
 from services.guardrails.answers import Said
 from services.guardrails.approval_board import ApprovalBoard
 from services.guardrails.approval_store import ApprovalStore
 from services.guardrails.approvals import Approval
+from services.guardrails.authority import Authority
 from services.guardrails.convert import timestamp
 from services.mesh import paging
 from services.mesh.call import current
@@ -30,11 +31,20 @@ SHORT: Final = 12
 class ApprovalServicer(rpc.ApprovalServiceServicer):
     """Shows approvals and takes the answers of people."""
 
-    def __init__(self, store: ApprovalStore, board: ApprovalBoard, writes: Writes, identities: Identities) -> None:
+    def __init__(
+        self,
+        store: ApprovalStore,
+        board: ApprovalBoard,
+        writes: Writes,
+        *,
+        identities: Identities,
+        authority: Authority,
+    ) -> None:
         self._store = store
         self._board = board
         self._writes = writes
         self._identities = identities
+        self._authority = authority
 
     async def GetApproval(self, request: pb.GetApprovalRequest, _: Any) -> pb.GetApprovalResponse:
         """Read one approval."""
@@ -85,8 +95,16 @@ class ApprovalServicer(rpc.ApprovalServiceServicer):
 
     async def Amend(self, request: pb.AmendRequest, _: Any) -> pb.AmendResponse:
         """Replace a pending approval."""
-        await self._known(request.approval_id)
-        raise Refusal(error_reason_pb2.ERROR_REASON_INTERNAL, service="guardrails", error_id="amend")
+        said, old = self._said(request), await self._known(request.approval_id)
+        proposal = await amending.propose(self._authority, old, request.request_json)
+
+        async def change(connection: Connection) -> pb.AmendResponse:
+            made = await amending.amend(connection, self._authority, old, proposal, said)
+            return pb.AmendResponse(approval=to_message(made))
+
+        response = await self._writes.once(request, pb.AmendResponse, change, subject_of(old, said.digest))
+        self._board.changed()
+        return response
 
     def _said(self, request: pb.ApproveRequest | pb.RejectRequest | pb.AmendRequest) -> Said:
         """Return what the calling person says."""

@@ -1,7 +1,7 @@
 """What an approval is worth, pure: who must say yes, whether enough have, what differs. Times are the database's."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -150,16 +150,16 @@ def _place(group: str, people: Mapping[str, frozenset[str]], taken: dict[str, st
     return False
 
 
-def differences(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[Change, ...]:
-    """Return the fields that differ, by path; an absent one counts as empty."""
-    fields = sorted(before.keys() | after.keys())
-    found = (Change(field, before.get(field, ""), after.get(field, "")) for field in fields)
-    return tuple(_bounded(change) for change in found if change.before != change.after)[:CHANGES_MAX]
+def differences(
+    before: Mapping[str, str], after: Mapping[str, str], show: Callable[[str, str], str] = lambda _, text: text
+) -> tuple[Change, ...]:
+    """Return the fields that differ, by path; an absent one counts as empty; `show` says how a value is told."""
 
+    def told_of(values: Mapping[str, str], field: str) -> str:
+        return shortened(show(field, values[field]), VALUE_MAX) if field in values else ""
 
-def _bounded(change: Change) -> Change:
-    """Return a change that fits."""
-    return Change(change.field[:200], shortened(change.before, VALUE_MAX), shortened(change.after, VALUE_MAX))
+    fields = sorted(field for field in before.keys() | after.keys() if before.get(field) != after.get(field))
+    return tuple(Change(field[:200], told_of(before, field), told_of(after, field)) for field in fields[:CHANGES_MAX])
 
 
 def flat(value: object, path: str = "") -> dict[str, str]:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -27,6 +27,7 @@ from services.guardrails.store import JudgementStore, Key, Moment, Session
 from services.guardrails.surroundings import PeerTrouble, Surroundings
 from services.mesh.errors import Refusal
 from services.mesh.identities import Identities
+from services.mesh.postgres import Connection
 from services.mesh.writes import Event, Subject, event
 
 # What a caller hears when a peer is away: ask again this soon, in seconds.
@@ -40,6 +41,15 @@ OUTCOMES: Final[Mapping[Verdict, "Event.Outcome.ValueType"]] = {
     Verdict.DENY: Event.OUTCOME_DENIED,
 }
 log = structlog.get_logger("opsmesh.guardrails.authority")
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """An action as somebody else than its requester proposes it, read, with what other services say about it."""
+
+    asked: Asked
+    action: Action
+    look: Look
 
 
 class Authority:
@@ -68,7 +78,7 @@ class Authority:
             action = actions.read(asked.method, asked.payload)
         except SyntaxFault as fault:
             return self._unreadable(asked, fault)
-        look = await self._look(action, asked)
+        look = await self.look(action, asked)
         async with self._store.session() as session:
             return (await self._judge(session, asked, action, look)).message()
 
@@ -81,7 +91,7 @@ class Authority:
             async with self._store.session() as session:
                 await session.record(self._event(asked, judgement, ""))
             return pb.AuthorizeActionResponse(judgement=judgement)
-        look = await self._look(action, asked)
+        look = await self.look(action, asked)
         async with self._store.session() as session:
             for _ in range(ATTEMPTS):
                 judged = await self._judge(session, asked, action, look)
@@ -92,12 +102,9 @@ class Authority:
         reason = error_reason_pb2.ERROR_REASON_CONFLICT
         raise Refusal(reason, resource="approval", id=approval_id, state="changing at this moment", retry_after=0.5)
 
-    async def judge(self, asked: Asked) -> Judged:
-        """Judge and change nothing, for who goes on with it; a SyntaxFault when the action cannot be read."""
-        action = actions.read(asked.method, asked.payload)
-        look = await self._look(action, asked)
-        async with self._store.session() as session:
-            judged = await self._judge(session, asked, action, look)
+    async def judge(self, connection: Connection, proposal: Proposal) -> Judged:
+        """Judge in the caller's transaction and change nothing."""
+        judged = await self._judge(self._store.within(connection), proposal.asked, proposal.action, proposal.look)
         _refuse_if_passing(judged)
         return judged
 
@@ -112,7 +119,7 @@ class Authority:
             judged = await self._reserve(session, judged)
         return await self._answer(session, judged)
 
-    async def _look(self, action: Action, asked: Asked) -> Look:
+    async def look(self, action: Action, asked: Asked) -> Look:
         """Ask the other services at the same time."""
         precondition, incident = await asyncio.gather(
             self._surroundings.precondition(action.tool, action.target_id),

@@ -72,7 +72,7 @@ def furnish(settings: GuardrailsSettings, pool: Pool, peers: Peers) -> Rooms:
         (guardrails_service_pb2_grpc.add_GuardrailsServiceServicer_to_server, GuardrailsServicer(authority)),
         (
             approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server,
-            ApprovalServicer(approvals, approval_board, writes, identities),
+            ApprovalServicer(approvals, approval_board, writes, identities=identities, authority=authority),
         ),
         (kill_switch_service_pb2_grpc.add_KillSwitchServiceServicer_to_server, KillSwitchServicer(board)),
         (

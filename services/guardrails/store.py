@@ -106,6 +106,10 @@ class JudgementStore:
             yield Session(connection, self._writes)
         self._writes.wake()
 
+    def within(self, connection: Connection) -> Session:
+        """Judge on the connection of a transaction that somebody else ends."""
+        return Session(connection, self._writes)
+
     async def forget(self) -> None:
         """Drop what the hourly caps do not look at any more."""
         await self._pool.execute(FORGET)
