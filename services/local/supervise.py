@@ -40,6 +40,8 @@ class Instance:
     """One supervisord: files under RUN, logs under LOGS.
 
     A program that ends within START_SECONDS of its start is tried START_RETRIES times more, then given up (FATAL).
+    Between these tries supervisord waits one second longer each time (1, 2, 3, 4 s); one that had stayed up is started
+    again at once. Each log is rotated at LOG_BYTES, and LOG_BACKUPS older files are kept.
     """
 
     run: Path
@@ -47,6 +49,8 @@ class Instance:
     name: str = "supervisord"
     start_seconds: int = 10
     start_retries: int = 4
+    log_bytes: int = 10 << 20
+    log_backups: int = 3
 
     @property
     def socket(self) -> Path:
@@ -116,8 +120,8 @@ nodaemon=true
 silent=true
 {user}identifier=opsmesh
 logfile={_escape(instance.logs / "supervisord.log")}
-logfile_maxbytes=5MB
-logfile_backups=3
+logfile_maxbytes={instance.log_bytes // 2}
+logfile_backups={instance.log_backups}
 pidfile={_escape(instance.pid_file)}
 childlogdir={_escape(instance.logs)}
 
@@ -144,8 +148,8 @@ stopasgroup={str(item.stop_group).lower()}
 killasgroup=true
 redirect_stderr=true
 stdout_logfile={_escape(instance.logs / f"{item.name}.log")}
-stdout_logfile_maxbytes=10MB
-stdout_logfile_backups=3"""
+stdout_logfile_maxbytes={instance.log_bytes}
+stdout_logfile_backups={instance.log_backups}"""
 
 
 def _escape(value: object) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -16,13 +17,18 @@ from services.local.supervise import Group, Instance, ProcessStatus, call, progr
 from tests.stores import running
 
 SLEEPER = Program("sleeper", [sys.executable, "-c", "import signal; signal.pause()"])
-BROKEN = Program("broken", [sys.executable, "-c", "print('no such setting: COLOUR'); raise SystemExit(3)"])
+BROKEN = Program(
+    "broken",
+    [sys.executable, "-c", "import time; print(time.time(), 'no such setting: COLOUR'); raise SystemExit(3)"],
+)
+TALK = "import signal; [print('x' * 99, flush=True) for _ in range(9000)]; print('end', flush=True); signal.pause()"
+CHATTY = Program("chatty", [sys.executable, "-c", TALK])
 
 
 @asynccontextmanager
-async def supervised(folder: Path, *programs: Program, seconds: int = 1) -> AsyncIterator[Instance]:
-    """Run PROGRAMS under a supervisord that asks them to stay up SECONDS."""
-    instance = Instance(folder / "run", folder / "logs", start_seconds=seconds)
+async def supervised(folder: Path, *programs: Program, log_bytes: int = 1 << 20) -> AsyncIterator[Instance]:
+    """Run PROGRAMS under a supervisord that asks them to stay up a second and rotates their logs at LOG_BYTES."""
+    instance = Instance(folder / "run", folder / "logs", start_seconds=1, log_bytes=log_bytes)
     async with running(program(instance, [Group("all", programs)]), folder):
         await until(instance, programs[0].name, {"STARTING", "RUNNING", "BACKOFF"})
         yield instance
@@ -55,10 +61,15 @@ async def test_a_killed_child_comes_back(tmp_path: Path) -> None:
 
 
 async def test_a_child_is_given_up_after_five_starts(tmp_path: Path) -> None:
-    """Five starts that did not last make it FATAL, and status tells the exit and its last words."""
+    """Five starts that did not last, each after a longer pause, make it FATAL; status tells exit and last words."""
     async with supervised(tmp_path, BROKEN) as instance:
         given_up = await until(instance, "broken", {"FATAL"})
-        assert (tmp_path / "logs" / "broken.log").read_text().count("no such setting: COLOUR") == 5
+        starts = [float(line.split()[0]) for line in (tmp_path / "logs" / "broken.log").read_text().splitlines()]
+        assert len(starts) == 5
+        pauses = [after - before for before, after in pairwise(starts)]
+        assert pauses == sorted(pauses)
+        assert pauses[0] >= 1
+        assert pauses[-1] >= 4
         assert given_up.why.startswith("exit status 3\n")
         assert given_up.why.endswith("no such setting: COLOUR")
 
@@ -85,6 +96,22 @@ async def test_a_child_inherits_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         said = (tmp_path / "logs" / "env.log").read_text()
     assert "outside" not in said
     assert odd.replace('"', '\\"') in said
+
+
+async def test_logs_rotate(tmp_path: Path) -> None:
+    """A program that says more than a log may hold fills at most that many files; the newest words are in the first."""
+    async with supervised(tmp_path, CHATTY, log_bytes=10_000) as instance:
+        log = tmp_path / "logs" / "chatty.log"
+
+        async def last() -> bool:
+            return await asyncio.to_thread(log.exists) and log.read_text().endswith("end\n")
+
+        await AsyncRetrying(retry=retry_if_not_result(bool), stop=stop_after_delay(30), wait=wait_fixed(0.05))(last)
+        files = sorted(file.name for file in log.parent.glob("chatty.log*"))
+        assert files == ["chatty.log", *(f"chatty.log.{number}" for number in range(1, instance.log_backups + 1))]
+        # supervisord looks at the size after each read of a pipe, which may bring more than a log should hold
+        assert sum((log.parent / name).stat().st_size for name in files) < 9000 * 100
+        assert log.with_name("chatty.log.1").read_text()
 
 
 async def test_a_long_path_is_no_obstacle(tmp_path: Path) -> None:
