@@ -1,6 +1,7 @@
 """Asks people: one approval for exactly these bytes, in step with policy, asked anew once when the state changed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
@@ -41,7 +42,17 @@ def question(judged: Judged) -> Question:
 
 def drift(approval: Approval, judged: Judged) -> tuple[Change, ...]:
     """Return what differs between the state that people saw and the state of this moment."""
-    return differences(pb.Judgement.FromString(approval.judgement).precondition, judged.look.precondition)
+    return differences(snapshot(approval), judged.look.precondition)
+
+
+def as_approved(approval: Approval, judged: Judged) -> Judged:
+    """Return a judgement with the state that people saw: the gateway still refuses to act on any other."""
+    return replace(judged, look=replace(judged.look, precondition=snapshot(approval)))
+
+
+def snapshot(approval: Approval) -> Mapping[str, str]:
+    """Return the state that people saw."""
+    return dict(pb.Judgement.FromString(approval.judgement).precondition)
 
 
 async def ask(session: Session, judged: Judged, event: Record) -> Approval:

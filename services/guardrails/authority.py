@@ -114,7 +114,9 @@ class Authority:
         if verdict is Verdict.REQUIRE_APPROVAL:
             return await self._ask(session, judged)
         if verdict is Verdict.ALLOW and judged.approved and (changes := asking.drift(judged.approved, judged)):
-            return await self._renew(session, judged, judged.approved, changes)
+            if not await self._begun(judged):
+                return await self._renew(session, judged, judged.approved, changes)
+            judged = asking.as_approved(judged.approved, judged)
         if verdict is Verdict.ALLOW and judged.case.access is Access.INFORM:
             judged = await self._reserve(session, judged)
         return await self._answer(session, judged)
@@ -195,6 +197,15 @@ class Authority:
             log.exception("policy could not be asked", error_id=error_id, method=case.method)
             denied = failed("policy", "INTERNAL", service="guardrails", error_id=error_id)
             return Ruling(Verdict.DENY), denied
+
+    async def _begun(self, judged: Judged) -> bool:
+        """Say whether a changed state may be the action's own doing: a lost answer must not ask people again."""
+        if judged.approved is None or judged.approved.execute_time is None:
+            return False
+        try:
+            return await self._surroundings.begun(judged.action.method, judged.action.request_id)
+        except PeerTrouble as trouble:
+            raise trouble.refusal from None
 
     async def _reserve(self, session: Session, judged: Judged) -> Judged:
         """Take a place in the ledger of the channel, or turn the judgement into CAP_EXCEEDED."""

@@ -8,6 +8,8 @@ from typing import Any, Final, Protocol
 import grpc
 import grpc.aio
 
+from opsmesh.gateway.v1 import effect_service_pb2 as effect_pb
+from opsmesh.gateway.v1 import effect_service_pb2_grpc as effect_rpc
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest_pb
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_rpc
 from opsmesh.type.v1 import error_reason_pb2
@@ -21,6 +23,7 @@ from services.mesh.tools import Tool
 INCIDENT_SECONDS: Final = 2.0
 INCIDENTS_MAX: Final = 1024
 INCIDENT_READ_SECONDS: Final = 3.0
+EFFECT_READ_SECONDS: Final = 3.0
 VALUE_MAX: Final = 256
 OVER: Final = frozenset({ingest_pb.Incident.STATE_RESOLVED, ingest_pb.Incident.STATE_STALE})
 # A peer that is away now may be back at the next try; every other answer is final.
@@ -47,6 +50,9 @@ class Surroundings(Protocol):
     async def incident(self, incident_id: str) -> Incident | None:
         """Return an incident, or None when there is none of that id."""
 
+    async def begun(self, method: str, request_id: str) -> bool:
+        """Say whether the gateway has begun the effect of a request, whatever became of it."""
+
 
 class Mesh:
     """Reads at the gateway and at ingest; `clock` is monotonic, in seconds."""
@@ -55,6 +61,7 @@ class Mesh:
         self, gateway: grpc.aio.Channel, ingest: grpc.aio.Channel, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._gateway = gateway
+        self._effects = effect_rpc.EffectServiceStub(gateway)
         self._ingest = ingest_rpc.IngestServiceStub(ingest)
         self._clock = clock
         self._reads: dict[str, Callable[..., Awaitable[Any]]] = {}
@@ -105,6 +112,17 @@ class Mesh:
         while len(self._incidents) > INCIDENTS_MAX:
             self._incidents.popitem(last=False)
         return found
+
+    async def begun(self, method: str, request_id: str) -> bool:
+        """Ask the gateway's own table of effects."""
+        request = effect_pb.GetEffectRequest(method=method, request_id=request_id)
+        try:
+            answer = await self._effects.GetEffect(request, timeout=EFFECT_READ_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return False
+            raise trouble(error, "the gateway") from None
+        return bool(answer.effect.state != effect_pb.Effect.STATE_NOT_STARTED)
 
 
 def trouble(error: grpc.aio.AioRpcError, peer: str) -> PeerTrouble:
