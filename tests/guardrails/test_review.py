@@ -41,19 +41,6 @@ def test_what_ships_may_be_published(folder: str) -> None:
     assert policy.violations(rules) == policy.violations(places) == []
 
 
-def test_the_lines_that_turn_an_environment_on_work(tmp_path: Any) -> None:
-    """Following the comments of the shipped policies gives a set that may be published."""
-    text = (ROOT / "deploy" / "policies" / "default.yaml").read_text()
-    head, lines = text.split("rules:\n", 1)
-    start, end = lines.index("  - rule_id: observe-writes"), lines.index("  # - rule_id: production-writes")
-    turned_on = lines[:start] + lines[end:].replace("  # ", "  ")
-    path = tmp_path / "default.yaml"
-    path.write_text(f"{head}rules:\n{turned_on}")
-    rules = load_yaml(path, policies_pb2.PolicySet)
-    assert [one.rule_id for one in rules.rules] == ["notices", "production-writes", "production-risky-writes"]
-    assert review.problems(rules, read_policies(ROOT / "deploy")[1], tools(), PEOPLE) == []
-
-
 @pytest.mark.parametrize(
     ("match", "path"),
     [
