@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import os
 import platform
+import select
 import signal
 import socket
 import struct
@@ -26,7 +27,7 @@ NOTIFY, ALLOW = 0x7FC00000, 0x7FFF0000
 RECEIVE, SEND = 0xC0502100, 0xC0182101
 NOTIFICATION_BYTES = 80
 GO_ON = 1
-LOOK_SECONDS = 0.01
+LOOK_MILLISECONDS = 10
 
 
 class Instruction(ctypes.Structure):
@@ -85,7 +86,7 @@ def serve(descriptor: int, stalled: Path) -> None:
             with seen.open("a") as file:
                 file.write(f"{time.time()}\n")
             while stalled.exists():
-                time.sleep(LOOK_SECONDS)
+                select.poll().poll(LOOK_MILLISECONDS)
         try:
             fcntl.ioctl(descriptor, SEND, struct.pack("QqiI", call, 0, 0, GO_ON))
         except OSError:
