@@ -35,6 +35,7 @@ def to_policy_set(
         rules=tuple(to_rule(rule) for rule in policy_set.rules),
         entries=tuple(to_entry(entry) for entry in inventory.entries),
         caps={cap.channel: cap.per_hour for cap in policy_set.notice_caps},
+        kill_release=(policy_set.kill_release.everything or 2, policy_set.kill_release.others or 1),
     )
 
 

@@ -171,6 +171,8 @@ class PolicySet:
     rules: tuple[Rule, ...] = ()
     entries: tuple[Entry, ...] = ()
     caps: Mapping[str, int] = field(default_factory=dict)
+    # How many different people must release a kill of everything, and any other.
+    kill_release: tuple[int, int] = (2, 1)
 
     @cached_property
     def inventory(self) -> Mapping[str, Entry]:

@@ -18,10 +18,14 @@ from services.guardrails.approval_servicer import ApprovalServicer
 from services.guardrails.approval_store import ApprovalStore
 from services.guardrails.authority import Authority
 from services.guardrails.grants import Minter
+from services.guardrails.kill_file import KillFile
+from services.guardrails.kill_servicer import KillSwitchServicer
+from services.guardrails.kills import KillSwitch
 from services.guardrails.lease import LeaseBoard
+from services.guardrails.lock_servicer import TargetLockServicer
 from services.guardrails.policies import Policies
-from services.guardrails.publishing import PolicyServicer, TargetLockServicer
-from services.guardrails.servicer import GuardrailsServicer, KillSwitchServicer
+from services.guardrails.publishing import PolicyServicer
+from services.guardrails.servicer import GuardrailsServicer
 from services.guardrails.settings import GuardrailsSettings
 from services.guardrails.store import JudgementStore
 from services.guardrails.surroundings import Mesh
@@ -36,6 +40,8 @@ from services.mesh.writes import Writes
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 SWEEP_SECONDS = 0.5
+# Connections that judgements cannot take from kills and leases.
+RESERVED_MAX = 3
 FORGET_SECONDS = 3600.0
 
 
@@ -47,13 +53,18 @@ class Rooms:
     workers: list[Worker]
 
 
-def furnish(settings: GuardrailsSettings, pool: Pool, peers: Peers) -> Rooms:
-    """Wire the servicers and workers to their resources."""
+def furnish(settings: GuardrailsSettings, pool: Pool, reserved: Pool, peers: Peers) -> Rooms:
+    """Wire the servicers and workers to their resources; only kills and leases use the `reserved` pool."""
     identities = Identities.load(settings.identities)
     minter = Minter.load(settings.grant_key_file)
-    writes = Writes(pool, "guardrails", audit_service_pb2_grpc.AuditServiceStub(peers.channel("audit")))
+    audit = audit_service_pb2_grpc.AuditServiceStub(peers.channel("audit"))
+    writes = Writes(pool, "guardrails", audit)
     policies = Policies(pool)
-    board = LeaseBoard(policies)
+    file = KillFile(settings.state)
+    board = LeaseBoard(reserved, file)
+    switch = KillSwitch(
+        reserved, Writes(reserved, "guardrails", audit), writes, file, board, policies=policies, identities=identities
+    )
     store = JudgementStore(pool, writes)
     surroundings = Mesh(gateway=peers.channel("gateway"), ingest=peers.channel("ingest"))
     approvals = ApprovalStore(pool)
@@ -68,13 +79,16 @@ def furnish(settings: GuardrailsSettings, pool: Pool, peers: Peers) -> Rooms:
     async def forget(stop: asyncio.Event) -> None:
         await every(stop, FORGET_SECONDS, store.forget)
 
+    async def stand_by(stop: asyncio.Event) -> None:
+        await every(stop, SWEEP_SECONDS, switch.stand_by)
+
     servicers: Servicers = [
         (guardrails_service_pb2_grpc.add_GuardrailsServiceServicer_to_server, GuardrailsServicer(authority)),
         (
             approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server,
             ApprovalServicer(approvals, approval_board, writes, identities=identities, authority=authority),
         ),
-        (kill_switch_service_pb2_grpc.add_KillSwitchServiceServicer_to_server, KillSwitchServicer(board)),
+        (kill_switch_service_pb2_grpc.add_KillSwitchServiceServicer_to_server, KillSwitchServicer(switch, board)),
         (
             policy_service_pb2_grpc.add_PolicyServiceServicer_to_server,
             PolicyServicer(policies, writes, identities, board),
@@ -84,7 +98,7 @@ def furnish(settings: GuardrailsSettings, pool: Pool, peers: Peers) -> Rooms:
             TargetLockServicer(policies, writes, pool),
         ),
     ]
-    return Rooms(servicers, [writes.outbox_worker, retention.run, sweep, forget])
+    return Rooms(servicers, [writes.outbox_worker, retention.run, sweep, forget, stand_by])
 
 
 async def run() -> None:
@@ -92,10 +106,12 @@ async def run() -> None:
     settings = load(GuardrailsSettings)
     peers = Peers(settings)
     pool = await open_pool(settings, "guardrails")
+    reserved = await open_pool(settings, "guardrails", maximum=RESERVED_MAX)
     try:
         await check_revision(pool, MIGRATIONS)
-        rooms = furnish(settings, pool, peers)
+        rooms = furnish(settings, pool, reserved, peers)
         await serve(settings, rooms.servicers, workers=rooms.workers, ready=partial(answers, pool))
     finally:
         await peers.close()
+        await reserved.close()
         await pool.close()

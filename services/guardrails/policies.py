@@ -15,7 +15,6 @@ from services.mesh.errors import Refusal
 from services.mesh.postgres import Connection, Pool
 
 ACTIVE: Final = "SELECT policy_set_version FROM state"
-LEASE: Final = "SELECT policy_set_version, kill_epoch, clock_timestamp() AS now FROM state"
 READ: Final = (
     "SELECT version, policy_set, inventory, digest, publisher, publish_time FROM policy_sets WHERE version = $1"
 )
@@ -40,15 +39,6 @@ class Head:
     digest: str
     publisher: str
     publish_time: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """What holds now, by the database's clock."""
-
-    policy_set_version: int
-    kill_epoch: int
-    now: datetime
 
 
 class Policies:
@@ -79,16 +69,9 @@ class Policies:
             raise Refusal(error_reason_pb2.ERROR_REASON_NO_POLICY_SET)
         return await self.at(version, connection)
 
-    async def lease(self) -> Lease:
-        """Read what holds now."""
-        row = await self._pool.fetchrow(LEASE)
-        if row is None:
-            raise LookupError("guardrails.state has lost its row")
-        return Lease(row["policy_set_version"], row["kill_epoch"], row["now"])
-
-    async def active_version(self) -> int:
+    async def active_version(self, connection: Connection | None = None) -> int:
         """Return the number of the active version; 0 when none was ever published."""
-        return int(await self._pool.fetchval(ACTIVE))
+        return int(await (connection or self._pool).fetchval(ACTIVE))
 
     async def read(self, version: int) -> tuple[Head, policies_pb2.PolicySet, inventory_pb2.Inventory]:
         """Return a version with its documents, or refuse."""

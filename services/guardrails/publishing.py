@@ -1,29 +1,24 @@
-"""PolicyService and TargetLockService: proto in, proto out."""
+"""PolicyService: proto in, proto out."""
 # ruff: noqa: N802  the names are those of the IDL
 
 import asyncio
 from typing import Any, Final
 
-from google.protobuf.duration_pb2 import Duration
-
 from opsmesh.guardrails.v1 import policy_service_pb2 as pb
 from opsmesh.guardrails.v1 import policy_service_pb2_grpc as rpc
-from opsmesh.guardrails.v1 import target_lock_service_pb2 as lock_pb
-from opsmesh.guardrails.v1 import target_lock_service_pb2_grpc as lock_rpc
 from opsmesh.type.v1 import error_reason_pb2
-from services.guardrails import checks, locks, policies, review
+from services.guardrails import policies, review
 from services.guardrails.convert import timestamp
 from services.guardrails.lease import LeaseBoard
 from services.guardrails.policies import Head, Policies
-from services.mesh import paging, policy
+from services.mesh import paging
 from services.mesh.call import current
 from services.mesh.errors import FieldViolation, Refusal
 from services.mesh.identities import Identities
-from services.mesh.postgres import Connection, Pool
+from services.mesh.postgres import Connection
 from services.mesh.tools import tools
 from services.mesh.writes import Subject, Writes
 
-LOCK_SECONDS: Final = 30.0
 NEWEST: Final = 2**63 - 1
 
 
@@ -89,60 +84,6 @@ class PolicyServicer(rpc.PolicyServiceServicer):
         return pb.PolicySetVersion(version=active + 1, digest=digest, publisher=current().identity)
 
 
-class TargetLockServicer(lock_rpc.TargetLockServiceServicer):
-    """Takes, keeps and gives back target locks."""
-
-    def __init__(self, kept: Policies, writes: Writes, pool: Pool) -> None:
-        self._policies = kept
-        self._writes = writes
-        self._pool = pool
-
-    async def AcquireLock(self, request: lock_pb.AcquireLockRequest, _: Any) -> lock_pb.AcquireLockResponse:
-        """Take a lock on a target of the inventory."""
-        holder = holder_for(request.execution_id)
-
-        async def change(connection: Connection) -> lock_pb.AcquireLockResponse:
-            active = await self._policies.active(connection)
-            if request.target_id not in active.inventory:
-                lines = checks.inventory_lines(request.target_id)
-                raise Refusal(error_reason_pb2.ERROR_REASON_TARGET_UNKNOWN, target=request.target_id, lines=lines)
-            held = await locks.acquire(connection, request.target_id, holder, ttl(request.ttl_duration))
-            return lock_pb.AcquireLockResponse(lock=to_lock(held))
-
-        return await self._writes.once(request, lock_pb.AcquireLockResponse, change)
-
-    async def RenewLock(self, request: lock_pb.RenewLockRequest, _: Any) -> lock_pb.RenewLockResponse:
-        """Keep a lock."""
-        holder, seconds = holder_for(request.execution_id), ttl(request.ttl_duration)
-        held = await locks.renew(self._pool, request.target_id, holder, request.fence, seconds)
-        return lock_pb.RenewLockResponse(lock=to_lock(held))
-
-    async def ReleaseLock(self, request: lock_pb.ReleaseLockRequest, _: Any) -> lock_pb.ReleaseLockResponse:
-        """Give a lock back."""
-        holder = holder_for(request.execution_id)
-
-        async def change(connection: Connection) -> lock_pb.ReleaseLockResponse:
-            await locks.release(connection, request.target_id, holder, request.fence)
-            return lock_pb.ReleaseLockResponse()
-
-        return await self._writes.once(request, lock_pb.ReleaseLockResponse, change)
-
-
-def holder_for(execution_id: str) -> str:
-    """Return in whose name the caller holds locks; a person in their own, a service in an execution's, or refuse."""
-    caller = current().identity
-    if caller.startswith(checks.HUMAN) == bool(execution_id):
-        words = "a person holds locks in their own name" if execution_id else "a service holds locks for an execution"
-        violation = FieldViolation("execution_id", words)
-        raise Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=[violation])
-    return checks.holder_of(caller, execution_id)
-
-
-def ttl(duration: Duration) -> float:
-    """Return how long a lock holds without a renewal, in seconds; 0 asks for the default."""
-    return policy.seconds(duration) or LOCK_SECONDS
-
-
 def to_version(head: Head, active: int) -> pb.PolicySetVersion:
     """Return a version without its documents."""
     return pb.PolicySetVersion(
@@ -151,11 +92,4 @@ def to_version(head: Head, active: int) -> pb.PolicySetVersion:
         digest=head.digest,
         publisher=head.publisher,
         publish_time=timestamp(head.publish_time),
-    )
-
-
-def to_lock(held: locks.Held) -> lock_pb.TargetLock:
-    """Return a lock as a message."""
-    return lock_pb.TargetLock(
-        target_id=held.target_id, holder=held.holder, fence=held.fence, expire_time=timestamp(held.expire_time)
     )

@@ -57,7 +57,7 @@ async def test_a_grant_says_what_the_bytes_say(home: House) -> None:
     assert grant.risk == policy_pb2.RISK_LOW
     assert (grant.incident_id, grant.execution_id) == (context.incident_id, context.execution_id)
     assert grant.request_digest == policy.digest(RESTART, RestartRequest.FromString(answer.request))
-    assert grant.expire_time.seconds - grant.issue_time.seconds == 30
+    assert grant.expire_time.seconds - grant.issue_time.seconds in {29, 30}
     assert len(answer.grant) < 6 * 1024
 
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from opsmesh.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from opsmesh.config.v1 import inventory_pb2, policies_pb2
+from opsmesh.gateway.v1 import effect_service_pb2, effect_service_pb2_grpc
 from opsmesh.guardrails.v1 import (
     approval_service_pb2_grpc,
     grant_pb2,
@@ -31,7 +32,7 @@ from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 from opsmesh.tools.notify.v1 import notify_tool_service_pb2
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2, workload_tool_service_pb2_grpc
 from opsmesh.type.v1 import error_reason_pb2, type_pb2
-from services.guardrails.main import furnish
+from services.guardrails.main import RESERVED_MAX, furnish
 from services.guardrails.settings import GuardrailsSettings
 from services.mesh.client import Peers, refusal_of
 from services.mesh.config import load_yaml
@@ -44,6 +45,7 @@ from tests.stores import Database
 CHECKOUT = "svc:demo/checkout"
 PAYMENTS = "svc:demo/payments"
 PRODUCTION = "svc:production/checkout"
+VAULT = "svc:demo/vault"
 RESTART = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
 NOTICE = "opsmesh.tools.notify.v1.NotifyToolService/SendNotice"
 Rule = policies_pb2.PolicyRule
@@ -78,6 +80,30 @@ class FakeGateway(workload_tool_service_pb2_grpc.WorkloadToolServiceServicer):
 
     async def RestartWorkload(self, *_: Any) -> Any:
         """Stay unused: guardrails changes nothing."""
+        raise NotImplementedError
+
+
+class FakeEffects(effect_service_pb2_grpc.EffectServiceServicer):
+    """Knows the effects that tests say were begun, by method and request id."""
+
+    def __init__(self) -> None:
+        self.states: dict[tuple[str, str], effect_service_pb2.Effect.State.ValueType] = {}
+
+    async def GetEffect(
+        self, request: effect_service_pb2.GetEffectRequest, _: Any
+    ) -> effect_service_pb2.GetEffectResponse:
+        """Read one."""
+        state = self.states.get((request.method, request.request_id))
+        if state is None:
+            raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="effect", id=request.request_id)
+        return effect_service_pb2.GetEffectResponse(effect=effect_service_pb2.Effect(state=state))
+
+    async def ListEffects(self, *_: Any) -> Any:
+        """Stay unused."""
+        raise NotImplementedError
+
+    async def SettleEffect(self, *_: Any) -> Any:
+        """Stay unused."""
         raise NotImplementedError
 
 
@@ -175,6 +201,8 @@ class House:
     ingest: FakeIngest
     audit: FakeAudit
     server: Server
+    effects: FakeEffects = field(default_factory=FakeEffects)
+    peers: dict[str, str] = field(default_factory=dict)
     callers: dict[str, Peers] = field(default_factory=dict)
 
     def channel(self, name: str) -> grpc.aio.Channel:
@@ -272,11 +300,13 @@ class House:
 async def house(world: World, database: Database, folder: Path) -> AsyncIterator[House]:
     """Run guardrails with its workers, and its peers."""
     gateway, ingest, audit = FakeGateway(), FakeIngest(), FakeAudit()
+    effects = FakeEffects()
     workload = (workload_tool_service_pb2_grpc.add_WorkloadToolServiceServicer_to_server, gateway)
+    done = (effect_service_pb2_grpc.add_EffectServiceServicer_to_server, effects)
     intake = (ingest_service_pb2_grpc.add_IngestServiceServicer_to_server, ingest)
     log = (audit_service_pb2_grpc.add_AuditServiceServicer_to_server, audit)
     async with (
-        world.serving("gateway", [workload]) as at_gateway,
+        world.serving("gateway", [workload, done]) as at_gateway,
         world.serving("ingest", [intake]) as at_ingest,
         world.serving("audit", [log]) as at_audit,
     ):
@@ -290,10 +320,11 @@ async def house(world: World, database: Database, folder: Path) -> AsyncIterator
         }
         settings = GuardrailsSettings(**values)
         pool, peers, stop = await open_pool(settings, "guardrails"), Peers(settings), asyncio.Event()
-        rooms = furnish(settings, pool, peers)
+        reserved = await open_pool(settings, "guardrails", maximum=RESERVED_MAX)
+        rooms = furnish(settings, pool, reserved, peers)
         workers = [asyncio.create_task(worker(stop)) for worker in rooms.workers]
         async with world.serving("guardrails", rooms.servicers) as server:
-            made = House(world, database, gateway, ingest, audit, server)
+            made = House(world, database, gateway, ingest, audit, server, effects, values["peers"])
             try:
                 yield made
             finally:
@@ -302,6 +333,7 @@ async def house(world: World, database: Database, folder: Path) -> AsyncIterator
         stop.set()
         await asyncio.wait_for(asyncio.gather(*workers), 5)
         await peers.close()
+        await reserved.close()
         await pool.close()
 
 
@@ -317,6 +349,7 @@ def inventory() -> inventory_pb2.Inventory:
     found = load_yaml(ROOT / "deploy" / "demo" / "inventory.yaml", inventory_pb2.Inventory)
     found.entries[0].depends_on.append(PAYMENTS)
     found.entries.add(target_id=PAYMENTS, kind="service", environment="demo", region="local")
+    found.entries.add(target_id=VAULT, kind="service", environment="demo", region="local", min_risk="RISK_CRITICAL")
     return found
 
 

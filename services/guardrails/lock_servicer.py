@@ -1,0 +1,132 @@
+"""TargetLockService: proto in, proto out."""
+# ruff: noqa: N802  the names are those of the IDL
+
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from opsmesh.guardrails.v1 import target_lock_service_pb2 as pb
+from opsmesh.guardrails.v1 import target_lock_service_pb2_grpc as rpc
+from opsmesh.type.v1 import error_reason_pb2
+from services.guardrails import checks, claims, locks
+from services.guardrails.convert import timestamp
+from services.guardrails.policies import Policies
+from services.mesh import paging, policy
+from services.mesh.call import current
+from services.mesh.errors import FieldViolation, Refusal
+from services.mesh.postgres import Connection, Pool
+from services.mesh.writes import Writes
+
+# How long a lock or a claim holds without a renewal when nothing is asked for.
+LOCK_SECONDS: Final = 30.0
+CLAIM_SECONDS: Final = 60.0
+
+
+class TargetLockServicer(rpc.TargetLockServiceServicer):
+    """Takes, keeps and gives back target locks and claims."""
+
+    def __init__(self, kept: Policies, writes: Writes, pool: Pool) -> None:
+        self._policies = kept
+        self._writes = writes
+        self._pool = pool
+
+    async def AcquireLock(self, request: pb.AcquireLockRequest, _: Any) -> pb.AcquireLockResponse:
+        """Take a lock on a target of the inventory, or a place in its queue."""
+        holder, rank = holder_for(request.execution_id), locks.rank_of(current().identity)
+        seconds = policy.seconds(request.ttl_duration) or LOCK_SECONDS
+
+        async def change(connection: Connection) -> pb.AcquireLockResponse:
+            await self._refuse_unknown(connection, request.target_id)
+            held = await locks.acquire(connection, request.target_id, holder, seconds, rank)
+            return pb.AcquireLockResponse(lock=to_lock(held))
+
+        attempt = self._writes.once(request, pb.AcquireLockResponse, change)
+        return await locks.or_wait(self._pool, attempt, request.target_id, holder, rank)
+
+    async def RenewLock(self, request: pb.RenewLockRequest, _: Any) -> pb.RenewLockResponse:
+        """Keep a lock."""
+        holder, seconds = holder_for(request.execution_id), policy.seconds(request.ttl_duration) or LOCK_SECONDS
+        held = await locks.renew(self._pool, request.target_id, holder, request.fence, seconds)
+        return pb.RenewLockResponse(lock=to_lock(held))
+
+    async def ReleaseLock(self, request: pb.ReleaseLockRequest, _: Any) -> pb.ReleaseLockResponse:
+        """Give a lock back."""
+        holder = holder_for(request.execution_id)
+
+        async def change(connection: Connection) -> pb.ReleaseLockResponse:
+            await locks.release(connection, request.target_id, holder, request.fence)
+            return pb.ReleaseLockResponse()
+
+        return await self._writes.once(request, pb.ReleaseLockResponse, change)
+
+    async def ListLocks(self, request: pb.ListLocksRequest, _: Any) -> pb.ListLocksResponse:
+        """List the locks in force and who waits for them, by target."""
+        size = paging.page_size(request.page_size)
+        after = paging.read_token(request, str)
+        found = await locks.page(self._pool, after[0] if after else "", size + 1)
+        token = paging.write_token(request, found[size - 1][0].target_id) if len(found) > size else ""
+        return pb.ListLocksResponse(locks=[to_lock(*one) for one in found[:size]], next_page_token=token)
+
+    async def AcquireClaim(self, request: pb.AcquireClaimRequest, _: Any) -> pb.AcquireClaimResponse:
+        """Claim a target of the inventory for an agent run."""
+        seconds = policy.seconds(request.ttl_duration) or CLAIM_SECONDS
+
+        async def change(connection: Connection) -> pb.AcquireClaimResponse:
+            await self._refuse_unknown(connection, request.target_id)
+            claim = await claims.acquire(connection, request.target_id, UUID(request.run_id), seconds)
+            return pb.AcquireClaimResponse(claim=to_claim(claim))
+
+        return await self._writes.once(request, pb.AcquireClaimResponse, change)
+
+    async def RenewClaim(self, request: pb.RenewClaimRequest, _: Any) -> pb.RenewClaimResponse:
+        """Keep a claim."""
+        seconds = policy.seconds(request.ttl_duration) or CLAIM_SECONDS
+        claim = await claims.renew(self._pool, request.target_id, UUID(request.run_id), seconds)
+        return pb.RenewClaimResponse(claim=to_claim(claim))
+
+    async def ReleaseClaim(self, request: pb.ReleaseClaimRequest, _: Any) -> pb.ReleaseClaimResponse:
+        """Give a claim back."""
+
+        async def change(connection: Connection) -> pb.ReleaseClaimResponse:
+            await claims.release(connection, request.target_id, UUID(request.run_id))
+            return pb.ReleaseClaimResponse()
+
+        return await self._writes.once(request, pb.ReleaseClaimResponse, change)
+
+    async def _refuse_unknown(self, connection: Connection, target_id: str) -> None:
+        """Refuse a target that the active inventory lacks, with the lines that add it."""
+        active = await self._policies.active(connection)
+        if target_id not in active.inventory:
+            lines = checks.inventory_lines(target_id)
+            raise Refusal(error_reason_pb2.ERROR_REASON_TARGET_UNKNOWN, target=target_id, lines=lines)
+
+
+def holder_for(execution_id: str) -> str:
+    """Return in whose name the caller holds locks; a person in their own, a service in an execution's, or refuse."""
+    caller = current().identity
+    if caller.startswith(checks.HUMAN) == bool(execution_id):
+        words = "a person holds locks in their own name" if execution_id else "a service holds locks for an execution"
+        violation = FieldViolation("execution_id", words)
+        raise Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=[violation])
+    return checks.holder_of(caller, execution_id)
+
+
+def to_lock(held: locks.Held, waiters: Sequence[locks.Waiter] = ()) -> pb.TargetLock:
+    """Return a lock as a message, with who waits for it."""
+    return pb.TargetLock(
+        target_id=held.target_id,
+        holder=held.holder,
+        fence=held.fence,
+        expire_time=timestamp(held.expire_time),
+        waiters=[
+            pb.LockWaiter(
+                holder=one.holder, rank=pb.LockWaiter.Rank.ValueType(one.rank), wait_time=timestamp(one.wait_time)
+            )
+            for one in waiters
+        ],
+    )
+
+
+def to_claim(claim: claims.Claim) -> pb.TargetClaim:
+    """Return a claim as a message."""
+    return pb.TargetClaim(target_id=claim.target_id, run_id=str(claim.run_id), expire_time=timestamp(claim.expire_time))
