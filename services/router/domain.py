@@ -51,6 +51,7 @@ class Stage(StrEnum):
     FOLLOW = "FOLLOW"
     MODEL = "MODEL"
     NOTIFY = "NOTIFY"
+    HELD = "HELD"
 
 
 class Kind(StrEnum):
@@ -124,11 +125,15 @@ class Verdict:
     rule_id: str = ""
     rule_set_version: int = 0
     playbook_id: str = ""
+    max_age: timedelta = MAX_AGE
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A decision as it is stored; `age` is since it was asked for, by the database's clock, when read."""
+    """A decision as it is stored; `age` is since it was asked for, by the database's clock, when read.
+
+    While `held`, its start waits for the release of kill `held_by` (empty: for a lease); `held_time` stays after it.
+    """
 
     decision_id: uuid.UUID
     incident_id: uuid.UUID
@@ -146,6 +151,11 @@ class Decision:
     create_time: datetime
     close_time: datetime | None
     age: timedelta
+    held: bool = False
+    held_by: str = ""
+    held_words: str = ""
+    held_time: datetime | None = None
+    max_age: timedelta = MAX_AGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +244,7 @@ def _apply(rule: Rule, snapshot: Snapshot, version: int, now: datetime) -> Verdi
         rule_id=rule.rule_id,
         rule_set_version=version,
         playbook_id=rule.playbook_id,
+        max_age=rule.max_age,
     )
 
 

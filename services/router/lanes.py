@@ -15,12 +15,14 @@ import structlog
 
 from opsmesh.agents.v1 import model_service_pb2, model_service_pb2_grpc
 from opsmesh.automation.v1 import automation_service_pb2, automation_service_pb2_grpc
+from opsmesh.type.v1 import error_reason_pb2
 from services.mesh import telemetry
 from services.mesh.call import working
 from services.mesh.errors import from_rpc_error
 from services.mesh.loop import wait
 from services.router import work as steps
 from services.router.domain import Decision, Result, Stage, State, first_stage, shorten
+from services.router.held import hold
 from services.router.messages import execution_of
 from services.router.store import DecisionStore
 from services.router.work import Execution, Step, Work
@@ -61,13 +63,15 @@ class Hands:
         self._models = models
 
     async def start(self, work: Work) -> Step:
-        """Start the playbook of a rule."""
+        """Start the playbook of a rule; what a kill stops is held."""
         decision = work.decision
         try:
             execution = await self._execute(
                 work, decision.playbook_id, str(steps.start_request_id(decision.decision_id))
             )
         except grpc.aio.AioRpcError as error:
+            if held := _held(work, error):
+                return held
             if error.code() in REFUSED:
                 return steps.give_up(work, Result.FAILED, f"the playbook was not started: {_words(error)}")
             raise
@@ -118,8 +122,20 @@ class Hands:
             incident_id=str(work.decision.incident_id),
             decision_id=str(work.decision.decision_id),
             rule_set_version=work.decision.rule_set_version,
+            rule_id=work.decision.rule_id,
         )
         return execution_of((await self._automation.StartExecution(request)).execution)
+
+
+def _held(work: Work, error: grpc.aio.AioRpcError) -> Step | None:
+    """Return the step that holds a decision, if a kill (or a missing lease) is why it was not started."""
+    refusal = from_rpc_error(error)
+    if refusal and refusal.reason == error_reason_pb2.ERROR_REASON_KILLED:
+        kill_id, scope = refusal.metadata.get("kill_id", ""), refusal.metadata.get("scope", "")
+        return hold(work, kill_id, f"held: kill {kill_id} ({scope}) stops it")
+    if refusal and refusal.reason == error_reason_pb2.ERROR_REASON_LEASE_STALE:
+        return hold(work, "", "held: automation has heard no lease from guardrails, so a kill could hold")
+    return None
 
 
 def _words(error: grpc.aio.AioRpcError) -> str:
@@ -214,7 +230,7 @@ class Lanes:
             Stage.MODEL: (hands.ask_model, 4),
         }
         self._lanes = {
-            stage: Lane(store, stage, handle, limit, self._later) for stage, (handle, limit) in handles.items()
+            stage: Lane(store, stage, handle, limit, self.later) for stage, (handle, limit) in handles.items()
         }
 
     @property
@@ -227,7 +243,7 @@ class Lanes:
         for stage in {first_stage(decision) for decision in decisions} - {Stage.NONE}:
             self._lanes[stage].wake.set()
 
-    def _later(self, step: Step) -> None:
+    def later(self, step: Step) -> None:
         """Wake the lane that has the next piece of work, when it is due."""
         if lane := self._lanes.get(step.stage):
             asyncio.get_running_loop().call_later(step.delay, lane.wake.set)

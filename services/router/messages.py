@@ -11,6 +11,7 @@ from opsmesh.config.v1 import rules_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2, signal_pb2
 from opsmesh.router.v1 import decision_service_pb2, rule_service_pb2
 from services.router import domain, rules
+from services.router.held import Seen
 from services.router.work import Execution
 
 NO_ID: Final = uuid.UUID(int=0)
@@ -20,6 +21,13 @@ SEVERITIES: Final = {
     signal_pb2.Signal.SEVERITY_WARNING: "warning",
     signal_pb2.Signal.SEVERITY_INFO: "info",
 }
+OVER: Final = (ingest_service_pb2.Incident.STATE_RESOLVED, ingest_service_pb2.Incident.STATE_STALE)
+# What says nothing about whether an alert goes on.
+QUIET: Final = (
+    signal_pb2.Signal.STATUS_UNSPECIFIED,
+    signal_pb2.Signal.STATUS_RESOLVED,
+    signal_pb2.Signal.STATUS_SUPPRESSED,
+)
 
 
 def facts_of(incident: ingest_service_pb2.Incident) -> dict[str, str]:
@@ -60,6 +68,20 @@ def snapshot_of(incident: ingest_service_pb2.Incident) -> domain.Snapshot:
         firing=incident.firing,
         readable=incident.status != signal_pb2.Signal.STATUS_UNSPECIFIED,
         open_time=_time_of(incident.open_time) if incident.HasField("open_time") else None,
+    )
+
+
+def seen_of(answer: ingest_service_pb2.GetIncidentResponse) -> Seen:
+    """Return what the start of a held decision depends on."""
+    incident = answer.incident
+    return Seen(
+        revision=incident.revision,
+        over=incident.state in OVER,
+        firing=incident.firing,
+        age=timedelta(seconds=incident.age_seconds),
+        signal_time=max(
+            (_time_of(one.record_time) for one in answer.signals if one.signal.status not in QUIET), default=None
+        ),
     )
 
 
@@ -131,7 +153,8 @@ def decision_message(decision: domain.Decision) -> decision_service_pb2.Decision
         rule_id=decision.rule_id,
         rule_set_version=decision.rule_set_version,
         playbook_id=decision.playbook_id,
-        reason=decision.reason,
+        reason=domain.shorten(f"{decision.reason}; {decision.held_words}") if decision.held else decision.reason,
+        held=decision.held,
         execution_id=decision.execution_id,
         notice_execution_id=decision.notice_execution_id,
         awaiting_approval=decision.awaiting_approval,

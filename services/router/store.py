@@ -17,20 +17,20 @@ from services.router.work import Step, Work
 COLUMNS: Final = (
     "decision_id, incident_id, revision, state, outcome, result, rule_id, rule_set_version, playbook_id, reason, "
     "execution_id, notice_execution_id, awaiting_approval, create_time, close_time, "
-    "clock_timestamp() - create_time AS age"
+    "clock_timestamp() - create_time AS age, stage = 'HELD' AS held, held_by, held_words, held_time, max_age"
 )
 # Ids come sorted, so that two calls with the same incidents never wait for each other in a circle.
 LOCK: Final = "SELECT pg_advisory_xact_lock(20, hashtext(id::text)) FROM unnest($1::uuid[]) AS ids(id)"
 HISTORY: Final = f"SELECT {COLUMNS} FROM decisions WHERE incident_id = ANY($1::uuid[])"  # noqa: S608  constants only
 INSERT: Final = f"""
 INSERT INTO decisions (decision_id, incident_id, revision, state, outcome, result, rule_id, rule_set_version,
-                       playbook_id, reason, stage, traceparent, close_time)
+                       playbook_id, reason, stage, max_age, traceparent, close_time)
 SELECT decision_id, incident_id, revision, state, outcome, result, rule_id, rule_set_version,
-       playbook_id, reason, stage, $12, CASE WHEN state = 'CLOSED' THEN clock_timestamp() END
+       playbook_id, reason, stage, max_age, $13, CASE WHEN state = 'CLOSED' THEN clock_timestamp() END
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[],
-            $9::text[], $10::text[], $11::text[])
+            $9::text[], $10::text[], $11::text[], $12::interval[])
   AS new(decision_id, incident_id, revision, state, outcome, result, rule_id, rule_set_version, playbook_id, reason,
-         stage)
+         stage, max_age)
 RETURNING {COLUMNS}
 """  # noqa: S608  constants only
 SUPERSEDE: Final = """
@@ -50,6 +50,17 @@ WHERE decision_id IN (
     ORDER BY due_time LIMIT $2 FOR UPDATE SKIP LOCKED)
 RETURNING {COLUMNS}, stage, attempts, traceparent
 """  # noqa: S608  constants only
+# The oldest whose kill is not among those that hold now ($1); what holds it then is only known by trying.
+CLAIM_HELD: Final = f"""
+UPDATE decisions
+SET due_time = clock_timestamp() + make_interval(secs => $2), attempts = attempts + 1
+WHERE decision_id = (
+    SELECT decision_id FROM decisions
+    WHERE stage = 'HELD' AND due_time <= clock_timestamp() AND held_by <> ALL($1::text[])
+    ORDER BY create_time LIMIT 1 FOR UPDATE SKIP LOCKED)
+RETURNING {COLUMNS}, stage, attempts, traceparent
+"""  # noqa: S608  constants only
+HOLDS: Final = "SELECT EXISTS (SELECT FROM decisions WHERE stage = 'HELD')"
 # What was started is kept whatever happened meanwhile; the rest only if the decision is still where it was claimed.
 ADVANCE: Final = """
 UPDATE decisions
@@ -62,6 +73,9 @@ SET execution_id = CASE WHEN $3 <> '' THEN $3 ELSE execution_id END,
     awaiting_approval = CASE WHEN stage = $2 THEN $9 ELSE awaiting_approval END,
     due_time = CASE WHEN stage = $2 THEN clock_timestamp() + make_interval(secs => $10) ELSE due_time END,
     attempts = CASE WHEN stage = $2 AND $11 THEN 0 ELSE attempts END,
+    held_by = CASE WHEN stage = $2 AND $13 <> '' THEN $12 ELSE held_by END,
+    held_words = CASE WHEN stage = $2 AND $13 <> '' THEN $13 ELSE held_words END,
+    held_time = CASE WHEN stage = $2 AND $13 <> '' THEN coalesce(held_time, clock_timestamp()) ELSE held_time END,
     close_time = CASE WHEN stage = $2 AND $6 = 'CLOSED' THEN clock_timestamp() ELSE close_time END
 WHERE decision_id = $1
 """
@@ -120,6 +134,12 @@ class DecisionStore(Protocol):
     async def claim(self, stage: Stage, limit: int, seconds: float) -> list[Work]:
         """Return due work of a stage and keep it from others for some seconds."""
 
+    async def holds(self) -> bool:
+        """Say whether any decision is held."""
+
+    async def claim_held(self, kills: Sequence[str], seconds: float) -> Work | None:
+        """Return the oldest due decision that none of these kills holds, and keep it from others for some seconds."""
+
     async def advance(self, work: Work, step: Step) -> None:
         """Write back what became of claimed work."""
 
@@ -173,8 +193,16 @@ class PostgresDecisionStore:
 
     async def claim(self, stage: Stage, limit: int, seconds: float) -> list[Work]:
         """See DecisionStore."""
-        rows = await self._pool.fetch(CLAIM, stage, limit, seconds)
-        return [Work(_decision(row), Stage(row["stage"]), row["attempts"], row["traceparent"]) for row in rows]
+        return [_work(row) for row in await self._pool.fetch(CLAIM, stage, limit, seconds)]
+
+    async def holds(self) -> bool:
+        """See DecisionStore."""
+        return bool(await self._pool.fetchval(HOLDS))
+
+    async def claim_held(self, kills: Sequence[str], seconds: float) -> Work | None:
+        """See DecisionStore."""
+        row = await self._pool.fetchrow(CLAIM_HELD, kills, seconds)
+        return _work(row) if row else None
 
     async def advance(self, work: Work, step: Step) -> None:
         """See DecisionStore."""
@@ -191,14 +219,21 @@ class PostgresDecisionStore:
             step.awaiting_approval,
             step.delay,
             step.news,
+            step.held_by,
+            step.held_words,
         )
 
 
 def _history(known: Sequence[Decision], snapshot: Snapshot) -> History:
     """Return what the decisions of all incidents say about the earlier revisions of this one."""
     own = [one for one in known if one.incident_id == snapshot.incident_id]
+    # What was held until it was superseded never started anything.
     started = frozenset(
-        one.rule_id for one in own if one.revision < snapshot.revision and one.outcome is Outcome.TRIGGER_AUTOMATION
+        one.rule_id
+        for one in own
+        if one.revision < snapshot.revision
+        and one.outcome is Outcome.TRIGGER_AUTOMATION
+        and (one.execution_id or not one.held_time)
     )
     return History(started, max((one.revision for one in own), default=0))
 
@@ -218,10 +253,16 @@ def _columns(new: Any) -> list[list[Any]]:
             verdict.playbook_id,
             verdict.reason,
             domain.first_stage(verdict),
+            verdict.max_age,
         )
         for snapshot, verdict in new
     ]
     return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _work(row: asyncpg.Record) -> Work:
+    """Return a claimed row as work."""
+    return Work(_decision(row), Stage(row["stage"]), row["attempts"], row["traceparent"])
 
 
 def _decision(row: asyncpg.Record) -> Decision:
@@ -243,4 +284,9 @@ def _decision(row: asyncpg.Record) -> Decision:
         create_time=row["create_time"],
         close_time=row["close_time"],
         age=row["age"],
+        held=row["held"],
+        held_by=row["held_by"],
+        held_words=row["held_words"],
+        held_time=row["held_time"],
+        max_age=row["max_age"],
     )

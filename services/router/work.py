@@ -23,7 +23,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a lane has to write back; empty texts leave what is there. `delay` in seconds until the next look."""
+    """What a lane has to write back; empty texts leave what is there. `delay` in seconds until the next look.
+
+    `held_words` say why a start is held, and by which kill (`held_by`; empty where a lease is missing).
+    """
 
     stage: Stage
     state: State
@@ -34,6 +37,8 @@ class Step:
     notice_execution_id: str = ""
     awaiting_approval: bool = False
     news: bool = True
+    held_by: str = ""
+    held_words: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from opsmesh.agents.v1 import model_service_pb2_grpc
 from opsmesh.audit.v1 import audit_service_pb2_grpc
 from opsmesh.automation.v1 import automation_service_pb2_grpc, playbook_service_pb2_grpc
 from opsmesh.config.v1 import rules_pb2
-from opsmesh.ingest.v1 import ingest_service_pb2, signal_pb2
+from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc
+from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc, signal_pb2
 from opsmesh.router.v1 import (
     decision_service_pb2,
     decision_service_pb2_grpc,
@@ -25,11 +26,11 @@ from services.local.waiting import until
 from services.mesh.client import MeshChannel, Peers
 from services.mesh.postgres import Pool, open_pool
 from services.mesh.server import Server
-from services.mesh.settings import PostgresSettings
 from services.router.book import RuleBook
 from services.router.main import compose
+from services.router.settings import RouterSettings
 from tests.mesh.world import World
-from tests.router.fakes import FakeAudit, FakeAutomation, FakeModels, FakePlaybooks
+from tests.router.fakes import FakeAudit, FakeAutomation, FakeIngest, FakeKillSwitch, FakeModels, FakePlaybooks
 from tests.stores import Database
 
 Decision = decision_service_pb2.Decision
@@ -44,10 +45,14 @@ class Town:
     database: Database
     automation: FakeAutomation = field(default_factory=FakeAutomation)
     models: FakeModels = field(default_factory=FakeModels)
+    kills: FakeKillSwitch = field(default_factory=FakeKillSwitch)
+    incidents: FakeIngest = field(default_factory=FakeIngest)
     audit: FakeAudit = field(default_factory=FakeAudit)
     automation_port: int = field(default_factory=free_port)
     agents_port: int = field(default_factory=free_port)
     audit_port: int = field(default_factory=free_port)
+    guardrails_port: int = field(default_factory=free_port)
+    ingest_port: int = field(default_factory=free_port)
 
     def serve_automation(self) -> Any:
         """Run automation."""
@@ -67,20 +72,37 @@ class Town:
         servicers = [(audit_service_pb2_grpc.add_AuditServiceServicer_to_server, self.audit)]
         return self.world.serving("audit", servicers, settings={"listen": f"127.0.0.1:{self.audit_port}"})
 
+    def serve_guardrails(self) -> Any:
+        """Run guardrails' kill switch."""
+        servicers = [(kill_switch_service_pb2_grpc.add_KillSwitchServiceServicer_to_server, self.kills)]
+        return self.world.serving("guardrails", servicers, settings={"listen": f"127.0.0.1:{self.guardrails_port}"})
+
+    def serve_ingest(self) -> Any:
+        """Run ingest."""
+        servicers = [(ingest_service_pb2_grpc.add_IngestServiceServicer_to_server, self.incidents)]
+        return self.world.serving("ingest", servicers, settings={"listen": f"127.0.0.1:{self.ingest_port}"})
+
     @asynccontextmanager
-    async def router(self) -> AsyncIterator["Router"]:
+    async def router(self, **changes: Any) -> AsyncIterator["Router"]:
         """Run a replica of the router."""
-        peers = {"automation": self.automation_port, "agents": self.agents_port, "audit": self.audit_port}
-        settings = PostgresSettings(
+        peers = {
+            "automation": self.automation_port,
+            "agents": self.agents_port,
+            "audit": self.audit_port,
+            "guardrails": self.guardrails_port,
+            "ingest": self.ingest_port,
+        }
+        settings = RouterSettings(
             **self.world.settings("router").model_dump()
             | {
                 "peers": {name: f"127.0.0.1:{port}" for name, port in peers.items()},
                 "postgres_dsn": self.database.dsn("router", with_password=False),
                 "postgres_password_file": self.database.password_file("router"),
             }
+            | changes
         )
         pool, channels, stop = await open_pool(settings, "router"), Peers(settings), asyncio.Event()
-        parts = compose(channels, pool)
+        parts = compose(settings, channels, pool)
         await parts.book.refresh()
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(self.world.serving("router", parts.servicers))

@@ -20,10 +20,12 @@ from services.mesh.client import connect, refusal_of
 from tests.mesh.world import ROOT, World
 from tests.router.house import Town, checkout_rules
 
+PEERS = ("automation", "agents", "ingest", "guardrails", "audit")
+
 
 def environment(world: World, town: Town, port: int, **changes: str) -> dict[str, str]:
     """Return what the process is told; its peers are not there."""
-    peers = {name: f"127.0.0.1:{free_port()}" for name in ("automation", "agents", "audit")}
+    peers = {name: f"127.0.0.1:{free_port()}" for name in PEERS}
     settings = world.settings("router", listen=f"127.0.0.1:{port}", peers=peers).model_dump(mode="json") | {
         "postgres_dsn": town.database.dsn("router", with_password=False),
         "postgres_password_file": str(town.database.password_file("router")),
