@@ -8,6 +8,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from services.automation import contract
+from services.automation.approvals import Approvals
 from services.automation.contract import ApprovalTask, End, Outcome, Plan, Start, StepTask
 from services.automation.ends import Ends
 from services.automation.steps import Runner
@@ -20,8 +21,9 @@ HEARTBEAT_SECONDS: Final = 1.0
 class Activities:
     """What the worker registers."""
 
-    def __init__(self, runner: Runner, ends: Ends) -> None:
+    def __init__(self, runner: Runner, approvals: Approvals, ends: Ends) -> None:
         self._runner = runner
+        self._approvals = approvals
         self._ends = ends
 
     def all(self) -> Sequence[Callable[..., Any]]:
@@ -61,7 +63,7 @@ class Activities:
     @activity.defn(name=contract.CHECK_APPROVAL)
     async def check_approval(self, task: ApprovalTask) -> Outcome:
         """Say whether a person has answered."""
-        return await self._ends.check_approval(task)
+        return await self._approvals.check(task)
 
     @activity.defn(name=contract.KEEP_LOCKS)
     async def keep_locks(self, execution_id: str) -> bool:

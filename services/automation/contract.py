@@ -14,6 +14,7 @@ CHECK_APPROVAL = "check_approval"
 KEEP_LOCKS = "keep_locks"
 PREVIEW = "preview_rest"
 FINISH = "finish"
+WAKE = "wake"
 
 
 class Kind(StrEnum):

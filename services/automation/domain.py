@@ -195,6 +195,15 @@ def is_target(path: Path) -> bool:
     return path.step_id is None and [part.name for part in path.parts] == ["targets", "target_id"]
 
 
+_KILL: Final = re.compile(r"\bkill ([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b")
+
+
+def kill_named(text: str) -> str:
+    """Return the kill that a refusal names, empty when it names none."""
+    found = _KILL.search(text)
+    return found.group(1) if found else ""
+
+
 def sentence(text: str, limit: int = 1024) -> str:
     """Return `text` within a bound of characters, showing that something was cut off."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

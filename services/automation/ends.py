@@ -3,11 +3,11 @@
 from google.protobuf import json_format
 
 from opsmesh.gateway.v1 import effect_service_pb2
-from opsmesh.guardrails.v1 import approval_service_pb2, guardrails_service_pb2
+from opsmesh.guardrails.v1 import guardrails_service_pb2
 from services.automation.arguments import ArgumentError, NotYetKnownError, build, holds, masked_json
 from services.automation.book import Book, Library, Spec
 from services.automation.calls import CallError, Calls
-from services.automation.contract import ApprovalTask, End, Kind, Outcome, Plan, Start
+from services.automation.contract import End, Plan, Start
 from services.automation.domain import (
     OPEN_EXECUTION,
     OPEN_STEP,
@@ -18,9 +18,8 @@ from services.automation.domain import (
 )
 from services.automation.locks import Locks
 from services.automation.progress import Progress, Result
-from services.automation.steps import IDENTITY
-from services.automation.store import ExecutionRow, StepRow, Store
-from services.automation.tries import OutOfTurnError, context_of, sources_of
+from services.automation.store import ExecutionRow, Store
+from services.automation.tries import IDENTITY, OutOfTurnError, context_of, sources_of
 from services.mesh.call import working
 from services.mesh.telemetry import parse
 
@@ -57,23 +56,6 @@ class Ends:
             execution = await self._store.execution(start.execution_id) or execution
         return (await self._library.book(execution)).plan(execution)
 
-    async def check_approval(self, task: ApprovalTask) -> Outcome:
-        """Say whether to wait on, to ask guardrails again, or that nobody answered in time."""
-        with working(IDENTITY, "playbook/approval", SECONDS):
-            try:
-                approval = await self._calls.approval(task.approval_id)
-            except CallError as error:
-                return Outcome(Kind.AGAIN if error.reason == "NOT_FOUND" else Kind.AWAITING_APPROVAL)
-        if approval.state == approval_service_pb2.Approval.STATE_PENDING:
-            return Outcome(Kind.AWAITING_APPROVAL, approval_id=task.approval_id)
-        if approval.state != approval_service_pb2.Approval.STATE_EXPIRED:
-            return Outcome(Kind.AGAIN)
-        row = await self._row(task.execution_id, task.step_id)
-        detail = f"approval {task.approval_id} expired without an answer"
-        failed = Result(task.execution_id, task.step_id, row.attempt, StepState.FAILED, "APPROVAL_EXPIRED", detail)
-        await self._progress.end(failed)
-        return Outcome(Kind.FAILED)
-
     async def keep_locks(self, execution_id: str) -> bool:
         """Renew the locks of an execution that pauses."""
         with working(IDENTITY, "playbook/locks", SECONDS):
@@ -97,7 +79,7 @@ class Ends:
     async def _preview(self, execution: ExecutionRow, book: Book, spec: Spec) -> None:
         """Record the verdict on one step."""
         sources = sources_of(execution, book)
-        state, text = StepState.OBSERVED, ""
+        state, text, about = StepState.OBSERVED, "", ("", "")
         try:
             if unfit := holds(spec.step.when, sources):
                 state, detail = StepState.SKIPPED, unfit
@@ -109,27 +91,36 @@ class Ends:
                 judgement = await self._calls.preview(spec.tool, asked, context_of(execution, spec.step_id))
                 verdict = guardrails_service_pb2.Verdict.Name(judgement.verdict).removeprefix("VERDICT_")
                 detail = f"would have been judged {verdict}: {judgement.reason or judgement.policy_rule_id}"
+                about = judgement.target_id, judgement.environment
         except NotYetKnownError as error:
             detail = f"not previewed: {error}"
         except (ArgumentError, CallError) as error:
             detail = f"could not be previewed: {error}"
-        await self._progress.leave(execution.execution_id, spec.step_id, state, sentence(detail), text)
+        await self._progress.leave(
+            execution.execution_id, spec.step_id, state, sentence(detail), request_json=text, about=about
+        )
 
     async def finish(self, end: End) -> bool:
         """Record the end, after every effect has one and the locks are free.
 
         CANCELLED is not recorded here, but by who sees it at the engine.
         """
-        execution = await self._open(end.execution_id)
-        if execution is None:
-            await self._locks.release(end.execution_id)
+        if not await self.settle_and_release(end.execution_id):
             return False
-        with working(IDENTITY, "playbook/finish", SECONDS, trace=parse(execution.traceparent)):
-            await self.settle(execution)
-            await self._locks.release(end.execution_id)
         state = ExecutionState(end.state)
         if state is not ExecutionState.CANCELLED:
             await self.close(end.execution_id, state)
+        return True
+
+    async def settle_and_release(self, execution_id: str) -> bool:
+        """Find out how every effect ended, and free the locks; False when the execution has ended already."""
+        execution = await self._open(execution_id)
+        if execution is None:
+            await self._locks.release(execution_id)
+            return False
+        with working(IDENTITY, "playbook/finish", SECONDS, trace=parse(execution.traceparent)):
+            await self.settle(execution)
+            await self._locks.release(execution_id)
         return True
 
     async def settle(self, execution: ExecutionRow) -> None:
@@ -178,21 +169,13 @@ class Ends:
         execution = await self._store.execution(execution_id)
         return execution if execution is not None and execution.state in OPEN_EXECUTION else None
 
-    async def _row(self, execution_id: str, step_id: str) -> StepRow:
-        """Return a step; raises OutOfTurnError when there is none."""
-        execution = await self._store.execution(execution_id)
-        row = next((row for row in execution.steps if row.step_id == step_id), None) if execution else None
-        if row is None:
-            raise OutOfTurnError("automation knows no such step")
-        return row
-
 
 def _why(execution: ExecutionRow, state: ExecutionState, *, proved: bool) -> str:
     """Return the sentence that explains an end."""
     if state is ExecutionState.SUCCEEDED:
         return "every step is done" + (" and the target was seen healthy" if proved else "")
     if state is ExecutionState.CANCELLED:
-        return f"cancelled: {execution.cancel_reason or 'at the engine'}"
+        return f"{'killed' if execution.kill_id else 'cancelled'}: {execution.cancel_reason or 'at the engine'}"
     word = {ExecutionState.OBSERVED: "was only observed", ExecutionState.UNKNOWN: "has an unknown outcome"}
     wanted = {ExecutionState.OBSERVED: StepState.OBSERVED, ExecutionState.UNKNOWN: StepState.UNKNOWN}
     failed = wanted.get(state, StepState.FAILED)

@@ -7,8 +7,9 @@ from typing import Final
 
 import structlog
 
+from services.automation.calls import CallError
 from services.automation.domain import ENGINE_STARTS_MAX, OPEN_EXECUTION, ExecutionState
-from services.automation.ends import Ends
+from services.automation.ends import Ends, InFlightError
 from services.automation.engines import Engine, EngineState, EngineUnavailableError, Ticket
 from services.automation.progress import Due, Progress
 from services.automation.store import Store
@@ -18,6 +19,8 @@ PERIOD: Final = 1.0
 # How soon a cancelled execution is looked at again, in seconds; its row's claim ends at about the same time.
 CANCEL_PERIOD: Final = 0.3
 BATCH: Final = 32
+# What a kill has asked to stop is terminated after this many seconds.
+GRACE: Final = 5.0
 log = structlog.get_logger("opsmesh.automation.lanes")
 
 
@@ -86,12 +89,33 @@ class Lanes:
         state = await self._engine.describe(due.execution_id)
         if state is EngineState.RUNNING:
             if due.cancel_requested:
-                await self._engine.cancel(due.execution_id)
+                await self._halt(due)
                 asyncio.get_running_loop().call_later(CANCEL_PERIOD, self._cancelled.set)
         elif state is EngineState.CANCELLED or (state is EngineState.COMPLETED and due.cancel_requested):
             await self._ends.close(due.execution_id, ExecutionState.CANCELLED)
+        elif due.kill_id:
+            await self._bury(due)
         else:
             await self._revive(due, state)
+
+    async def _halt(self, due: Due) -> None:
+        """Ask one to stop; one that a kill stops is terminated when it goes on for too long."""
+        if not due.kill_id or due.kill_age < GRACE:
+            await self._engine.cancel(due.execution_id)
+            return
+        await self._engine.terminate(due.execution_id)
+        if await self._engine.describe(due.execution_id) is EngineState.RUNNING:
+            log.error("terminated, and goes on", execution_id=due.execution_id, kill_id=due.kill_id)
+            await self._progress.unstopped(due.execution_id)
+
+    async def _bury(self, due: Due) -> None:
+        """Close a killed execution that its engine ended; an effect that had started is waited for."""
+        try:
+            await self._ends.settle_and_release(due.execution_id)
+        except (InFlightError, CallError) as error:
+            log.info("killed, an effect has no end yet", execution_id=due.execution_id, error=str(error))
+            return
+        await self._ends.close(due.execution_id, ExecutionState.CANCELLED)
 
     async def _revive(self, due: Due, state: EngineState) -> None:
         """Start again what the engine lost or let die: steps go on from their rows, under the same request ids."""

@@ -18,6 +18,9 @@ class Due:
     state: ExecutionState
     cancel_requested: bool
     engine_starts: int
+    kill_id: str = ""
+    # Seconds since it was told to stop by that kill.
+    kill_age: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Result:
     approval_id: str = ""
     response_json: str = ""
     response: bytes | None = None
+    environment: str = ""
 
 
 class Progress:
@@ -60,8 +64,11 @@ class Progress:
         return await self._claim("state = 'PENDING'", "least(60, 5 * 2 ^ least(engine_starts, 4))", limit, starts=1)
 
     async def claim_running(self, limit: int) -> list[Due]:
-        """Claim executions to look after: those asked to stop every quarter of a second, the others every 10 s."""
-        seconds = "CASE WHEN cancel_requested THEN 0.25 ELSE 10 END"
+        """Claim executions to look after: those asked to stop every quarter of a second, the others every 10 s.
+
+        One that does not stop for all that is looked at every 2 s.
+        """
+        seconds = "CASE WHEN unstopped THEN 2 WHEN cancel_requested THEN 0.25 ELSE 10 END"
         return await self._claim("state IN ('RUNNING', 'AWAITING_APPROVAL')", seconds, limit, starts=0)
 
     async def _claim(self, condition: str, seconds: str, limit: int, starts: int) -> list[Due]:
@@ -70,7 +77,8 @@ class Progress:
             f"check_time = now() + make_interval(secs => {seconds}) WHERE execution_id IN ("
             f"SELECT execution_id FROM automation.executions WHERE {condition} AND check_time <= now() "
             "ORDER BY check_time LIMIT $1 FOR UPDATE SKIP LOCKED) "
-            "RETURNING execution_id::text, playbook_digest, state, cancel_requested, engine_starts",
+            "RETURNING execution_id::text, playbook_digest, state, cancel_requested, engine_starts, kill_id, "
+            "coalesce(extract(epoch FROM now() - kill_time), 0)::float8 AS kill_age",
             limit,
             starts,
         )
@@ -81,6 +89,8 @@ class Progress:
                 ExecutionState(row["state"]),
                 row["cancel_requested"],
                 row["engine_starts"],
+                row["kill_id"],
+                row["kill_age"],
             )
             for row in rows
         ]
@@ -111,6 +121,8 @@ class Progress:
             "ON CONFLICT (execution_id, step_id) DO UPDATE SET state = 'RUNNING', tool = excluded.tool, "
             "attempt = excluded.attempt, request_id = excluded.request_id, target_id = excluded.target_id, "
             "request_json = excluded.request_json, sent = step.sent AND step.attempt = excluded.attempt, "
+            "approval_id = CASE WHEN step.attempt = excluded.attempt THEN step.approval_id ELSE '' END, "
+            "renewals = CASE WHEN step.attempt = excluded.attempt THEN step.renewals ELSE 0 END, "
             "start_time = coalesce(step.start_time, now()) "
             f"WHERE step.state IN {OPEN_STEPS} AND step.attempt <= excluded.attempt RETURNING 1",
             one.execution_id,
@@ -143,6 +155,7 @@ class Progress:
         await self._pool.execute(
             "WITH step AS (UPDATE automation.steps SET state = $4, reason = $5, detail = $6, approval_id = "  # noqa: S608  constants
             "CASE WHEN $7 = '' THEN approval_id ELSE $7 END, response_json = $8, response = $9, "
+            "environment = CASE WHEN $13 = '' THEN environment ELSE $13 END, "
             "end_time = CASE WHEN $10 THEN NULL ELSE now() END "
             f"WHERE execution_id = $1 AND step_id = $2 AND attempt = $3 AND state IN {OPEN_STEPS} RETURNING 1) "
             "UPDATE automation.executions SET state = $11 WHERE execution_id = $1 AND state = $12 "
@@ -159,6 +172,49 @@ class Progress:
             waits or one.state is StepState.RUNNING,
             "AWAITING_APPROVAL" if waits else "RUNNING",
             "RUNNING" if waits else "AWAITING_APPROVAL",
+            one.environment,
+        )
+
+    async def waits(self, execution_id: str, step_id: str, approval_id: str) -> None:
+        """Record that a step waits for another approval than before."""
+        await self._pool.execute(
+            "UPDATE automation.steps SET approval_id = $3 "
+            "WHERE execution_id = $1 AND step_id = $2 AND state = 'AWAITING_APPROVAL'",
+            execution_id,
+            step_id,
+            approval_id,
+        )
+
+    async def renew(self, execution_id: str, step_id: str, attempt: int) -> bool:
+        """Count that a try is judged anew because the state had changed; False when that was done once already."""
+        found = await self._pool.fetchval(
+            "UPDATE automation.steps SET renewals = 1 "
+            "WHERE execution_id = $1 AND step_id = $2 AND attempt = $3 AND renewals = 0 RETURNING 1",
+            execution_id,
+            step_id,
+            attempt,
+        )
+        return found is not None
+
+    async def killed(self, execution_id: str, kill_id: str, reason: str) -> None:
+        """Note that a kill stops an open execution: nothing of it is sent from now on."""
+        await self._pool.execute(
+            "UPDATE automation.executions SET cancel_requested = true, check_time = now(), "
+            "kill_id = CASE WHEN kill_id = '' THEN $2 ELSE kill_id END, kill_time = coalesce(kill_time, now()), "
+            "cancel_reason = CASE WHEN cancel_requested THEN cancel_reason ELSE $3 END "
+            "WHERE execution_id = $1 AND state = ANY($4)",
+            execution_id,
+            kill_id,
+            reason,
+            OPEN,
+        )
+
+    async def unstopped(self, execution_id: str) -> None:
+        """Record that an execution goes on at its engine although it was told to stop, and terminated."""
+        await self._pool.execute(
+            "UPDATE automation.executions SET unstopped = true WHERE execution_id = $1 AND state = ANY($2)",
+            execution_id,
+            OPEN,
         )
 
     async def compensated(self, execution_id: str, step_id: str) -> None:
@@ -171,17 +227,25 @@ class Progress:
         )
 
     async def leave(
-        self, execution_id: str, step_id: str, state: StepState, detail: str, request_json: str = ""
+        self,
+        execution_id: str,
+        step_id: str,
+        state: StepState,
+        detail: str,
+        *,
+        request_json: str = "",
+        about: tuple[str, str] = ("", ""),
     ) -> None:
-        """Record that a step which never began will not run."""
+        """Record that a step which never began will not run; `about`: the target that was judged, its environment."""
         await self._pool.execute(
-            "UPDATE automation.steps SET state = $3, detail = $4, request_json = $5 "
+            "UPDATE automation.steps SET state = $3, detail = $4, request_json = $5, target_id = $6, environment = $7 "
             "WHERE execution_id = $1 AND step_id = $2 AND state = 'PENDING'",
             execution_id,
             step_id,
             state,
             detail,
             request_json,
+            *about,
         )
 
     async def finish(self, execution_id: str, state: ExecutionState, detail: str, *, healthy: bool = False) -> bool:
@@ -189,7 +253,8 @@ class Progress:
         rest = StepState.CANCELLED if state is ExecutionState.CANCELLED else StepState.SKIPPED
         async with self._pool.acquire() as connection, connection.transaction():
             found = await connection.fetchval(
-                "UPDATE automation.executions SET state = $2, detail = $3, health_proved = $4, end_time = now() "
+                "UPDATE automation.executions SET state = $2, detail = $3, health_proved = $4, end_time = now(), "
+                "unstopped = false "
                 "WHERE execution_id = $1 AND state = ANY($5) RETURNING 1",
                 execution_id,
                 state,

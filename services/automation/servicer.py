@@ -15,10 +15,13 @@ from opsmesh.ingest.v1 import ingest_service_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.automation.calls import Calls
 from services.automation.checking import check
+from services.automation.domain import StepState
 from services.automation.lanes import Lanes
+from services.automation.leases import Leases
 from services.automation.messages import execution_message, observed_message, playbook_message
 from services.automation.observed import Observed
-from services.automation.store import Filter, NewExecution, Store
+from services.automation.scopes import facts_of, has_effects
+from services.automation.store import Filter, NewExecution, StepRow, Store
 from services.mesh.call import current
 from services.mesh.errors import FieldViolation, Refusal
 from services.mesh.paging import page_size, read_token, write_token
@@ -92,10 +95,13 @@ class PlaybookServicer(books_rpc.PlaybookServiceServicer):
 class AutomationServicer(rpc.AutomationServiceServicer):
     """AutomationService; `lanes` are told of what was just committed."""
 
-    def __init__(self, store: Store, writes: Writes, calls: Calls, lanes: Lanes, observed: Observing) -> None:
+    def __init__(
+        self, store: Store, writes: Writes, calls: Calls, lanes: Lanes, *, leases: Leases, observed: Observing
+    ) -> None:
         self._store = store
         self._writes = writes
         self._calls = calls
+        self._leases = leases
         self._lanes = lanes
         self._observed = observed
 
@@ -108,7 +114,7 @@ class AutomationServicer(rpc.AutomationServiceServicer):
             raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="playbook", id=request.playbook_id)
         incident = await self._calls.incident(request.incident_id)
         call = current()
-        steps = playbooks_pb2.Playbook.FromString(playbook.content).steps
+        book = playbooks_pb2.Playbook.FromString(playbook.content)
         new = NewExecution(
             execution_id=str(uuid.uuid4()),
             playbook=playbook,
@@ -120,10 +126,13 @@ class AutomationServicer(rpc.AutomationServiceServicer):
             on_behalf_of=call.on_behalf_of,
             traceparent=call.trace.header,
             rule_id=request.rule_id,
-            steps=[(step.step_id, find_tool(step.tool).name) for step in steps],
+            steps=[(step.step_id, find_tool(step.tool).name) for step in book.steps],
         )
 
         async def change(connection: Connection) -> pb.StartExecutionResponse:
+            if has_effects(book):
+                coming = [StepRow(step_id, StepState.PENDING, tool) for step_id, tool in new.steps]
+                self._leases.admit(facts_of(incident, book, new.execution_id, coming))
             row = await self._store.create(connection, new)
             return pb.StartExecutionResponse(execution=execution_message(row))
 

@@ -7,6 +7,7 @@ from google.protobuf.message import Message
 
 from opsmesh.gateway.v1 import effect_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
+from services.automation.approvals import WAITING, Approvals
 from services.automation.arguments import (
     ArgumentError,
     NotYetKnownError,
@@ -26,27 +27,40 @@ from services.automation.domain import (
     After,
     StepState,
     after_failure,
+    kill_named,
     may_run,
     sentence,
 )
 from services.automation.locks import Locks
 from services.automation.progress import Begin, Progress, Result
 from services.automation.store import Store
-from services.automation.tries import OutOfTurnError, StoppedError, Try, context_of, sources_of, unless_stopped
+from services.automation.tries import (
+    IDENTITY,
+    OutOfTurnError,
+    StoppedError,
+    Try,
+    context_of,
+    sources_of,
+    unless_stopped,
+)
 from services.mesh.call import working
 from services.mesh.telemetry import parse
 
-IDENTITY: Final = "service/automation"
 AUTHORISE_MAX: Final = 3
 PAUSE: Final = 1.0
 PAUSE_MAX: Final = 30.0
+# Who does not ask for a lock again within 3 s loses the place in its queue.
+QUEUE_PAUSE: Final = 1.0
 _ENDED: Final = {state: Kind(state) for state in StepState if state in Kind.__members__}
 
 
 class Runner:
     """Runs tries; everything it knows is in the tables, so that any process can go on."""
 
-    def __init__(self, store: Store, progress: Progress, library: Library, calls: Calls, locks: Locks) -> None:
+    def __init__(
+        self, store: Store, progress: Progress, library: Library, calls: Calls, locks: Locks, *, approvals: Approvals
+    ) -> None:
+        self._approvals = approvals
         self._store = store
         self._progress = progress
         self._library = library
@@ -66,7 +80,7 @@ class Runner:
         states = {one.step_id: one.state for one in execution.steps}
         if spec is None or not may_run(task.step_id, book.order, states):
             raise OutOfTurnError(f"it is not the turn of step {task.step_id}")
-        if execution.cancel_requested:
+        if execution.cancel_requested or execution.kill_id:
             return await self._outcome(task, Kind.CANCELLED)
         one = Try(task, execution, book, spec, row, stop)
         trace = parse(execution.traceparent)
@@ -94,9 +108,11 @@ class Runner:
         except ArgumentError as error:
             await self._begin(one, "", "")
             return await self._end(one, Kind.FAILED, error.reason, str(error))
-        target_id = target_of(tool, request)
-        await self._begin(one, target_id, masked_json(request))
         try:
+            if not one.spec.reads:
+                request = await self._approvals.request(one, request)
+            target_id = target_of(tool, request)
+            await self._begin(one, target_id, masked_json(request))
             answer = await (self._read(one, request) if one.spec.reads else self._act(one, request, target_id))
         except CallError as error:
             return await self._failed(one, error)
@@ -143,7 +159,10 @@ class Runner:
                 # From here on nothing is given up: a stop waits for the answer.
                 return await self._calls.tool(tool, judged.request, one.spec.seconds, judged.grant)
             except CallError as failed:
-                if failed.after is not After.AUTHORISE:
+                renewed = failed.reason == "STATE_CHANGED" and await self._progress.renew(
+                    task.execution_id, task.step_id, task.attempt
+                )
+                if failed.after is not After.AUTHORISE and not renewed:
                     raise
                 error = CallError(failed.reason, failed.detail, After.AGAIN, failed.retry_after)
         raise error
@@ -173,25 +192,38 @@ class Runner:
         detail = "; ".join(f"{check.name}: {check.detail}" for check in failed) or judgement.risk_detail
         if judgement.verdict == guardrails.VERDICT_OBSERVE:
             told = f"policy only observes: rule {judgement.policy_rule_id} of policy set {judgement.policy_set_version}"
-            return await self._end(one, Kind.OBSERVED, detail=told)
+            return await self._end(one, Kind.OBSERVED, detail=told, environment=judgement.environment)
         if judgement.verdict == guardrails.VERDICT_REQUIRE_APPROVAL:
-            # Nobody else waits for this target while a person thinks.
-            await self._locks.release(one.task.execution_id)
-            told = f"waits for approval {judged.approval_id}: {judgement.risk_detail}"
-            state = StepState.AWAITING_APPROVAL
-            await self._record(one, state, "", told, approval_id=judged.approval_id)
-            return Outcome(Kind.AWAITING_APPROVAL, approval_id=judged.approval_id)
+            return await self._wait(one, judged.approval_id, judgement)
+        if judgement.reason == "APPROVAL_VOID" and judged.approval_id:
+            # Amended since it was read: the approval that replaced it is the one to wait for.
+            newest = await self._approvals.newest(judged.approval_id)
+            if newest.state in WAITING:
+                return await self._wait(one, newest.approval_id, judgement)
         after = after_failure(judgement.reason, "PERMISSION_DENIED", effect=False)
         raise CallError(judgement.reason or "POLICY_DENIED", detail, after, None)
 
+    async def _wait(self, one: Try, approval_id: str, judgement: guardrails.Judgement) -> Outcome:
+        """Wait for people; nobody else waits for this target meanwhile."""
+        await self._locks.release(one.task.execution_id)
+        told = f"waits for approval {approval_id}: {judgement.risk_detail}"
+        state, environment = StepState.AWAITING_APPROVAL, judgement.environment
+        await self._record(one, state, "", told, approval_id=approval_id, environment=environment)
+        return Outcome(Kind.AWAITING_APPROVAL, approval_id=approval_id)
+
     async def _failed(self, one: Try, error: CallError) -> Outcome:
         """Say what a failed call means for the step."""
+        if error.reason == "KILLED":
+            await self._progress.killed(one.task.execution_id, kill_named(error.detail), error.detail)
+            return await self._end(one, Kind.CANCELLED, error.reason, error.detail)
         after = After.AGAIN if error.after is After.AUTHORISE else error.after
         if after is After.AGAIN and one.task.last:
             return await self._given_up(one, error)
         if after is After.AGAIN:
             await self._record(one, StepState.RUNNING, error.reason, error.detail)
             pause = min(PAUSE_MAX, max(0.05, PAUSE if error.retry_after is None else error.retry_after))
+            if error.reason == "LOCK_HELD":
+                pause = min(pause, QUEUE_PAUSE)
             return await self._outcome(one.task, Kind.AGAIN, pause)
         if after is After.UNKNOWN and not one.spec.reads:
             return await self._end(one, Kind.UNKNOWN, error.reason, error.detail)
@@ -230,10 +262,17 @@ class Runner:
         return await self._outcome(one.task, Kind.RETRY)
 
     async def _end(
-        self, one: Try, kind: Kind, reason: str = "", detail: str = "", answer: Message | None = None
+        self,
+        one: Try,
+        kind: Kind,
+        reason: str = "",
+        detail: str = "",
+        answer: Message | None = None,
+        *,
+        environment: str = "",
     ) -> Outcome:
         """Record the end of the step."""
-        await self._record(one, StepState(kind), reason, detail, answer=answer)
+        await self._record(one, StepState(kind), reason, detail, answer=answer, environment=environment)
         return await self._outcome(one.task, kind)
 
     async def _record(
@@ -245,6 +284,7 @@ class Runner:
         *,
         answer: Message | None = None,
         approval_id: str = "",
+        environment: str = "",
     ) -> None:
         result = Result(
             one.task.execution_id,
@@ -256,6 +296,7 @@ class Runner:
             approval_id,
             "" if answer is None else masked_json(answer),
             None if answer is None else answer.SerializeToString(),
+            environment,
         )
         await self._progress.end(result)
 

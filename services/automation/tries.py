@@ -14,6 +14,7 @@ from services.automation.domain import StepState, request_id
 from services.automation.store import ExecutionRow, StepRow
 
 T = TypeVar("T")
+IDENTITY = "service/automation"
 
 
 class OutOfTurnError(Exception):
@@ -65,6 +66,7 @@ def context_of(execution: ExecutionRow, step_id: str) -> guardrails.ActionContex
         step_id=step_id,
         rule_set_version=execution.rule_set_version,
         on_behalf_of=execution.on_behalf_of or execution.requester,
+        playbook_id=execution.playbook_id,
     )
 
 

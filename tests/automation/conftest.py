@@ -26,7 +26,7 @@ async def running(
 @pytest.fixture
 def mesh(running: Mesh) -> Mesh:
     """Give the running automation, its fakes as new."""
-    running.guardrails.__dict__ |= type(running.guardrails)().__dict__ | {"_fence": running.guardrails._fence}
+    running.guardrails.reset()
     running.gateway.__dict__ |= type(running.gateway)().__dict__
     running.audit.events.clear()
     return running

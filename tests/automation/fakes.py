@@ -2,8 +2,6 @@
 # ruff: noqa: N802  the names are those of the IDL
 
 import asyncio
-import hashlib
-import uuid
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,14 +11,6 @@ from google.protobuf.message import Message
 
 from opsmesh.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from opsmesh.gateway.v1 import effect_service_pb2, effect_service_pb2_grpc
-from opsmesh.guardrails.v1 import (
-    approval_service_pb2,
-    approval_service_pb2_grpc,
-    guardrails_service_pb2,
-    guardrails_service_pb2_grpc,
-    target_lock_service_pb2,
-    target_lock_service_pb2_grpc,
-)
 from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc, signal_pb2
 from opsmesh.tools.notify.v1 import notify_tool_service_pb2, notify_tool_service_pb2_grpc
 from opsmesh.tools.runbook.v1 import runbook_tool_service_pb2, runbook_tool_service_pb2_grpc
@@ -29,24 +19,12 @@ from opsmesh.type.v1 import error_reason_pb2, type_pb2
 from services.mesh.call import current
 from services.mesh.errors import Refusal
 from services.mesh.tools import find_tool
+from tests.automation.guard import FakeGuardrails, grant_for, partly
 
 TARGET = "svc:demo/checkout"
+__all__ = ["TARGET", "FakeAudit", "FakeGateway", "FakeGuardrails", "FakeIngest", "Hold"]
 Effect = effect_service_pb2.Effect
 M = TypeVar("M", bound=Message)
-T = TypeVar("T")
-
-
-async def _unused(*_: object) -> None:
-    raise NotImplementedError
-
-
-def partly(servicer: type[T]) -> type[T]:
-    """Let a fake leave out what automation never calls; the server wants every method to be async."""
-    for base in servicer.__mro__[1:-1]:
-        for name, method in vars(base).items():
-            if name[0].isupper() and getattr(servicer, name) is method:
-                setattr(servicer, name, _unused)
-    return servicer
 
 
 def incident(incident_id: str) -> ingest_service_pb2.Incident:
@@ -92,102 +70,6 @@ class FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):
         return audit_service_pb2.AppendEventsResponse(sequences=range(1, len(request.events) + 1))
 
 
-def grant_for(method: str, request: bytes) -> bytes:
-    """Return what stands for a grant: bound to exactly this call."""
-    return hashlib.sha256(method.encode() + request).digest()
-
-
-@partly
-class FakeGuardrails(
-    guardrails_service_pb2_grpc.GuardrailsServiceServicer,
-    target_lock_service_pb2_grpc.TargetLockServiceServicer,
-    approval_service_pb2_grpc.ApprovalServiceServicer,
-):
-    """Allows what no script says otherwise; one lock per target; approvals as the test sets them."""
-
-    def __init__(self) -> None:
-        self.verdicts: defaultdict[str, list[int]] = defaultdict(list)
-        self.asked: list[tuple[str, guardrails_service_pb2.ActionContext]] = []
-        self.previewed: list[str] = []
-        self.locks: dict[str, tuple[str, int]] = {}
-        self.renewals = 0
-        self.refused = 0
-        self.approvals: dict[str, int] = {}
-        self._fence = 0
-
-    async def AuthorizeAction(
-        self, request: guardrails_service_pb2.AuthorizeActionRequest, _: Any
-    ) -> guardrails_service_pb2.AuthorizeActionResponse:
-        """Judge by script, once per entry."""
-        tool = find_tool(request.method)
-        self.asked.append((tool.rpc, request.context))
-        script = self.verdicts[tool.rpc]
-        verdict = script.pop(0) if script else guardrails_service_pb2.VERDICT_ALLOW
-        answer = guardrails_service_pb2.AuthorizeActionResponse(request=request.request)
-        answer.judgement.verdict = guardrails_service_pb2.Verdict.ValueType(verdict)
-        if verdict == guardrails_service_pb2.VERDICT_ALLOW:
-            answer.grant = grant_for(request.method, request.request)
-        if verdict == guardrails_service_pb2.VERDICT_DENY:
-            answer.judgement.reason = "POLICY_DENIED"
-            answer.judgement.checks.add(name="policy", detail="nobody may")
-        if verdict == guardrails_service_pb2.VERDICT_REQUIRE_APPROVAL:
-            answer.approval_id = str(uuid.uuid4())
-            self.approvals[answer.approval_id] = approval_service_pb2.Approval.STATE_PENDING
-        return answer
-
-    async def PreviewAction(
-        self, request: guardrails_service_pb2.PreviewActionRequest, _: Any
-    ) -> guardrails_service_pb2.PreviewActionResponse:
-        """Say OBSERVE."""
-        self.previewed.append(find_tool(request.method).rpc)
-        answer = guardrails_service_pb2.PreviewActionResponse()
-        answer.judgement.verdict = guardrails_service_pb2.VERDICT_OBSERVE
-        answer.judgement.policy_rule_id = "only-look"
-        return answer
-
-    async def AcquireLock(
-        self, request: target_lock_service_pb2.AcquireLockRequest, _: Any
-    ) -> target_lock_service_pb2.AcquireLockResponse:
-        """Give a free lock, or the holder's own again."""
-        held = self.locks.get(request.target_id)
-        if held and held[0] != request.execution_id:
-            self.refused += 1
-            reason = error_reason_pb2.ERROR_REASON_LOCK_HELD
-            raise Refusal(reason, retry_after=0.2, target=request.target_id, holder=held[0])
-        if held is None:
-            self._fence += 1
-            self.locks[request.target_id] = (request.execution_id, self._fence)
-        lock = target_lock_service_pb2.TargetLock(
-            target_id=request.target_id, holder=request.execution_id, fence=self.locks[request.target_id][1]
-        )
-        return target_lock_service_pb2.AcquireLockResponse(lock=lock)
-
-    async def RenewLock(
-        self, request: target_lock_service_pb2.RenewLockRequest, _: Any
-    ) -> target_lock_service_pb2.RenewLockResponse:
-        """Count renewals of held locks."""
-        if self.locks.get(request.target_id) != (request.execution_id, request.fence):
-            raise Refusal(error_reason_pb2.ERROR_REASON_LOCK_REQUIRED, holder=request.execution_id)
-        self.renewals += 1
-        return target_lock_service_pb2.RenewLockResponse()
-
-    async def ReleaseLock(
-        self, request: target_lock_service_pb2.ReleaseLockRequest, _: Any
-    ) -> target_lock_service_pb2.ReleaseLockResponse:
-        """Free the lock of its holder."""
-        if self.locks.get(request.target_id) == (request.execution_id, request.fence):
-            del self.locks[request.target_id]
-        return target_lock_service_pb2.ReleaseLockResponse()
-
-    async def GetApproval(
-        self, request: approval_service_pb2.GetApprovalRequest, _: Any
-    ) -> approval_service_pb2.GetApprovalResponse:
-        """Return the state a test has set."""
-        state = approval_service_pb2.Approval.State.ValueType(self.approvals[request.approval_id])
-        approval = approval_service_pb2.Approval(approval_id=request.approval_id, state=state)
-        return approval_service_pb2.GetApprovalResponse(approval=approval)
-
-
 @dataclass
 class Hold:
     """Holds one effect: `began` is set when it has begun, it goes on when a test sets `go`."""
@@ -216,6 +98,7 @@ class FakeGateway(
         self.turns: defaultdict[str, list[Turn]] = defaultdict(list)
         self.done: list[tuple[str, str]] = []
         self.seen: list[tuple[str, Any]] = []
+        self.told: list[notify_tool_service_pb2.SendNoticeRequest] = []
         self.effects: dict[tuple[str, str], tuple[int, Message | Refusal | None]] = {}
         self.health: list[bool] = []
         self.healthy = False
@@ -250,7 +133,12 @@ class FakeGateway(
     async def SendNotice(
         self, request: notify_tool_service_pb2.SendNoticeRequest, _: Any
     ) -> notify_tool_service_pb2.SendNoticeResponse:
-        """Tell."""
+        """Tell; what automation says by itself, about approvals and kills, goes into `told`."""
+        if request.approval_id or request.kill_id:
+            if current().metadata.get("opsmesh-grant-bin") != grant_for(current().method, request.SerializeToString()):
+                raise Refusal(error_reason_pb2.ERROR_REASON_GRANT_MISSING)
+            self.told.append(request)
+            return notify_tool_service_pb2.SendNoticeResponse(notice_id="n")
         return await self._effect("SendNotice", request, notify_tool_service_pb2.SendNoticeResponse(notice_id="n"))
 
     async def SearchRunbooks(

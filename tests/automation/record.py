@@ -42,7 +42,7 @@ async def scenes(mesh: Mesh) -> dict[str, str]:
     mesh.guardrails.verdicts["RestartWorkload"] = [guardrails.VERDICT_REQUIRE_APPROVAL]
     waiting = await mesh.start("tried")
     step = (await mesh.reached(waiting, frozenset({"AWAITING_APPROVAL"}))).steps[0]
-    mesh.guardrails.approvals[step.approval_id] = approval_service_pb2.Approval.STATE_EXPIRED
+    mesh.guardrails.change(step.approval_id, approval_service_pb2.Approval.STATE_EXPIRED)
     found["expired"] = (await mesh.reached(waiting)).execution_id
     hold = Hold()
     mesh.gateway.healthy = False

@@ -141,7 +141,7 @@ async def test_approval_expires(mesh: Mesh) -> None:
     waiting = await mesh.reached(execution_id, AWAITING)
     assert steps_of(waiting) == {"restart": "AWAITING_APPROVAL"}
     assert mesh.guardrails.locks == {}
-    mesh.guardrails.approvals[waiting.steps[0].approval_id] = approval_service_pb2.Approval.STATE_EXPIRED
+    mesh.guardrails.change(waiting.steps[0].approval_id, approval_service_pb2.Approval.STATE_EXPIRED)
     execution = await mesh.reached(execution_id)
     assert state_of(execution) == "FAILED"
     assert execution.steps[0].reason == "APPROVAL_EXPIRED"
@@ -153,8 +153,7 @@ async def test_approval_given(mesh: Mesh) -> None:
     mesh.guardrails.verdicts["RestartWorkload"] = [guardrails.VERDICT_REQUIRE_APPROVAL]
     execution_id = await mesh.start("tried")
     waiting = await mesh.reached(execution_id, AWAITING)
-    # A state that this version does not know: guardrails says what it means.
-    mesh.guardrails.approvals[waiting.steps[0].approval_id] = approval_service_pb2.Approval.STATE_UNSPECIFIED
+    mesh.guardrails.vote(waiting.steps[0].approval_id, yes=True)
     execution = await mesh.reached(execution_id)
     assert state_of(execution) == "SUCCEEDED"
     assert execution.steps[0].attempt == 1

@@ -26,6 +26,7 @@ from opsmesh.gateway.v1 import effect_service_pb2_grpc
 from opsmesh.guardrails.v1 import (
     approval_service_pb2_grpc,
     guardrails_service_pb2_grpc,
+    kill_switch_service_pb2_grpc,
     target_lock_service_pb2_grpc,
 )
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc
@@ -82,6 +83,7 @@ class Mesh:
                     (guardrails_service_pb2_grpc.add_GuardrailsServiceServicer_to_server, self.guardrails),
                     (target_lock_service_pb2_grpc.add_TargetLockServiceServicer_to_server, self.guardrails),
                     (approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server, self.guardrails),
+                    (kill_switch_service_pb2_grpc.add_KillSwitchServiceServicer_to_server, self.guardrails),
                 ],
             ),
             (

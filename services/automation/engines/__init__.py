@@ -42,6 +42,12 @@ class Engine(Protocol):
     async def cancel(self, execution_id: str) -> None:
         """Ask a running execution to stop; an unknown or ended one is no error."""
 
+    async def terminate(self, execution_id: str) -> None:
+        """End a running execution that was asked to stop and did not; an unknown or ended one is no error."""
+
+    async def wake(self, execution_id: str) -> None:
+        """Let an execution that waits for something look again now; an unknown or ended one is no error."""
+
     async def describe(self, execution_id: str) -> EngineState:
         """Return where an execution stands."""
 

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
 import structlog
+from google.protobuf.duration_pb2 import Duration
 from prometheus_client import Gauge
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
@@ -43,9 +45,13 @@ log = structlog.get_logger("opsmesh.automation.temporal")
 
 
 class TemporalEngine:
-    """The engine at `address`, namespace `default`; connects when it is first needed."""
+    """The engine at `address`, namespace `default`; connects when it is first needed.
 
-    def __init__(self, address: str, activities: Sequence[Callable[..., Any]]) -> None:
+    `retention` is how long it keeps the history of an execution that has ended.
+    """
+
+    def __init__(self, address: str, activities: Sequence[Callable[..., Any]], retention: timedelta) -> None:
+        self._retention = retention
         self._address = address
         self._activities = activities
         self._client: Client | None = None
@@ -90,9 +96,21 @@ class TemporalEngine:
 
     async def cancel(self, execution_id: str) -> None:
         """Ask a workflow to stop."""
+        await self._tell(execution_id, lambda workflow: workflow.cancel(rpc_timeout=RPC))
+
+    async def terminate(self, execution_id: str) -> None:
+        """End a workflow without asking it; an activity of it that runs is told by its next heartbeat."""
+        await self._tell(execution_id, lambda workflow: workflow.terminate(reason="killed", rpc_timeout=RPC))
+
+    async def wake(self, execution_id: str) -> None:
+        """Signal a workflow to look again."""
+        await self._tell(execution_id, lambda workflow: workflow.signal(contract.WAKE, rpc_timeout=RPC))
+
+    async def _tell(self, execution_id: str, tell: Callable[[WorkflowHandle[Any, Any]], Awaitable[None]]) -> None:
+        """Tell a workflow something; one that is unknown or over is no error."""
         client = await self._connected()
         try:
-            await client.get_workflow_handle(execution_id).cancel(rpc_timeout=RPC)
+            await tell(client.get_workflow_handle(execution_id))
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise self._away(error) from None
@@ -138,6 +156,7 @@ class TemporalEngine:
             await self.ping()
         except EngineUnavailableError:
             return
+        await self._retain()
         worker = Worker(
             await self._connected(),
             task_queue=contract.TASK_QUEUE,
@@ -163,6 +182,18 @@ class TemporalEngine:
         finally:
             stopping.cancel()
             running.cancel()
+
+    async def _retain(self) -> None:
+        """Have histories kept as long as the settings say; an engine that does not let us keeps its own setting."""
+        client = await self._connected()
+        wanted = UpdateNamespaceRequest(namespace=client.namespace)
+        kept = Duration()
+        kept.FromTimedelta(self._retention)
+        wanted.config.workflow_execution_retention_ttl.CopyFrom(kept)
+        try:
+            await client.workflow_service.update_namespace(wanted, timeout=RPC)
+        except RPCError as error:
+            log.warning("retention of histories not set", wanted=str(self._retention), error=str(error))
 
     def _away(self, error: RPCError) -> EngineUnavailableError:
         self._seen(up=False)

@@ -14,6 +14,12 @@ ALTER TABLE automation.steps
     ADD COLUMN renewals integer NOT NULL DEFAULT 0;
 CREATE INDEX steps_observed ON automation.steps (execution_id) WHERE state = 'OBSERVED';
 
+-- what is deleted when its time is over goes as a whole
+ALTER TABLE automation.steps DROP CONSTRAINT steps_execution_id_fkey, ADD CONSTRAINT steps_execution_id_fkey
+    FOREIGN KEY (execution_id) REFERENCES automation.executions (execution_id) ON DELETE CASCADE;
+ALTER TABLE automation.locks DROP CONSTRAINT locks_execution_id_fkey, ADD CONSTRAINT locks_execution_id_fkey
+    FOREIGN KEY (execution_id) REFERENCES automation.executions (execution_id) ON DELETE CASCADE;
+
 -- every execution that was in the scope of a kill, until guardrails was told that it has stopped
 CREATE TABLE automation.kill_stops (
     kill_id uuid NOT NULL,
@@ -35,7 +41,7 @@ CREATE TABLE automation.notices (
 );
 CREATE INDEX notices_time ON automation.notices (create_time);
 
-GRANT DELETE ON automation.executions, automation.steps TO opsmesh_automation;
+GRANT DELETE ON automation.executions TO opsmesh_automation;
 GRANT SELECT, INSERT, UPDATE, DELETE ON automation.kill_stops, automation.notices TO opsmesh_automation;
 GRANT SELECT ON automation.kill_stops, automation.notices TO opsmesh_reader;
 GRANT SELECT (rule_id, kill_id, kill_time, unstopped) ON automation.executions TO opsmesh_reader;
@@ -43,7 +49,7 @@ GRANT SELECT (environment, renewals) ON automation.steps TO opsmesh_reader;
 
 -- migrate:down
 DROP TABLE automation.notices, automation.kill_stops;
-REVOKE DELETE ON automation.executions, automation.steps FROM opsmesh_automation;
+REVOKE DELETE ON automation.executions FROM opsmesh_automation;
 ALTER TABLE automation.steps DROP COLUMN environment, DROP COLUMN renewals;
 ALTER TABLE automation.executions DROP COLUMN rule_id, DROP COLUMN kill_id, DROP COLUMN kill_time,
     DROP COLUMN unstopped;
