@@ -56,6 +56,11 @@ class Grant:
     kill_epoch: int
     issue_time: datetime
     expire_time: datetime
+    # With target and method, what a kill may be about.
+    environment: str = ""
+    playbook_id: str = ""
+    execution_id: str = ""
+    run_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What guardrails said holds; `sent` is the monotonic second at which it was asked."""
+    """What guardrails said holds; `sent` is the second at which it was asked, on a clock that only goes forward."""
 
     policy_set_version: int
     kill_epoch: int
@@ -195,8 +200,13 @@ def is_fresh(lease: Lease | None, now: float) -> bool:
 
 
 def is_stale(grant: Grant, lease: Lease) -> bool:
-    """Say whether policy or kills changed since a grant was minted."""
-    return (grant.policy_set_version, grant.kill_epoch) != (lease.policy_set_version, lease.kill_epoch)
+    """Say whether policy changed since a grant was minted, or the grant knows of kills that the lease does not."""
+    return grant.policy_set_version != lease.policy_set_version or grant.kill_epoch > lease.kill_epoch
+
+
+def is_ahead(grant: Grant, lease: Lease) -> bool:
+    """Say whether a grant was minted under something newer than what the lease tells of."""
+    return grant.policy_set_version > lease.policy_set_version or grant.kill_epoch > lease.kill_epoch
 
 
 def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> str:

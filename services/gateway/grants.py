@@ -80,4 +80,8 @@ def to_domain(grant: grant_pb2.Grant) -> domain.Grant:
         kill_epoch=grant.kill_epoch,
         issue_time=grant.issue_time.ToDatetime(UTC),
         expire_time=grant.expire_time.ToDatetime(UTC),
+        environment=grant.environment,
+        playbook_id=grant.playbook_id,
+        execution_id=grant.execution_id,
+        run_id=grant.run_id,
     )

@@ -15,7 +15,9 @@ from services.gateway.record import MeshAudit
 from services.gateway.resolver import Resolver
 from services.gateway.servicer import CatalogServicer, EffectServicer
 from services.gateway.settings import GatewaySettings
-from services.gateway.store import PostgresEffects
+from services.gateway.stop_store import PostgresStops
+from services.gateway.stops import StopReporter
+from services.gateway.store import PostgresEffects, finished
 from services.gateway.tools.notify import NotifyTools
 from services.gateway.tools.runbook import RunbookTools
 from services.gateway.tools.toolbox import Toolbox
@@ -60,7 +62,8 @@ async def run() -> None:
         reads_need_grant=identities.reads_need_grant,
     )
 
-    retention = Retention(pool, request_ids(settings.request_retention_days))
+    stops = StopReporter(PostgresStops(pool), lease, peers.channel("guardrails"), toolbox)
+    retention = Retention(pool, request_ids(settings.request_retention_days), finished(settings.effect_retention_days))
 
     async def resolve(stop: asyncio.Event) -> None:
         await every(stop, RESOLVE_PERIOD, resolver.sweep)
@@ -73,7 +76,7 @@ async def run() -> None:
                 (catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server, CatalogServicer(toolbox)),
                 (effect_service_pb2_grpc.add_EffectServiceServicer_to_server, EffectServicer(store, resolver, writes)),
             ],
-            workers=[lease.follow, resolve, writes.outbox_worker, pipeline.drain, retention.run],
+            workers=[lease.follow, stops.run, resolve, writes.outbox_worker, pipeline.drain, retention.run],
             ready=partial(answers, pool),
         )
     finally:

@@ -2,12 +2,12 @@
 
 A read: identity and permission (the chain), then the tool.
 An effect: its row by (method, request_id); grant; lease; transaction 1 (STARTED, fence); audit intent, acknowledged;
-precondition read again; lease and deadline again; the act; transaction 2 (outcome, answer, audit outbox).
+precondition read again; fence, lease, kills and deadline again; the act, whose first byte passes the gate (lease, kills
+and deadline once more); transaction 2 (outcome, answer, audit outbox).
 A process that dies anywhere in between leaves a STARTED row, which the resolver ends after its deadline.
 """
 
 import asyncio
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import structlog
 from google.protobuf.message import Message
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 
 from opsmesh.guardrails.v1 import grant_pb2
 from opsmesh.policy.v1 import policy_pb2
@@ -24,6 +24,7 @@ from opsmesh.type.v1 import error_reason_pb2
 from services.gateway import domain, grants
 from services.gateway.answers import answer, busy, in_flight
 from services.gateway.domain import Key, Proposal, Standing, State
+from services.gateway.gate import Gate, guarding
 from services.gateway.lease import LeaseKeeper
 from services.gateway.record import AuditPort, Try
 from services.gateway.resolver import Resolver
@@ -38,11 +39,6 @@ from services.mesh.tools import Tool
 DUE_MARGIN: Final = 1.0
 # How often a call looks at its row again when another call of the same id was quicker.
 LOOKS_MAX: Final = 3
-WINDOW: Final = Histogram(
-    "opsmesh_gateway_act_window_seconds",
-    "Time from the last check before an effect to the call of its tool.",
-    buckets=(0.00001, 0.0001, 0.001, 0.01, 0.1, 1.0),
-)
 EFFECTS: Final = Counter("opsmesh_gateway_effects_total", "Tries of effects by how they ended.", ["method", "state"])
 log = structlog.get_logger("opsmesh.gateway")
 
@@ -176,11 +172,11 @@ class Pipeline:
                 if job.intends:
                     sent = True
                     await self._audit.append(attempt.intent())
-                checked = await self._last_checks(job)
+                await self._last_checks(job)
             except Exception as error:
                 await self._give_up(job, attempt, error, sent=sent)
                 raise
-            return await self._act(job, attempt, checked)
+            return await self._act(job, attempt)
 
     async def _start(self, job: Job) -> int:
         """Transaction 1."""
@@ -210,8 +206,8 @@ class Pipeline:
             raise in_flight(await self._store.read(proposal.key), proposal.key)
         return tries
 
-    async def _last_checks(self, job: Job) -> float:
-        """Check again, as late as possible, what may have changed: precondition, fence, lease, deadline; say when."""
+    async def _last_checks(self, job: Job) -> None:
+        """Check again, as late as possible, what may have changed: precondition, fence, lease, kills, deadline."""
         if read := precondition.read_of(job.tool, job.proposal.target_id):
             found = precondition.snapshot(await self._read(*read), job.tool.spec.precondition_fields)
             if diff := domain.difference(job.grant.precondition, found):
@@ -221,19 +217,28 @@ class Pipeline:
                 # Whoever took the lock while the intent was on its way has begun to act.
                 raise fence_stale(job.grant, highest)
             await self._lease.check(grants.to_domain(job.grant))
-        if current().remaining <= 0:
-            raise Refusal(error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED, method=job.tool.name)
-        return time.perf_counter()
+        in_time(job)
 
-    async def _act(self, job: Job, attempt: Try, checked: float) -> Message:
+    def _gate(self, job: Job) -> Gate | None:
+        """Return what is looked at once more when the tool's connection stands; whatever is told by then counts."""
+        if not job.guarded:
+            return None
+        grant = grants.to_domain(job.grant)
+
+        def look() -> None:
+            self._lease.look(grant)
+            in_time(job)
+
+        return Gate(look)
+
+    async def _act(self, job: Job, attempt: Try) -> Message:
         """Act, and transaction 2. Whatever is not certain stays STARTED and is resolved after the deadline."""
         key = job.proposal.key
         response: Message | None = None
         try:
             async with asyncio.timeout(current().remaining):
-                acting = self._toolbox[job.tool.name].act(job.request, dict(job.grant.precondition))
-                WINDOW.observe(time.perf_counter() - checked)
-                response = await acting
+                with guarding(self._gate(job)):
+                    response = await self._toolbox[job.tool.name].act(job.request, dict(job.grant.precondition))
             ending = domain.succeeded(response.SerializeToString(deterministic=True))
         except EffectFailedError as error:
             ending = domain.failed(error.detail)
@@ -277,6 +282,12 @@ def propose(tool: Tool, request: Any, caller: str) -> Proposal:
 def target_of(tool: Tool, request: Message) -> str:
     """Return the target a request names; empty for tools without one."""
     return str(getattr(request, tool.spec.target_field)) if tool.spec.target_field else ""
+
+
+def in_time(job: Job) -> None:
+    """Refuse what comes too late: a process that was paused wakes up here, too."""
+    if current().remaining <= 0:
+        raise Refusal(error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED, method=job.tool.name)
 
 
 def fence_stale(grant: grant_pb2.Grant, highest: int) -> Refusal:

@@ -14,3 +14,9 @@ class GatewaySettings(PostgresSettings):
         description="PEM of the Ed25519 public key of guardrails (grant.pub); make one with: opsmesh certs init"
     )
     backends_file: Path = Field(description="YAML of how to reach what the tools act on, such as deploy/backends.yaml")
+    effect_retention_days: int = Field(
+        default=90,
+        ge=1,
+        le=3650,
+        description="days after which finished effects are deleted; UNKNOWN ones wait for a person for ever",
+    )

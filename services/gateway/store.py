@@ -11,6 +11,7 @@ import asyncpg
 from opsmesh.audit.v1 import audit_service_pb2
 from services.gateway.domain import CLAIM_SECONDS, Effect, Ending, Key, State
 from services.mesh.postgres import Connection, Pool
+from services.mesh.retention import TooOld
 from services.mesh.writes import Writes
 
 COLUMNS: Final = (
@@ -237,6 +238,12 @@ async def settle(connection: Connection, key: Key, ending: Ending, settler: str)
     done: str = await connection.execute(SETTLE, key.method, key.request_id, *values)
     row = await connection.fetchrow(READ, key.method, key.request_id)
     return (to_effect(row) if row else None), done == "UPDATE 1"
+
+
+def finished(days: int) -> TooOld:
+    """Return which effects are deleted after `days`: never one that may still act, or whose end nobody knows."""
+    condition = "state IN ('SUCCEEDED', 'FAILED', 'NOT_STARTED') AND end_time < now() - $1::interval"
+    return TooOld("effects", condition, days)
 
 
 def to_effect(row: asyncpg.Record) -> Effect:

@@ -11,7 +11,8 @@ from opsmesh.audit.v1 import audit_service_pb2_grpc
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc
 from services.local.checkout import start_workload, stop_workload
 from services.local.files import free_port
-from tests.gateway.world import FakeAudit, FakeGuardrails, Mesh, Proxy
+from tests.gateway.fakes import FakeAudit, FakeGuardrails
+from tests.gateway.world import Mesh, Proxy
 from tests.mesh.world import World
 from tests.stores import Database
 

@@ -13,7 +13,8 @@ from opsmesh.tools.workload.v1 import workload_tool_service_pb2_grpc as workload
 from services.gateway.domain import LEASE_SECONDS
 from services.local.waiting import until
 from services.mesh.errors import Refusal
-from tests.gateway.world import POLICY_SET, RESTART, TARGET, Mesh
+from tests.gateway.fakes import POLICY_SET
+from tests.gateway.world import RESTART, TARGET, Mesh
 
 Event = audit_service_pb2.AuditEvent
 State = effect_service_pb2.Effect

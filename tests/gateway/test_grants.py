@@ -125,7 +125,7 @@ FORGERIES: dict[str, tuple[Forge, str]] = {
     "from the future": (aged(-20, -50), "GRANT_INVALID"),
     "older policy set": (changed(policy_set_version=6), "GRANT_STALE"),
     "newer policy set": (changed(policy_set_version=8), "GRANT_STALE"),
-    "other kill state": (changed(kill_epoch=1), "GRANT_STALE"),
+    "a kill we never heard of": (changed(kill_epoch=1), "GRANT_STALE"),
 }
 
 

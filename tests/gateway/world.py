@@ -1,5 +1,4 @@
 """A gateway for tests: a real process of it, a real workload, fakes of audit and guardrails over mTLS."""
-# ruff: noqa: N802  the names are those of the IDL
 
 import asyncio
 import json
@@ -20,110 +19,28 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from google.protobuf.message import Message
 
-from opsmesh.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from opsmesh.gateway.v1 import effect_service_pb2, effect_service_pb2_grpc
-from opsmesh.guardrails.v1 import grant_pb2, kill_switch_service_pb2, kill_switch_service_pb2_grpc
+from opsmesh.guardrails.v1 import grant_pb2
 from opsmesh.tools.notify.v1 import notify_tool_service_pb2_grpc
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2, workload_tool_service_pb2_grpc
-from opsmesh.type.v1 import error_reason_pb2
 from services.gateway.grants import METADATA_KEY
 from services.local.checkout import Workload
 from services.local.files import free_port
 from services.local.process import base_environment
 from services.local.waiting import until
 from services.mesh import policy, precondition, tls
-from services.mesh.call import current
 from services.mesh.client import connect
-from services.mesh.errors import Refusal, from_rpc_error
+from services.mesh.errors import from_rpc_error
 from services.mesh.tools import find_tool
+from tests.gateway.fakes import POLICY_SET, FakeAudit, FakeGuardrails
 from tests.mesh.world import ROOT, World
 from tests.stores import Database
 
 TARGET = "svc:demo/checkout"
 RESTART = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
 NOTICE = "opsmesh.tools.notify.v1.NotifyToolService/SendNotice"
-POLICY_SET = 7
 BOOT_SECONDS = 30
 RestartRequest = workload_tool_service_pb2.RestartWorkloadRequest
-
-
-class FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):
-    """Keeps events by id. `mode`: keep, refuse, hold (hang before keeping), swallow (keep, then hang)."""
-
-    def __init__(self) -> None:
-        self.events: dict[str, audit_service_pb2.AuditEvent] = {}
-        self.mode = "keep"
-        self.held = asyncio.Event()
-
-    async def AppendEvents(
-        self, request: audit_service_pb2.AppendEventsRequest, _: Any
-    ) -> audit_service_pb2.AppendEventsResponse:
-        """Do what the mode says."""
-        if self.mode == "refuse":
-            raise Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store="PostgreSQL")
-        if self.mode == "hold":
-            await self._hang()
-        for event in request.events:
-            event.writer = current().identity
-            self.events.setdefault(event.event_id, event)
-        if self.mode == "swallow":
-            await self._hang()
-        return audit_service_pb2.AppendEventsResponse(sequences=range(1, len(request.events) + 1))
-
-    async def GetEvent(self, request: audit_service_pb2.GetEventRequest, _: Any) -> audit_service_pb2.GetEventResponse:
-        """Read an event, or refuse with NOT_FOUND."""
-        if self.mode == "refuse":
-            raise Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store="PostgreSQL")
-        if request.event_id not in self.events:
-            raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="event", id=request.event_id)
-        return audit_service_pb2.GetEventResponse(event=self.events[request.event_id])
-
-    async def ListEvents(self, *_: Any) -> Any:
-        """Stay unused: the gateway does not list."""
-        raise NotImplementedError
-
-    async def GetCheckpoint(self, *_: Any) -> Any:
-        """Stay unused: the gateway asks for no checkpoint."""
-        raise NotImplementedError
-
-    async def ExportEvents(
-        self, _request: audit_service_pb2.ExportEventsRequest, _: Any
-    ) -> AsyncIterator[audit_service_pb2.ExportEventsResponse]:
-        """Stay unused: the gateway does not export."""
-        yield audit_service_pb2.ExportEventsResponse()
-
-    def of(self, request_id: str, phase: "audit_service_pb2.AuditEvent.Phase.ValueType") -> list[Any]:
-        """Return the events of one request and phase."""
-        return [one for one in self.events.values() if one.request_id == request_id and one.phase == phase]
-
-    async def _hang(self) -> None:
-        self.held.set()
-        await asyncio.Event().wait()
-
-
-class FakeGuardrails(kill_switch_service_pb2_grpc.KillSwitchServiceServicer):
-    """Hands out leases while `answering`."""
-
-    def __init__(self) -> None:
-        self.version = POLICY_SET
-        self.answering = True
-        self.polls = 0
-
-    async def PollLease(
-        self, _request: kill_switch_service_pb2.PollLeaseRequest, _: Any
-    ) -> kill_switch_service_pb2.PollLeaseResponse:
-        """Answer with the lease, or that nothing can be said."""
-        self.polls += 1
-        if not self.answering:
-            raise Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store="PostgreSQL")
-        lease = kill_switch_service_pb2.Lease(policy_set_version=self.version, kill_epoch=0)
-        return kill_switch_service_pb2.PollLeaseResponse(lease=lease)
-
-    async def WatchLease(
-        self, _request: kill_switch_service_pb2.WatchLeaseRequest, _: Any
-    ) -> AsyncIterator[kill_switch_service_pb2.WatchLeaseResponse]:
-        """Stay unused: the gateway polls."""
-        yield kill_switch_service_pb2.WatchLeaseResponse()
 
 
 class Proxy:

@@ -5,12 +5,16 @@ import ssl
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import httpx
 
 from services.gateway.backends import ConfiguredUrl, Login
+from services.gateway.gate import current_gate
 
+# What httpcore calls the moments between which a request leaves.
+CONNECTED: Final = "http11.send_request_headers.started"
+SENT: Final = "http11.send_request_body.complete"
 NOT_DELIVERED: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -61,11 +65,16 @@ class Http:
         content: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> Reply:
-        """Return status and body; raises NotDeliveredError or NoAnswerError."""
+        """Return status and body; raises NotDeliveredError, NoAnswerError, or what the gate refuses with."""
+        if seconds <= 0:
+            # A process that was paused wakes up too late: others may have acted since.
+            raise NotDeliveredError("no time was left")
         try:
             async with (
                 asyncio.timeout(seconds),
-                self._client.stream(method, url, content=content, headers=headers, timeout=seconds) as response,
+                self._client.stream(
+                    method, url, content=content, headers=headers, timeout=seconds, extensions={"trace": _trace}
+                ) as response,
             ):
                 body, truncated = await _bounded(response, limit)
                 return Reply(response.status_code, body, truncated)
@@ -77,6 +86,14 @@ class Http:
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+
+
+async def _trace(event: str, _: dict[str, Any]) -> None:
+    """Look through the gate of the effect, if this is one, when nothing has been sent yet."""
+    if event == CONNECTED and (gate := current_gate()):
+        gate.look()
+    elif event == SENT and (gate := current_gate()):
+        gate.sent()
 
 
 async def _bounded(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
