@@ -8,6 +8,8 @@ from services.ingest.domain import ACTING, REVISIONS_MAX, State
 
 FIRST_POLLS: Final = (0.1, 0.15, 0.25, 0.5, 1.0)
 POLL_ACTING_MAX: Final = 2.0
+# A kill may hold thousands: they are looked at less often than what runs.
+POLL_HELD_MAX: Final = 5.0
 POLL_MAX: Final = 60.0
 RETRY_FIRST: Final = 0.25
 RETRY_MAX: Final = 15.0
@@ -51,7 +53,7 @@ class Result(IntEnum):
 FINAL: Final = {
     Result.REPAIRED: (State.RESOLVED, "repaired: the target was seen healthy"),
     Result.RESPONDED: (State.RESOLVED, ""),
-    Result.STALE: (State.STALE, "too old to act on"),
+    Result.STALE: (State.STALE, ""),
 }
 UNPROVED: Final = {
     Result.OBSERVED: (State.OBSERVED, "policy only observed what would have been done"),
@@ -68,6 +70,7 @@ class Decided:
     result: Result
     awaiting_approval: bool
     reason: str
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +91,25 @@ def follow(state: State, revision: int, decided: Decided, *, firing: bool) -> St
         return Step(State.AWAITING_MODEL, decided.reason or "no rule matched", following=True)
     if decided.state is DecisionState.CLOSED:
         return _closed(state, revision, decided, firing=firing)
+    if decided.held:
+        return _held(revision, decided, firing=firing)
+    return Step(_open_state(state, decided), decided.reason, following=True)
+
+
+def _open_state(state: State, decided: Decided) -> State:
+    """Return where an incident stands while its decision is open."""
     if decided.outcome is Outcome.ASK_HUMAN:
-        return Step(State.AWAITING_PERSON, decided.reason, following=True)
+        return State.AWAITING_PERSON
     if decided.outcome in (Outcome.TRIGGER_AUTOMATION, Outcome.DELEGATE_AGENT):
-        waits = decided.awaiting_approval
-        return Step(State.AWAITING_APPROVAL if waits else State.RUNNING, decided.reason, following=True)
-    return Step(state, decided.reason, following=True)
+        return State.AWAITING_APPROVAL if decided.awaiting_approval else State.RUNNING
+    return state
+
+
+def _held(revision: int, decided: Decided, *, firing: bool) -> Step:
+    """Keep an incident back as long as a kill stops its work; a resolve that came just before is decided now."""
+    if not firing and revision < REVISIONS_MAX:
+        return Step(State.OPEN, "decided anew: the sender resolved every alert while it was held", revise=True)
+    return Step(State.HELD, decided.reason, following=True)
 
 
 def _closed(state: State, revision: int, decided: Decided, *, firing: bool) -> Step:
@@ -120,7 +136,7 @@ def poll_delay(state: State, polls: int) -> float:
     """Return the seconds until the router is asked again: quick at first, and while something acts."""
     if polls < len(FIRST_POLLS):
         return FIRST_POLLS[polls]
-    latest = POLL_ACTING_MAX if state in ACTING else POLL_MAX
+    latest = POLL_HELD_MAX if state is State.HELD else POLL_ACTING_MAX if state in ACTING else POLL_MAX
     return float(min(latest, 2.0 ** min(polls - len(FIRST_POLLS), 10)))
 
 

@@ -192,4 +192,5 @@ def decided_of(decision: decision_service_pb2.Decision) -> Decided:
         result=Result(decision.result),
         awaiting_approval=decision.awaiting_approval,
         reason=decision.reason[:512],
+        held=decision.held,
     )
