@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,6 +214,16 @@ class Mesh:
         """Wait, at most 30 s, for something that only another process can bring about."""
 
         async def look() -> None:
+            if not holds():
+                raise _NotYetError
+
+        await until(look, "the condition", 30, _NotYetError)
+
+    async def until_true(self, read: Callable[[], Awaitable[object]], holds: Callable[[], object]) -> None:
+        """Read again until something holds, at most 30 s."""
+
+        async def look() -> None:
+            await read()
             if not holds():
                 raise _NotYetError
 
