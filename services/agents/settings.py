@@ -8,6 +8,6 @@ from services.mesh.settings import MeshSettings
 
 
 class AgentsSettings(MeshSettings):
-    """Settings of agents."""
+    """Settings of agents; OPSMESH_PEERS must name guardrails."""
 
     models_file: Path | None = Field(default=None, description="the models and their providers; none = rules alone")

@@ -22,7 +22,8 @@ from tests.mesh.world import ROOT, World
 async def test_without_a_provider_agents_serves_and_says_so(tmp_path: Path) -> None:
     """ListModels answers automation_only to the router, the gateway may not ask; SIGTERM ends the process with 0."""
     world, port = World(tmp_path), free_port()
-    settings = world.settings("agents", listen=f"127.0.0.1:{port}").model_dump(mode="json")
+    peers = {"guardrails": f"127.0.0.1:{free_port()}"}
+    settings = world.settings("agents", listen=f"127.0.0.1:{port}", peers=peers).model_dump(mode="json")
     environment = {
         f"OPSMESH_{name}".upper(): json.dumps(value) if isinstance(value, dict) else str(value)
         for name, value in settings.items()
