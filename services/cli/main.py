@@ -32,7 +32,7 @@ ALONE: Final = {
     "check": ("check", "Validate all configuration against the IDL, offline."),
     "migrate": ("mesh", "Bring the database to this version's schema."),
     "version": ("mesh", "Say which version this is."),
-    "demo": ("mesh", "Show the main job for real: one alert, from webhook to a repaired workload."),
+    "demo": ("mesh", "Show the main job for real: an alert repaired, an approval, a drift, and the kill switch."),
 }
 HELP: Final = {name: text for name, (_, text) in ALONE.items()} | {name: text for name, (_, _, text) in GROUPS.items()}
 

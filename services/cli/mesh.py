@@ -38,8 +38,8 @@ def up(
 
 @command(app, "demo")
 def demo(_: Session) -> None:
-    """Show the main job for real: one alert, from webhook to a repaired workload."""
-    from services.local.demo import run_demo  # noqa: PLC0415  only this command pays for it
+    """Show the main job for real: an alert repaired, an approval, a drift, and the kill switch."""
+    from services.local.demo_story import run_demo  # noqa: PLC0415  only this command pays for it
 
     raise typer.Exit(run_demo())
 

@@ -1,19 +1,17 @@
-"""The main job, for real, on this machine: one alert, from webhook to a repaired workload.
+"""The demo's stage and its first act: one alert, from webhook to a repaired workload. `demo_story` tells it.
 
 The demo types the same commands a person would type and believes nothing it was not shown: each act is checked, and the
-first thing that did not truly happen ends it with exit code 1. It leaves no process behind; its folder is kept when it
-failed.
+first thing that did not truly happen raises DemoError.
 """
 
-import asyncio
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,20 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import yaml
 from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
 
-from services.local.checkout import Workload, start_workload, stop_workload
+from services.local.checkout import Workload
 from services.local.endpoints import webhook_headers
-from services.local.files import free_port, free_port_base
+from services.local.files import free_port_base
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 TARGET = "svc:demo/checkout"
-# Of what is written to a file or a pipe, where no terminal says how wide it is.
-WIDTH = 150
+PRODUCTION = "svc:production/checkout"
+# Alertmanager's fingerprint is a hash of an alert's labels.
+FINGERPRINTS = {"demo": "6f1c2a9be07d4c35", "production": "0b7d52f4e1c98a36"}
 RESTART = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
 
 
@@ -66,24 +62,41 @@ class World:
         """Narrate one act."""
         self.console.print(f"[dim]{time.monotonic() - self.started:5.1f}s[/dim]  {text}")
 
+    def act(self, title: str) -> None:
+        """Begin an act."""
+        self.console.print(f"\n[bold]{title}[/bold]")
+
+    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run an `opsmesh` command on the mesh of the demo."""
+        command = [sys.executable, "-m", "services.cli", *words, "--state", str(self.state)]
+        environment = os.environ | environment
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)  # noqa: S603  our own command
+
     def ask(self, *words: str) -> Any:
         """Run an `opsmesh` command with --json and return what it answered. Raises DemoError when it fails."""
-        command = [sys.executable, "-m", "services.cli", *words, "--state", str(self.state), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603  our own command
+        done = self.run(*words, "--json")
         check(done.returncode == 0, f"`opsmesh {' '.join(words)}` failed:\n{done.stderr or done.stdout}")
         return json.loads(done.stdout)
 
     def show(self, *words: str) -> None:
         """Run an `opsmesh` command and let the person see what it prints."""
-        self.console.print(f"\n[bold cyan]$ opsmesh {' '.join(words)}[/bold cyan]")
-        command = [sys.executable, "-m", "services.cli", *words, "--state", str(self.state)]
-        environment = os.environ | {"COLUMNS": str(self.console.width)}
-        if self.console.is_terminal:
-            environment["FORCE_COLOR"] = "1"
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)  # noqa: S603  our own command
+        done = self._shown(*words)
+        check(done.returncode == 0, f"`opsmesh {' '.join(words)}` failed:\n{done.stderr}")
+
+    def show_refusal(self, reason: str, *words: str) -> None:
+        """Run an `opsmesh` command that must be refused for REASON, and let the person see the refusal."""
+        done = self._shown(*words)
+        refused = done.returncode == 1 and reason in done.stderr
+        check(refused, f"`opsmesh {' '.join(words)}` was not refused as {reason}:\n{done.stdout}{done.stderr}")
+        self.console.print(done.stderr.rstrip(), style="yellow", markup=False, highlight=False)
+
+    def _shown(self, *words: str) -> subprocess.CompletedProcess[str]:
+        self.console.print(f"\n[bold cyan]$ opsmesh {shlex.join(words)}[/bold cyan]")
+        colours = {"FORCE_COLOR": "1"} if self.console.is_terminal else {}
+        done = self.run(*words, COLUMNS=str(self.console.width), **colours)
         self.console.file.write(done.stdout)
         self.console.file.flush()
-        check(done.returncode == 0, f"`opsmesh {' '.join(words)}` failed:\n{done.stderr}")
+        return done
 
 
 def health(workload: Workload) -> int:
@@ -94,9 +107,9 @@ def health(workload: Workload) -> int:
         return 0
 
 
-def alert(started: datetime) -> dict[str, Any]:
+def alert(started: datetime, environment: str = "demo") -> dict[str, Any]:
     """Return an Alertmanager v4 notification about checkout, as its documentation describes it."""
-    labels = {"alertname": "CheckoutDown", "service": "checkout", "env": "demo", "severity": "critical"}
+    labels = {"alertname": "CheckoutDown", "service": "checkout", "env": environment, "severity": "critical"}
     notes = {"summary": "checkout answers 503", "description": "The checkout service fails its health check."}
     return {
         "version": "4",
@@ -116,14 +129,15 @@ def alert(started: datetime) -> dict[str, Any]:
                 "startsAt": started.isoformat().replace("+00:00", "Z"),
                 "endsAt": "0001-01-01T00:00:00Z",
                 "generatorURL": "http://prometheus.example:9090/graph?g0.expr=up",
-                "fingerprint": "6f1c2a9be07d4c35",
+                "fingerprint": FINGERPRINTS[environment],
             }
         ],
     }
 
 
-def write_config(config: Path, workload: Workload) -> None:
+def write_config(config: Path, workload: Workload, production: Workload | None = None) -> None:
     """Lay out the demo's configuration: what ships, with the demo's own inventory, policies and backends."""
+    workloads = {TARGET: workload} | ({PRODUCTION: production} if production else {})
     shutil.copytree(DEPLOY, config, ignore=shutil.ignore_patterns("demo"))
     shutil.copy(DEPLOY / "demo" / "inventory.yaml", config / "inventory.yaml")
     shutil.rmtree(config / "policies")
@@ -131,7 +145,8 @@ def write_config(config: Path, workload: Workload) -> None:
     shutil.copy(DEPLOY / "demo" / "policies.yaml", config / "policies" / "demo.yaml")
     backends = yaml.safe_load((DEPLOY / "backends.yaml").read_text(encoding="utf-8"))
     backends["workloads"] = [
-        {"target_id": TARGET, "health_url": workload.health_url, "supervisord": workload.backend()}
+        {"target_id": target, "health_url": one.health_url, "supervisord": one.backend()}
+        for target, one in workloads.items()
     ]
     (config / "backends.yaml").write_text(yaml.safe_dump(backends), encoding="utf-8")
 
@@ -172,11 +187,11 @@ def wait_for(fact: Callable[[], object], seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def post_alert(world: World, body: dict[str, Any]) -> None:
-    """Post BODY to the bridge three times, as an impatient sender does; each must be accepted."""
+def post_alert(world: World, body: dict[str, Any], times: int = 1) -> None:
+    """Post BODY to the bridge that many TIMES, as an impatient sender does; each must be accepted."""
     endpoints = json.loads((world.state / "endpoints.json").read_text(encoding="utf-8"))
     hook = endpoints["webhooks"]["alertmanager"]
-    for number in range(1, 4):
+    for number in range(1, times + 1):
         began = time.monotonic()
         answer = httpx.post(hook["url"], json=body, headers=webhook_headers(hook), timeout=5)
         took = (time.monotonic() - began) * 1000
@@ -219,81 +234,26 @@ def check_trail(world: World, incident: dict[str, Any]) -> None:
         check(time.monotonic() < until, f"the trail of the restart is not intent, then outcome: {phases}")
 
 
-def run_story(world: World, workload: Workload) -> None:
-    """Tell and check the whole story on a running workload."""
-    config = world.folder / "config"
-    write_config(config, workload)
-    mesh = start_mesh(world, config)
-    try:
-        services = ", ".join(sorted(json.loads((world.state / "endpoints.json").read_text())["services"]))
-        world.say(f"the mesh runs, each service a process with its own certificate: {services}")
-        httpx.post(workload.break_url, timeout=5)
-        check(health(workload) == httpx.codes.SERVICE_UNAVAILABLE, "checkout did not break")
-        world.say("checkout is broken: it answers [red]503[/red] to its users")
-        world.say("Alertmanager notices and posts the same webhook three times")
-        posted = time.monotonic()
-        post_alert(world, alert(datetime.now(UTC)))
-        wait_for(lambda: health(workload) == httpx.codes.OK, 45, "the repair of checkout")
-        took = time.monotonic() - posted
-        world.say(f"checkout answers [green]200[/green] again, {took:.1f} s after the first webhook")
-        incident, decision, execution = await_repair(world)
-        starts = workload.start_count()
-        check(starts == 2, f"the process manager started checkout {starts} times instead of twice")  # noqa: PLR2004  once at first, once by the playbook
-        world.say(
-            f"one incident; two of three signals were duplicates; rule [bold]{decision['rule_id']}[/bold] "
-            f"(rule set {decision['rule_set_version']}) decided, no model was called"
-        )
-        check_trail(world, incident)
-        world.show("incidents", "show", incident["incident_id"])
-        world.show("decisions", "show", decision["decision_id"])
-        world.show("executions", "show", execution["execution_id"])
-        world.show("audit", "list", "--incident", incident["incident_id"])
-        world.show("audit", "verify")
-    finally:
-        code = stop_mesh(mesh)
-    check(code == 0, f"the mesh stopped with exit code {code}; see {world.folder / 'up.log'}")
-    world.say("the mesh has stopped cleanly")
-
-
-def leftovers(world: World) -> list[str]:
-    """Return the processes that name the demo's folder in their command or environment and still run."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            said = [*process.cmdline(), *process.environ().values()]
-            if any(str(world.folder) in text for text in said):
-                found.append(f"{process.pid} {process.name()}")
-    return found
-
-
-def run_demo() -> int:
-    """Run the whole demo; return the exit code."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
-    world = World(console, Path(tempfile.mkdtemp(prefix="opsmesh-demo-")), time.monotonic())
-    # Embedded PostgreSQL runs as an ordinary user even when root starts it: it must be able to pass through.
-    world.folder.chmod(0o755)
-    console.print(
-        Panel("opsmesh: one real alert, from webhook to a repaired workload", subtitle="no model, no Docker, no root")
+def first_act(world: World, workload: Workload) -> None:
+    """Break checkout in `demo`; three posts of one alert, and the rule's playbook repairs it, once."""
+    httpx.post(workload.break_url, timeout=5)
+    check(health(workload) == httpx.codes.SERVICE_UNAVAILABLE, "checkout did not break")
+    world.say("checkout is broken: it answers [red]503[/red] to its users")
+    world.say("Alertmanager notices and posts the same webhook three times")
+    posted = time.monotonic()
+    post_alert(world, alert(datetime.now(UTC)), times=3)
+    wait_for(lambda: health(workload) == httpx.codes.OK, 45, "the repair of checkout")
+    took = time.monotonic() - posted
+    world.say(f"checkout answers [green]200[/green] again, {took:.1f} s after the first webhook")
+    incident, decision, execution = await_repair(world)
+    starts = workload.start_count()
+    check(starts == 2, f"the process manager started checkout {starts} times instead of twice")  # noqa: PLR2004  once at first, once by the playbook
+    world.say(
+        f"one incident; two of three signals were duplicates; rule [bold]{decision['rule_id']}[/bold] "
+        f"(rule set {decision['rule_set_version']}) decided, no model was called"
     )
-    try:
-        workload = asyncio.run(start_workload(world.folder / "workload", free_port()))
-        try:
-            check(health(workload) == httpx.codes.OK, "checkout did not start")
-            world.say(f"a real workload runs under a supervisord of its own: checkout on {workload.health_url}")
-            run_story(world, workload)
-        finally:
-            asyncio.run(stop_workload(workload))
-        remaining = leftovers(world)
-        check(not remaining, f"processes were left behind: {remaining}")
-    except DemoError as error:
-        console.print(f"[red]The demo failed:[/red] {error}\nWhat it left to look at: {world.folder}", soft_wrap=True)
-        return 1
-    shutil.rmtree(world.folder, ignore_errors=True)
-    world.say("no process was left behind")
-    summary = Table.grid(padding=(0, 2))
-    summary.add_row("Keep a mesh running:", "make up")
-    summary.add_row("Look into it:", ".venv/bin/opsmesh incidents list")
-    console.print(summary)
-    return 0
+    check_trail(world, incident)
+    world.show("incidents", "show", incident["incident_id"])
+    world.show("decisions", "show", decision["decision_id"])
+    world.show("executions", "show", execution["execution_id"])
+    world.show("audit", "list", "--incident", incident["incident_id"])

@@ -1,23 +1,32 @@
-"""The demo on a configuration that denies what it is about: `python -m tests.flows.sabotaged_demo`."""
+"""The demo on a configuration that betrays what it is about: `python -m tests.flows.sabotaged_demo denied|unasked`."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from services.local import demo
+import yaml
+
+from services.local import demo, demo_acts, demo_story
 from services.local.checkout import Workload
 
-PATIENCE = 8
+PATIENCE = 8.0
 
 lay_out, wait_for = demo.write_config, demo.wait_for
 
 
-def deny(config: Path, workload: Workload) -> None:
-    """Lay out the demo's configuration, with every ALLOW of a write turned into DENY."""
-    lay_out(config, workload)
-    policies = config / "policies" / "demo.yaml"
-    notices, writes, rest = policies.read_text(encoding="utf-8").partition("rule_id: demo-writes")
-    policies.write_text(notices + writes + rest.replace("VERDICT_ALLOW", "VERDICT_DENY"), encoding="utf-8")
+def betray(config: Path, workload: Workload, production: Workload | None = None) -> None:
+    """Lay out the demo's configuration; deny every write, or let every write through without asking anybody."""
+    lay_out(config, workload, production)
+    path = config / "policies" / "demo.yaml"
+    policies = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if sys.argv[1] == "denied":
+        for rule in policies["rules"][1:]:
+            rule["verdict"] = "VERDICT_DENY"
+            rule.pop("approval", None)
+        policies["rules"] = policies["rules"][:2]
+    else:
+        policies["rules"] = [rule for rule in policies["rules"] if rule["verdict"] == "VERDICT_ALLOW"]
+    path.write_text(yaml.safe_dump(policies), encoding="utf-8")
 
 
 def wait_less(fact: Callable[[], object], seconds: float, what: str) -> None:
@@ -26,5 +35,6 @@ def wait_less(fact: Callable[[], object], seconds: float, what: str) -> None:
 
 
 if __name__ == "__main__":
-    demo.write_config, demo.wait_for = deny, wait_less
-    sys.exit(demo.run_demo())
+    demo.write_config, demo.wait_for = betray, wait_less
+    demo_acts.PATIENCE = PATIENCE  # type: ignore[misc]  # final for everybody but a saboteur
+    sys.exit(demo_story.run_demo())

@@ -13,6 +13,9 @@ import pytest
 from tests.flows.world import leftovers
 from tests.mesh.world import ROOT
 
+# seconds; the whole demo is to stay under 150
+LONGEST = 150
+pytestmark = pytest.mark.timeout(LONGEST + 30)
 TELLS = (
     "a real workload runs under a supervisord of its own",
     "checkout is broken: it answers 503",
@@ -21,6 +24,14 @@ TELLS = (
     "two of three signals were duplicates; rule checkout-down (rule set 1) decided, no model was called",
     "RestartWorkload",
     "INTENT",
+    "the same rule, the same playbook, but it stopped",
+    "whoever asked may not approve; the operator took the request back",
+    "approved by approver, it ran, once: production answers 200 again, resolved",
+    "approved, but refused: STATE_CHANGED",
+    "the playbook in the middle of its work is CANCELLED, and the approval it waited for is void",
+    "a new alert is accepted, its incident is HELD",
+    "the operator releases it: RELEASE_PENDING",
+    "two people let go: the held incident's playbook ran and repaired checkout",
     "intact: ",
     "the mesh has stopped cleanly",
     "no process was left behind",
@@ -40,7 +51,13 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the demo by these words, with its temporary files under FOLDER."""
     environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
     return subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+        check=False,
     )
 
 
@@ -54,10 +71,17 @@ def test_the_demo_tells_what_happened(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_demo_whose_restart_is_denied_fails(folder: Path) -> None:
-    """Where policy denies the restart, the demo says what did not come, exits 1, and leaves no process."""
-    done = run(folder, "-m", "tests.flows.sabotaged_demo")
+@pytest.mark.parametrize(
+    ("sabotage", "words", "webhooks"),
+    [
+        ("denied", "The demo failed: the repair of checkout did not come", 3),
+        ("unasked", "The demo failed: the restart in production did not stop for approval", 4),
+    ],
+)
+def test_a_demo_that_is_sabotaged_fails(folder: Path, sabotage: str, words: str, webhooks: int) -> None:
+    """Where policy denies the restart, or asks nobody, the demo says what did not come, exits 1, leaves no process."""
+    done = run(folder, "-m", "tests.flows.sabotaged_demo", sabotage)
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "The demo failed: the repair of checkout did not come" in done.stdout
-    assert "webhook 3: 202" in done.stdout
+    assert words in done.stdout
+    assert done.stdout.count(": 202 after") == webhooks
     assert leftovers(folder) == []

@@ -226,8 +226,9 @@ def lay_out(config: Path, workloads: Mapping[str, Workload]) -> None:
     ]
     observe = {"environments": ["observed"], "access": ["ACCESS_WRITE"]}
     policies["rules"].append({"rule_id": "observe", "match": observe, "verdict": "VERDICT_OBSERVE"})
-    (risky,) = (rule for rule in policies["rules"] if rule["verdict"] == "VERDICT_REQUIRE_APPROVAL")
-    risky["approval"]["ttl_duration"] = f"{APPROVAL_SECONDS}s"
+    for rule in policies["rules"]:
+        if rule["verdict"] == "VERDICT_REQUIRE_APPROVAL":
+            rule["approval"]["ttl_duration"] = f"{APPROVAL_SECONDS}s"
     for cap in policies["notice_caps"]:
         cap["per_hour"] = 2000
     for name, content in (
