@@ -17,12 +17,13 @@ from services.guardrails.approval_store import ApprovalStore
 from services.guardrails.approvals import Approval
 from services.guardrails.authority import Authority
 from services.guardrails.convert import timestamp
+from services.guardrails.expiry import subject_of
 from services.mesh import paging
 from services.mesh.call import current
 from services.mesh.errors import Refusal
 from services.mesh.identities import Identities
 from services.mesh.postgres import Connection
-from services.mesh.writes import Subject, Writes
+from services.mesh.writes import Writes
 
 # As many digits of a digest as people compare.
 SHORT: Final = 12
@@ -75,7 +76,7 @@ class ApprovalServicer(rpc.ApprovalServiceServicer):
             made = await answers.approve(connection, UUID(request.approval_id), said)
             return pb.ApproveResponse(approval=to_message(made))
 
-        subject = subject_of(await self._known(request.approval_id), request.request_digest)
+        subject = subject_of(await self._known(request.approval_id), named_digest=said.digest)
         response = await self._writes.once(request, pb.ApproveResponse, change, subject)
         self._board.changed()
         return response
@@ -88,7 +89,7 @@ class ApprovalServicer(rpc.ApprovalServiceServicer):
             made = await answers.reject(connection, UUID(request.approval_id), said)
             return pb.RejectResponse(approval=to_message(made))
 
-        subject = subject_of(await self._known(request.approval_id), request.request_digest)
+        subject = subject_of(await self._known(request.approval_id), named_digest=said.digest)
         response = await self._writes.once(request, pb.RejectResponse, change, subject)
         self._board.changed()
         return response
@@ -102,7 +103,7 @@ class ApprovalServicer(rpc.ApprovalServiceServicer):
             made = await amending.amend(connection, self._authority, old, proposal, said)
             return pb.AmendResponse(approval=to_message(made))
 
-        response = await self._writes.once(request, pb.AmendResponse, change, subject_of(old, said.digest))
+        response = await self._writes.once(request, pb.AmendResponse, change, subject_of(old, named_digest=said.digest))
         self._board.changed()
         return response
 
@@ -117,22 +118,6 @@ class ApprovalServicer(rpc.ApprovalServiceServicer):
         if approval is None:
             raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="approval", id=approval_id)
         return approval
-
-
-def subject_of(approval: Approval, digest: str) -> Subject:
-    """Return what an answer is about, for audit."""
-    context = judging.ActionContext.FromString(approval.context)
-    return Subject(
-        target=approval.target_id,
-        environment=approval.environment,
-        region=judging.Judgement.FromString(approval.judgement).region,
-        incident_id=context.incident_id,
-        decision_id=context.decision_id,
-        execution_id=context.execution_id,
-        step_id=context.step_id,
-        rule_set_version=context.rule_set_version,
-        detail={"approval_id": str(approval.approval_id), "tool": approval.method, "named_digest": digest},
-    )
 
 
 def to_message(approval: Approval) -> pb.Approval:

@@ -87,8 +87,8 @@ UPDATE approvals
 SET state = 'EXPIRED', close_reason = 'APPROVAL_EXPIRED', update_time = clock_timestamp(),
     close_detail = CASE WHEN state = 'PENDING' THEN '{UNANSWERED}' ELSE '{UNEXECUTED}' END
 WHERE approval_id IN (
-    SELECT approval_id FROM approvals WHERE {UNANSWERED_NOW} OR {UNEXECUTED_NOW} LIMIT 500 FOR UPDATE SKIP LOCKED
-)
+    SELECT approval_id FROM approvals WHERE {UNANSWERED_NOW} OR {UNEXECUTED_NOW} LIMIT 100 FOR UPDATE SKIP LOCKED
+) RETURNING {COLUMNS}
 """  # noqa: S608  constants only
 # A change becomes visible only at its commit, so the look back is longer than any transaction here may last.
 CHANGED: Final = """
@@ -239,6 +239,11 @@ async def use(connection: Connection, approval_id: UUID) -> datetime | None:
     return found
 
 
+async def expire(connection: Connection) -> Sequence[Approval]:
+    """Turn what nobody answered, or nobody executed, in time into EXPIRED and return some of it at a time."""
+    return [to_approval(row) for row in await connection.fetch(SWEEP)]
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The newest change of an approval; `waits` for people or for its execution."""
@@ -249,14 +254,10 @@ class Head:
 
 
 class ApprovalStore:
-    """What is read and swept outside of a caller's transaction."""
+    """What is read outside of a caller's transaction."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-
-    async def sweep(self) -> None:
-        """Turn what nobody answered, or nobody executed, in time into EXPIRED."""
-        await self.pool.execute(SWEEP)
 
     async def changed(self, incident_id: str, *, waiting: bool) -> Sequence[Head]:
         """Return what changed in the last half minute and, for the first look, all that waits; oldest first."""

@@ -134,8 +134,9 @@ class Incident:
 def check_sanity(case: Case, policy: PolicySet, incident_id: str, incident: Incident | None) -> Finding:
     """Return whether the action belongs to its incident: open, and the target among its targets or what they need."""
     if not incident_id:
-        if case.caller.startswith(HUMAN):
-            return Finding("sanity", passed=True, detail="a person asks, without an incident")
+        if case.caller.startswith(HUMAN) or case.access is Access.INFORM:
+            who = "a person asks" if case.caller.startswith(HUMAN) else "people are told"
+            return Finding("sanity", passed=True, detail=f"{who}, without an incident")
         return failed("sanity", "INCIDENT_NOT_OPEN", "a service acts for an incident only, and named none")
     if incident is None or not (incident.is_open or case.access is Access.INFORM):
         return failed("sanity", "INCIDENT_NOT_OPEN", incident_id=incident_id)
