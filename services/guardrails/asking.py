@@ -5,12 +5,14 @@ from dataclasses import replace
 
 from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
+from opsmesh.guardrails.v1 import kill_switch_service_pb2 as kill_pb
 from services.guardrails import approval_store as approvals
 from services.guardrails.approval_store import End, Question
 from services.guardrails.approvals import Approval, Change, State, differences, terms, told
 from services.guardrails.domain import Need
 from services.guardrails.judgement import Judged
 from services.guardrails.store import Session
+from services.mesh import kills
 from services.mesh.postgres import Connection
 
 Record = audit_service_pb2.AuditEvent
@@ -104,3 +106,11 @@ async def renew(connection: Connection, old: Approval, asked: Question) -> Appro
     if found is None:
         raise LookupError("an approval has vanished")
     return found
+
+
+def voided(approval: Approval, kill: kill_pb.LeasedKill) -> Approval:
+    """Return an open approval as the kill that was engaged after it was asked for leaves it, released or not."""
+    if not approval.open:
+        return approval
+    why = f"kill {kill.kill_id} ({kills.words(kill.scope)}) was engaged after it was asked for"
+    return replace(approval, state=State.VOID, close_reason="KILLED", close_detail=why)

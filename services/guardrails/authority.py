@@ -14,17 +14,21 @@ from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
 from services.guardrails import action as actions
-from services.guardrails import approval_store, asking, checks, convert, domain
+from services.guardrails import approval_store, asking, checks, convert, domain, kill_store, ledger
 from services.guardrails.action import Action, SyntaxFault
 from services.guardrails.approval_board import ApprovalBoard
 from services.guardrails.approvals import Approval, Change, told
+from services.guardrails.caps import matching
 from services.guardrails.checks import Finding, Incident, failed
 from services.guardrails.domain import Access, Case, PolicySet, Ruling, Verdict
 from services.guardrails.grants import Minter
 from services.guardrails.judgement import Asked, Judged, Look
+from services.guardrails.kill_store import Standing
+from services.guardrails.ledger import Effect
 from services.guardrails.policies import Policies
 from services.guardrails.store import JudgementStore, Key, Moment, Session
 from services.guardrails.surroundings import PeerTrouble, Surroundings
+from services.mesh import kills
 from services.mesh.errors import Refusal
 from services.mesh.identities import Identities
 from services.mesh.postgres import Connection
@@ -159,10 +163,17 @@ class Authority:
             environment=entry.environment if entry else "",
             region=entry.region if entry else "",
             channel=action.channel,
+            affected=policy.affected(action.target_id),
         )
+        standing = await _standing(session, asked, case, moment.approval)
+        if moment.approval and standing.voids:
+            moment = replace(moment, approval=asking.voided(moment.approval, standing.voids))
         ruling, policy_finding = self._rule(case, policy, moment, action)
         holder = checks.holder_of(asked.caller, asked.context.execution_id)
         safety = checks.check_safety(case, policy, moment.lock, holder, look.precondition, binding=asked.binding)
+        if standing.stops:
+            facts = {"kill_id": standing.stops.kill_id, "scope": kills.words(standing.stops.scope)}
+            safety = failed("safety", "KILLED", **facts)
         if safety.passed and look.no_precondition:
             safety = _troubled("safety", look.no_precondition)
         sanity = (
@@ -254,13 +265,14 @@ class Authority:
 
     async def _answer(self, session: Session, judged: Judged) -> pb.AuthorizeActionResponse | None:
         """Answer, with a grant when the verdict is ALLOW; recorded before it leaves."""
-        judgement = judged.message()
-        response = pb.AuthorizeActionResponse(judgement=judgement, request=judged.action.wire)
-        asked = judged.moment.approval
-        if asked and (judgement.reason.startswith("APPROVAL_") or judgement.reason == "STATE_CHANGED"):
-            response.approval_id = str(asked.approval_id)
         approval = judged.approved
         async with session.connection.transaction():
+            judged = await _counted(session, judged)
+            judgement = judged.message()
+            response = pb.AuthorizeActionResponse(judgement=judgement, request=judged.action.wire)
+            asked = judged.moment.approval
+            if asked and (judgement.reason.startswith("APPROVAL_") or judgement.reason == "STATE_CHANGED"):
+                response.approval_id = str(asked.approval_id)
             if judged.conclusion[0] is Verdict.ALLOW:
                 before = await approval_store.use(session.connection, approval.approval_id) if approval else None
                 if approval and before is None:
@@ -320,6 +332,33 @@ class Authority:
         made.request_id, made.request_digest = request_id, judgement.request_digest
         made.on_behalf_of = context.on_behalf_of or made.on_behalf_of
         return made
+
+
+async def _standing(session: Session, asked: Asked, case: Case, approval: Approval | None) -> Standing:
+    """Return what kills say, read after the epoch that a grant will carry; a notice is stopped by none."""
+    if case.access is Access.INFORM:
+        return Standing()
+    context = asked.context
+    about = kills.facts(
+        environment=case.environment,
+        target_id=case.target_id,
+        tool=case.method,
+        playbook_id=context.playbook_id,
+        execution_id=context.execution_id,
+        run_id=context.run_id,
+    )
+    return await kill_store.standing(session.connection, about, approval.kill_epoch if approval else None)
+
+
+async def _counted(session: Session, judged: Judged) -> Judged:
+    """Take a place in the ledger of effects, or turn the judgement into CAP_EXCEEDED; in the grant's transaction."""
+    case, key = judged.case, judged.key
+    if judged.conclusion[0] is not Verdict.ALLOW or case.access is Access.INFORM:
+        return judged
+    caps = matching(judged.policy.effect_caps, case.method, case.target_id, case.environment)
+    effect = Effect(case.method, key.request_id, case.target_id, case.environment)
+    over = await ledger.reserve(session.connection, effect, caps)
+    return judged.but(failed("policy", "CAP_EXCEEDED", cap=str(over[0]), what=over[1])) if over else judged
 
 
 def _troubled(name: str, trouble: PeerTrouble) -> Finding:

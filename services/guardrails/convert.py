@@ -1,7 +1,8 @@
 """Between protobuf messages and the domain."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
+from types import MappingProxyType
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,10 +12,13 @@ from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.policy.v1 import policy_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.guardrails import checks, domain
+from services.guardrails.caps import EffectCap, Scope
+from services.guardrails.windows import ChangeWindow, Window
 from services.mesh.errors import PREFIX, Refusal, describe
 from services.mesh.tools import find_tool
 
 DETAIL_MAX: Final = 1024
+AFFECTED_MAX: Final = 32
 CHECKS: Final = ("syntax", "safety", "policy", "sanity")
 
 
@@ -30,17 +34,39 @@ def to_policy_set(
     version: int, policy_set: policies_pb2.PolicySet, inventory: inventory_pb2.Inventory
 ) -> domain.PolicySet:
     """Return what the domain judges by."""
+    windows = to_windows(policy_set)
     return domain.PolicySet(
         version=version,
-        rules=tuple(to_rule(rule) for rule in policy_set.rules),
+        rules=tuple(to_rule(rule, windows) for rule in policy_set.rules),
         entries=tuple(to_entry(entry) for entry in inventory.entries),
         caps={cap.channel: cap.per_hour for cap in policy_set.notice_caps},
+        effect_caps=tuple(to_cap(cap) for cap in policy_set.effect_caps),
         kill_release=(policy_set.kill_release.everything or 2, policy_set.kill_release.others or 1),
     )
 
 
-def to_rule(rule: policies_pb2.PolicyRule) -> domain.Rule:
-    """Return a rule, bare tool names made full."""
+def to_windows(policy_set: policies_pb2.PolicySet) -> Mapping[str, tuple[Window, ...]]:
+    """Return the change windows by name."""
+    return {one.name: tuple(to_window(window) for window in one.time_windows) for one in policy_set.change_windows}
+
+
+def to_cap(cap: policies_pb2.EffectCap) -> EffectCap:
+    """Return a cap of effects, bare tool names made full."""
+    return EffectCap(
+        cap_id=cap.cap_id,
+        scope=Scope(cap.scope),
+        effects=cap.effects_per_hour,
+        distinct=cap.targets_per_hour,
+        environments=frozenset(cap.environments),
+        targets=frozenset(cap.targets),
+        methods=frozenset(tool_name(name) for name in cap.methods),
+    )
+
+
+def to_rule(
+    rule: policies_pb2.PolicyRule, windows: Mapping[str, tuple[Window, ...]] = MappingProxyType({})
+) -> domain.Rule:
+    """Return a rule, bare tool names made full, and the change windows it names."""
     match = domain.Match(
         methods=frozenset(tool_name(name) for name in rule.match.methods),
         access=frozenset(domain.Access(access) for access in rule.match.access),
@@ -51,6 +77,9 @@ def to_rule(rule: policies_pb2.PolicyRule) -> domain.Rule:
         callers=frozenset(rule.match.callers),
         channels=frozenset(rule.match.channels),
         windows=tuple(to_window(window) for window in rule.match.time_windows),
+        during=tuple(ChangeWindow(name, windows.get(name, ())) for name in rule.match.during_change_windows),
+        outside=tuple(ChangeWindow(name, windows.get(name, ())) for name in rule.match.outside_change_windows),
+        min_affected=rule.match.min_affected_targets,
     )
     need = to_need(rule.approval) if rule.HasField("approval") else None
     return domain.Rule(rule.rule_id, domain.Verdict(rule.verdict), match, rule.description, need)
@@ -64,10 +93,11 @@ def to_need(need: policies_pb2.ApprovalNeed) -> domain.Need:
     return domain.Need(need.approvers, frozenset(need.groups), *times)
 
 
-def to_window(window: policies_pb2.TimeWindow) -> domain.Window:
-    """Return a time window."""
+def to_window(window: policies_pb2.TimeWindow) -> Window:
+    """Return a time window; a ValueError when a date is none."""
     start, end = time.fromisoformat(window.start), time.fromisoformat(window.end)
-    return domain.Window(frozenset(window.days), start, end, window.zone)
+    first, last = (date.fromisoformat(day) if day else None for day in (window.first_date, window.last_date))
+    return Window(frozenset(window.days), start, end, window.zone, first, last)
 
 
 def to_entry(entry: inventory_pb2.InventoryEntry) -> domain.Entry:
@@ -135,4 +165,6 @@ def to_judgement(
         policy_rule_id=rule_id,
         request_json=request_json,
         precondition=precondition or {},
+        affected_targets=case.affected[:AFFECTED_MAX] if case else (),
+        affected_target_count=len(case.affected) if case else 0,
     )

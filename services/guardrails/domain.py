@@ -6,11 +6,13 @@ order; nothing matched is DENY.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, time, timedelta
+from datetime import datetime, timedelta
 from enum import IntEnum
 from functools import cached_property
 from typing import Final
-from zoneinfo import ZoneInfo
+
+from services.guardrails.caps import EffectCap
+from services.guardrails.windows import ChangeWindow, Window
 
 APPROVAL_TTL: Final = timedelta(minutes=5)
 NOTICES_PER_HOUR: Final = 60
@@ -46,32 +48,6 @@ class Verdict(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """Hours of a week by the wall clock of a zone; `days` from 1 (Monday), none means all; `end` is exclusive.
-
-    An end that is not after the start lies on the next day.
-    """
-
-    days: frozenset[int]
-    start: time
-    end: time
-    zone: str
-
-    def contains(self, now: datetime) -> bool:
-        """Say whether an instant lies in the window; an unknown zone is an error."""
-        local = now.astimezone(ZoneInfo(self.zone))
-        today, clock = local.isoweekday(), local.time()
-        if self.start < self.end:
-            return self._on(today) and self.start <= clock < self.end
-        yesterday = (today - 2) % 7 + 1
-        return (self._on(today) and clock >= self.start) or (self._on(yesterday) and clock < self.end)
-
-    def _on(self, day: int) -> bool:
-        """Say whether the window begins on a day."""
-        return not self.days or day in self.days
-
-
-@dataclass(frozen=True, slots=True)
 class Case:
     """What policy may look at, all of it derived from the bytes of the action, the inventory and the certificate."""
 
@@ -83,6 +59,8 @@ class Case:
     environment: str = ""
     region: str = ""
     channel: str = ""
+    # The target and what depends on it, directly or not.
+    affected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +76,9 @@ class Match:
     callers: frozenset[str] = frozenset()
     channels: frozenset[str] = frozenset()
     windows: tuple[Window, ...] = ()
+    during: tuple[ChangeWindow, ...] = ()
+    outside: tuple[ChangeWindow, ...] = ()
+    min_affected: int = 0
 
     def applies(self, case: Case, now: datetime) -> bool:
         """Say whether all of it matches."""
@@ -110,7 +91,10 @@ class Match:
             and (not self.targets or case.target_id in self.targets)
             and (not self.callers or case.caller in self.callers)
             and (not self.channels or case.channel in self.channels)
+            and len(case.affected) >= self.min_affected
             and (not self.windows or any(window.contains(now) for window in self.windows))
+            and (not self.during or any(window.contains(now) for window in self.during))
+            and not any(window.contains(now) for window in self.outside)
         )
 
     def covers(self, other: "Match") -> bool:
@@ -120,6 +104,9 @@ class Match:
             self.min_risk <= max(other.min_risk, Risk.LOW)
             and all(not ours or (bool(its) and its <= ours) for ours, its in zip(mine, theirs, strict=True))
             and (not self.windows or self.windows == other.windows)
+            and self.min_affected <= other.min_affected
+            and (not self.during or (bool(other.during) and set(other.during) <= set(self.during)))
+            and set(self.outside) <= set(other.outside)
         )
 
     @property
@@ -171,6 +158,7 @@ class PolicySet:
     rules: tuple[Rule, ...] = ()
     entries: tuple[Entry, ...] = ()
     caps: Mapping[str, int] = field(default_factory=dict)
+    effect_caps: tuple[EffectCap, ...] = ()
     # How many different people must release a kill of everything, and any other.
     kill_release: tuple[int, int] = (2, 1)
 
@@ -178,6 +166,25 @@ class PolicySet:
     def inventory(self) -> Mapping[str, Entry]:
         """Return the entries by target id."""
         return {entry.target_id: entry for entry in self.entries}
+
+    @cached_property
+    def dependents(self) -> Mapping[str, frozenset[str]]:
+        """Return, by target id, what depends on it directly."""
+        found: dict[str, set[str]] = {}
+        for entry in self.entries:
+            for needed in entry.depends_on:
+                found.setdefault(needed, set()).add(entry.target_id)
+        return {needed: frozenset(dependents) for needed, dependents in found.items()}
+
+    def affected(self, target_id: str) -> tuple[str, ...]:
+        """Return a target and what depends on it, nearest first; nothing for a tool without a target."""
+        found = dict.fromkeys([target_id] if target_id else [])
+        ring = list(found)
+        while ring:
+            nearest = sorted(set().union(*(self.dependents.get(one, frozenset()) for one in ring)) - found.keys())
+            found.update(dict.fromkeys(nearest))
+            ring = nearest
+        return tuple(found)
 
     def cap(self, channel: str) -> int:
         """Return how many notices an hour a channel may carry."""

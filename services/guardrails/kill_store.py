@@ -65,7 +65,8 @@ WHERE (state = 'PENDING' OR (state = 'APPROVED' AND execute_time IS NULL)) AND k
 VOID: Final = """
 UPDATE approvals SET state = 'VOID', close_reason = 'KILLED', close_detail = $2, update_time = clock_timestamp()
 WHERE approval_id IN (
-    SELECT approval_id FROM approvals WHERE approval_id = ANY($1) AND state IN ('PENDING', 'APPROVED')
+    SELECT approval_id FROM approvals
+    WHERE approval_id = ANY($1) AND (state = 'PENDING' OR (state = 'APPROVED' AND execute_time IS NULL))
     FOR UPDATE SKIP LOCKED
 )
 """
@@ -74,10 +75,13 @@ SELECT kill_id, kind, value, epoch, release_time IS NOT NULL AS released FROM ki
 WHERE release_time IS NULL OR epoch > $1 ORDER BY epoch
 """
 # What was ever told to stop stays stopped; kinds 1 and 2 are executions and runs.
-STOPPED: Final = """
-SELECT kills.kill_id, kills.kind, kills.value, kills.epoch, kills.release_time IS NOT NULL AS released
-FROM kill_stops JOIN kills USING (kill_id)
-WHERE kill_stops.subject = ANY($1) AND kill_stops.kind IN (1, 2) ORDER BY kills.epoch LIMIT 1
+STANDING: Final = """
+SELECT kill_id, kind, value, epoch, release_time IS NOT NULL AS released, false AS told FROM kills
+WHERE release_time IS NULL OR epoch > $1
+UNION ALL
+SELECT kills.kill_id, kills.kind, kills.value, kills.epoch, kills.release_time IS NOT NULL, true
+FROM kill_stops JOIN kills USING (kill_id) WHERE kill_stops.subject = ANY($2) AND kill_stops.kind IN (1, 2)
+ORDER BY epoch
 """
 COLUMNS: Final = "kill_id, epoch, kind, value, reason, engager, engage_time, releasers_needed, release_time"
 READ: Final = f"SELECT {COLUMNS} FROM kills WHERE kill_id = $1"  # noqa: S608  constants only
@@ -128,6 +132,14 @@ class Lease:
     now: datetime
     kills: tuple[pb.LeasedKill, ...] = ()
     withdrawn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What kills say about one action: one that stops it, and one that made its approval void."""
+
+    stops: pb.LeasedKill | None = None
+    voids: pb.LeasedKill | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,17 +237,19 @@ async def sweep(connection: Connection) -> int:
     return await void(connection, await since(connection, oldest))
 
 
-async def since(connection: Connection, epoch: int | None) -> Sequence[pb.LeasedKill]:
-    """Return the active kills and, with an `epoch`, those engaged after it, also when they are released."""
-    rows = await connection.fetch(SINCE, NO_EPOCH if epoch is None else epoch)
-    return [leased(row) for row in rows]
+async def since(connection: Connection, epoch: int) -> Sequence[pb.LeasedKill]:
+    """Return the active kills and those engaged after an epoch, also when they are released."""
+    return [leased(row) for row in await connection.fetch(SINCE, epoch)]
 
 
-async def stopped(connection: Connection, subjects: Collection[str]) -> pb.LeasedKill | None:
-    """Return the kill under which an execution or run was ever told to stop, or None."""
-    wanted = [one for one in subjects if one]
-    row = await connection.fetchrow(STOPPED, wanted) if wanted else None
-    return leased(row) if row else None
+async def standing(connection: Connection, facts: kills.Facts, epoch: int | None) -> Standing:
+    """Return which kill stops something now, and which made void what was asked for under `epoch`."""
+    subjects = [one for one in (facts.execution_id, facts.run_id) if one]
+    rows = await connection.fetch(STANDING, NO_EPOCH if epoch is None else epoch, subjects)
+    named = [leased(row) for row in rows if not row["told"]]
+    told = next((leased(row) for row in rows if row["told"]), None)
+    active = kills.stopping([kill for kill in named if not kill.released], facts)
+    return Standing(active or told, kills.stopping(named, facts, epoch) if epoch is not None else None)
 
 
 async def release(

@@ -13,10 +13,12 @@ from opsmesh.guardrails.v1 import (
     policy_service_pb2_grpc,
     target_lock_service_pb2_grpc,
 )
+from services.guardrails import claims, ledger, locks
 from services.guardrails.approval_board import ApprovalBoard
 from services.guardrails.approval_servicer import ApprovalServicer
 from services.guardrails.approval_store import ApprovalStore
 from services.guardrails.authority import Authority
+from services.guardrails.expiry import Expiry
 from services.guardrails.grants import Minter
 from services.guardrails.kill_file import KillFile
 from services.guardrails.kill_servicer import KillSwitchServicer
@@ -69,15 +71,21 @@ def furnish(settings: GuardrailsSettings, pool: Pool, reserved: Pool, peers: Pee
     surroundings = Mesh(gateway=peers.channel("gateway"), ingest=peers.channel("ingest"))
     approvals = ApprovalStore(pool)
     approval_board = ApprovalBoard(approvals)
+    expiry = Expiry(pool, writes, approval_board)
     authority = Authority(store, policies, surroundings, minter, identities=identities, board=approval_board)
 
     async def sweep(stop: asyncio.Event) -> None:
-        await every(stop, SWEEP_SECONDS, approvals.sweep)
+        await every(stop, SWEEP_SECONDS, expiry.sweep)
 
     retention = Retention(pool, request_ids(settings.request_retention_days))
 
+    async def tidy() -> None:
+        await store.forget()
+        for table in (ledger, locks, claims):
+            await table.forget(pool)
+
     async def forget(stop: asyncio.Event) -> None:
-        await every(stop, FORGET_SECONDS, store.forget)
+        await every(stop, FORGET_SECONDS, tidy)
 
     async def stand_by(stop: asyncio.Event) -> None:
         await every(stop, SWEEP_SECONDS, switch.stand_by)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from opsmesh.config.v1 import inventory_pb2
 from services.guardrails import checks, domain
-from services.guardrails.domain import Access, Blast, Case, Entry, Match, Need, PolicySet, Risk, Rule, Verdict, Window
+from services.guardrails.domain import Access, Blast, Case, Entry, Match, Need, PolicySet, Risk, Rule, Verdict
+from services.guardrails.windows import Window
 from services.mesh import policy
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)  # a Monday
