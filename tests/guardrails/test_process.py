@@ -19,8 +19,8 @@ from tests.stores import Database
 PEERS = json.dumps(dict.fromkeys(("gateway", "ingest", "audit"), "127.0.0.1:1"))
 
 
-async def start(pki: World, database: Database, folder: Path, port: int, **changes: Any) -> asyncio.subprocess.Process:
-    """Run `python -m services guardrails`; its errors can be read from `.stderr`."""
+def environment(pki: World, database: Database, folder: Path, port: int, **changes: Any) -> dict[str, str]:
+    """Return what a guardrails process is told."""
     settings = {
         "LISTEN": f"127.0.0.1:{port}",
         "METRICS": "",
@@ -36,9 +36,14 @@ async def start(pki: World, database: Database, folder: Path, port: int, **chang
         "GRANT_KEY_FILE": pki.pki / "grant.key",
     } | changes
     given = {f"OPSMESH_{name}": str(value) for name, value in settings.items() if value is not None}
-    environment = base_environment() | given
+    return base_environment() | given
+
+
+async def start(pki: World, database: Database, folder: Path, port: int, **changes: Any) -> asyncio.subprocess.Process:
+    """Run `python -m services guardrails`; its errors can be read from `.stderr`."""
+    given = environment(pki, database, folder, port, **changes)
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services", "guardrails", cwd=ROOT, env=environment, stderr=asyncio.subprocess.PIPE
+        sys.executable, "-m", "services", "guardrails", cwd=ROOT, env=given, stderr=asyncio.subprocess.PIPE
     )
 
 

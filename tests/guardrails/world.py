@@ -203,12 +203,13 @@ class House:
     server: Server
     effects: FakeEffects = field(default_factory=FakeEffects)
     peers: dict[str, str] = field(default_factory=dict)
+    address: str = ""
     callers: dict[str, Peers] = field(default_factory=dict)
 
     def channel(self, name: str) -> grpc.aio.Channel:
         """Return the channel of a service or person."""
         if name not in self.callers:
-            settings = self.world.settings(name, peers={"guardrails": f"127.0.0.1:{self.server.port}"})
+            settings = self.world.settings(name, peers={"guardrails": self.address or f"127.0.0.1:{self.server.port}"})
             self.callers[name] = Peers(settings)
         return self.callers[name].channel("guardrails")
 
@@ -297,8 +298,8 @@ class House:
 
 
 @asynccontextmanager
-async def house(world: World, database: Database, folder: Path) -> AsyncIterator[House]:
-    """Run guardrails with its workers, and its peers."""
+async def house(world: World, database: Database, folder: Path, *, working: bool = True) -> AsyncIterator[House]:
+    """Run guardrails, its workers unless told otherwise, and its peers."""
     gateway, ingest, audit = FakeGateway(), FakeIngest(), FakeAudit()
     effects = FakeEffects()
     workload = (workload_tool_service_pb2_grpc.add_WorkloadToolServiceServicer_to_server, gateway)
@@ -322,7 +323,7 @@ async def house(world: World, database: Database, folder: Path) -> AsyncIterator
         pool, peers, stop = await open_pool(settings, "guardrails"), Peers(settings), asyncio.Event()
         reserved = await open_pool(settings, "guardrails", maximum=RESERVED_MAX)
         rooms = furnish(settings, pool, reserved, peers)
-        workers = [asyncio.create_task(worker(stop)) for worker in rooms.workers]
+        workers = [asyncio.create_task(worker(stop)) for worker in rooms.workers if working]
         async with world.serving("guardrails", rooms.servicers) as server:
             made = House(world, database, gateway, ingest, audit, server, effects, values["peers"])
             try:
