@@ -74,6 +74,10 @@ def approval(world: World, production: Workload) -> None:
     check(production.start_count() == starts, "production was restarted before anybody approved")
     world.say(f"the same rule, the same playbook, but it stopped: incident {incident['incident_id']} awaits approval")
     world.show("approvals", "show", asked["approval_id"])
+    waiting = world.ask("status")["waiting"]
+    shown = {row["approval"] for row in waiting["approvals"]}, {row["incident"] for row in waiting["incidents"]}
+    check(shown == ({asked["approval_id"]}, {incident["incident_id"]}), f"`opsmesh status` shows {shown} as waiting")
+    world.say("`opsmesh status` says who waits for whom, and since when")
 
     words = (f"target_id={PRODUCTION}", "reason=the operator is in a hurry", "--incident", incident["incident_id"])
     world.show_refusal("a person must approve it", "tools", "call", "RestartWorkload", *words)

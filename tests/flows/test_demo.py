@@ -25,6 +25,7 @@ TELLS = (
     "RestartWorkload",
     "INTENT",
     "the same rule, the same playbook, but it stopped",
+    "`opsmesh status` says who waits for whom",
     "whoever asked may not approve; the operator took the request back",
     "approved by approver, it ran, once: production answers 200 again, resolved",
     "approved, but refused: STATE_CHANGED",
