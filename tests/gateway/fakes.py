@@ -78,6 +78,7 @@ class FakeGuardrails(kill_switch_service_pb2_grpc.KillSwitchServiceServicer):
         self.telling = True
         self.taking = True
         self.withdrawn = False
+        self.breaking = False
         self.polls = 0
         self.watchers = 0
         self.epoch = 0
@@ -134,6 +135,9 @@ class FakeGuardrails(kill_switch_service_pb2_grpc.KillSwitchServiceServicer):
         self.watchers += 1
         try:
             while True:
+                if self.breaking:
+                    self.breaking = False
+                    return
                 changed = self._changed
                 if self.telling:
                     lease = self.lease()
