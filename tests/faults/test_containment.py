@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.timeout(180 + CALLS // 20)
 
 
 @pytest.fixture(scope="module")
-async def contained(world: World, outside: Outside) -> AsyncIterator[Containment]:
+async def contained(world: World, outside: Outside) -> Containment:
     """Give an attack that is over."""
     attacked = Containment(world, outside, SEED)
     await attacked.attack(CALLS)

@@ -1,0 +1,85 @@
+"""Writes what a long run has shown into docs/reliability.md, between two marks; the words around them are people's."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.faults.containment import Containment
+from tests.faults.records import Breach, History
+from tests.faults.storm import Storm
+from tests.faults.tally import bound, counted, counts
+
+PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+BEGIN: Final = "<!-- written by `make faults` -->"
+END: Final = "<!-- end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One long run."""
+
+    seed: int
+    seconds: float
+    contained: Containment
+    wrong: Sequence[str]
+    storm: Storm
+    history: History
+    breaches: Sequence[Breach]
+
+    @property
+    def passed(self) -> bool:
+        """Say whether nothing was wrong."""
+        return not self.breaches and not self.wrong
+
+
+def markdown(run: Run) -> str:
+    """Return the tables of a run."""
+    forged = run.contained.calls
+    return "\n\n".join(
+        [
+            f"Run at {_version()}, seed {run.seed}, {os.cpu_count()} cores, Linux {platform.release()}, "
+            f"{run.seconds:.0f} s, load average of the machine at its end {os.getloadavg()[0]:.1f}.",
+            "\n".join(_storm_table(run)),
+            f"Containment: {forged} calls, {len(run.wrong)} effects among them; with 95 % confidence fewer than "
+            f"{bound(forged):.3%} of such calls have one.",
+            "\n".join(run.contained.table()),
+        ]
+    )
+
+
+def _storm_table(run: Run) -> list[str]:
+    """Return what was done, what was counted, what was broken, and what that is worth."""
+    storm = run.storm
+    rows = [(f"{storm.kills.total()} kills -9", counted(storm.kills))]
+    rows += [(f"{storm.boundaries.total()} deaths of the gateway", counted(storm.boundaries))]
+    rows += [(f"{storm.stalls.total()} stalls of Valkey's fsync", counted(storm.stalls))]
+    rows += [(f"{storm.alerts} alerts accepted", f"refused, and sent again: {counted(storm.refused) or 'none'}")]
+    rows += [("incidents with a workload", counted(storm.ends)), ("people", counted(storm.people.done))]
+    rows += [(line.partition(" ")[0], line) for line in counts(run.history)]
+    faults = storm.kills.total() + storm.boundaries.total() + storm.stalls.total()
+    for name in ("I1", "I2", "I3", "I4", "I5", "I6"):
+        found = sum(one.invariant == name for one in run.breaches)
+        worth = f"with 95 % confidence fewer than {bound(faults):.1%} of such faults break it" if not found else ""
+        rows.append((f"{name} broken", f"{found} times after {faults} faults {worth}".strip()))
+    return ["| what | seen |", "|---|---|", *(f"| {what} | {seen} |" for what, seen in rows)]
+
+
+def write(run: Run) -> None:
+    """Replace what stands between the marks."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{markdown(run)}\n\n{END}{after}", encoding="utf-8")
+
+
+def _version() -> str:
+    """Return the commit, where there is one."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "this version"
+    return done.stdout.strip()
