@@ -1,9 +1,7 @@
 """The one place that numbers and links events: whoever asks while a commit is under way shares the next one."""
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import asyncpg
@@ -22,13 +20,10 @@ from services.audit.chain import link_hash
 from services.audit.domain import Head, Place, taken_by_other
 from services.audit.events import make_storable, to_row, to_stamp
 from services.audit.store import Appender, LogIsTaken, Look
+from services.audit.waiting import Waiter, WaitingRoom
 from services.mesh.errors import Refusal
 from services.mesh.loop import wait
 
-# One commit: large enough to share a disk sync, small enough that linking it does not hold up the event loop.
-BATCH_EVENTS: Final = 128
-# Waiting events; more are refused, their writers keep them in their outboxes.
-QUEUE_EVENTS: Final = 4096
 PAUSE_MAX: Final = 2.0
 IDLE_SECONDS: Final = 5.0
 # The last is what asyncpg raises when a connection is used that the server has just ended.
@@ -40,15 +35,6 @@ STORE_ERRORS: Final = (
     asyncpg.InternalClientError,
 )
 log = structlog.get_logger("opsmesh.audit")
-
-
-@dataclass(slots=True)
-class _Waiter:
-    """One request: its events and who waits for their sequences."""
-
-    writer: str
-    events: Sequence[audit.AuditEvent]
-    sequences: "asyncio.Future[list[int]]"
 
 
 class Sequencer:
@@ -66,8 +52,7 @@ class Sequencer:
     ) -> None:
         self._open_log = open_log
         self._on_lost_head = on_lost_head
-        self._waiters: deque[_Waiter] = deque()
-        self._waiting = 0
+        self._waiters = WaitingRoom()
         self._wake = asyncio.Event()
         self._head = known
         self._is_open = False
@@ -94,12 +79,8 @@ class Sequencer:
             make_storable(event, writer)
         if not self._is_open:
             raise _not_open()
-        if self._waiting + len(events) > QUEUE_EVENTS:
-            limit = f"{QUEUE_EVENTS} waiting events"
-            raise Refusal(error_reason_pb2.ERROR_REASON_OVERLOADED, retry_after=0.1, service="audit", limit=limit)
-        waiter = _Waiter(writer, events, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
-        self._waiting += len(events)
+        waiter = Waiter(writer, events, asyncio.get_running_loop().create_future())
+        self._waiters.add(waiter)
         self._wake.set()
         return await waiter.sequences
 
@@ -134,7 +115,7 @@ class Sequencer:
                     if not await wait(stop, IDLE_SECONDS, self._wake) and not self._waiters:
                         await appender.head()
                     continue
-                await self._commit(appender, self._take())
+                await self._commit(appender, self._waiters.take())
         except STORE_ERRORS as error:
             if not self._is_open:
                 raise
@@ -152,19 +133,7 @@ class Sequencer:
         self._head = await appender.head()
         log.info("the log is open", sequence=self._head.sequence)
 
-    def _take(self) -> list[_Waiter]:
-        """Take what one commit carries, in order; callers that gave up are dropped, for they will ask again."""
-        taken: list[_Waiter] = []
-        size = 0
-        while self._waiters and (not taken or size + len(self._waiters[0].events) <= BATCH_EVENTS):
-            waiter = self._waiters.popleft()
-            self._waiting -= len(waiter.events)
-            if not waiter.sequences.done():
-                taken.append(waiter)
-                size += len(waiter.events)
-        return taken
-
-    async def _commit(self, appender: Appender, waiters: Sequence[_Waiter]) -> None:
+    async def _commit(self, appender: Appender, waiters: Sequence[Waiter]) -> None:
         """Append the events of `waiters` in one transaction and answer them."""
         if not waiters:
             return
@@ -184,14 +153,14 @@ class Sequencer:
                 waiter.sequences.set_result(sequences)
 
     def _link(
-        self, waiters: Sequence[_Waiter], look: Look
-    ) -> tuple[Head, list[tuple[Any, ...]], list[tuple[_Waiter, list[int]]]]:
+        self, waiters: Sequence[Waiter], look: Look
+    ) -> tuple[Head, list[tuple[Any, ...]], list[tuple[Waiter, list[int]]]]:
         """Give numbers and hashes to what is new; return the head after it, the rows, and the answers."""
         assert self._head is not None  # noqa: S101  a session adopts a head first
         sequence, previous = self._head.sequence, self._head.hash
         placed = dict(look.known)
         rows: list[tuple[Any, ...]] = []
-        answers: list[tuple[_Waiter, list[int]]] = []
+        answers: list[tuple[Waiter, list[int]]] = []
         for waiter in waiters:
             taken = taken_by_other((event.event_id for event in waiter.events), waiter.writer, placed)
             if taken is not None:
@@ -214,16 +183,15 @@ class Sequencer:
 
     def _refuse_all(self) -> None:
         """Answer everybody who waits: the log is not open."""
-        while self._waiters:
-            _fail(self._waiters.popleft(), _not_open())
-        self._waiting = 0
+        for waiter in self._waiters.take_all():
+            _fail(waiter, _not_open())
 
 
 def _not_open() -> Refusal:
     return Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, retry_after=0.5, store="the audit log")
 
 
-def _fail(waiter: _Waiter, error: BaseException) -> None:
+def _fail(waiter: Waiter, error: BaseException) -> None:
     """Give a waiter its error, unless it left."""
     if not waiter.sequences.done():
         waiter.sequences.set_exception(error)

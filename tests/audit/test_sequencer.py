@@ -12,8 +12,8 @@ from opsmesh.audit.v1 import audit_service_pb2 as audit
 from opsmesh.type.v1 import error_reason_pb2
 from services.audit.checkpoints import CheckpointFile
 from services.audit.events import LAST_SECOND, make_storable
-from services.audit.sequencer import QUEUE_EVENTS
 from services.audit.store import LogIsTaken, PostgresAppender
+from services.audit.waiting import BATCH_EVENTS, QUEUE_EVENTS, WRITER_EVENTS, Waiter, WaitingRoom
 from services.local.waiting import until
 from services.mesh.errors import Refusal
 from tests.audit.events import event, events
@@ -147,6 +147,42 @@ async def test_a_full_queue_refuses(audit_log: Audit) -> None:
     assert (await audit_log.verify()).events == 128 * (len(answers) - len(refused))
 
 
+async def test_a_flooder_leaves_room_for_the_others(audit_log: Audit) -> None:
+    """While one writer fills its part and more, another's event is accepted, and is in the next commit but one."""
+    flood = [asyncio.create_task(audit_log.append(events(128), "service/ingest")) for _ in range(40)]
+    await asyncio.sleep(0)
+    other = await audit_log.append([event()], "service/gateway")
+    assert other[0] <= 2 * 128 + 1
+    answers = await asyncio.gather(*flood, return_exceptions=True)
+    assert sum(isinstance(one, Refusal) for one in answers) >= 40 - (WRITER_EVENTS // 128) - 2
+    assert (await audit_log.verify()).intact
+
+
+async def test_writers_take_turns() -> None:
+    """A commit takes one request of each writer in turn, each writer's in order, up to its size, at least one."""
+    loop, room = asyncio.get_running_loop(), WaitingRoom()
+
+    def wait(writer: str, count: int) -> Waiter:
+        waiter = Waiter(writer, events(count), loop.create_future())
+        room.add(waiter)
+        return waiter
+
+    first, second, third = wait("a", 60), wait("a", 60), wait("a", BATCH_EVENTS * 2)
+    left, lone = wait("b", 30), wait("c", 8)
+    left.sequences.cancel()
+    assert room.take() == [first, lone, second]
+    assert room.take() == [third]
+    assert not room
+    for number in range(QUEUE_EVENTS // WRITER_EVENTS):
+        wait(f"w{number}", WRITER_EVENTS)
+    for writer in ("w0", "late"):
+        with pytest.raises(Refusal) as raised:
+            wait(writer, 1)
+        assert raised.value.reason == error_reason_pb2.ERROR_REASON_OVERLOADED
+    assert len(room.take_all()) == QUEUE_EVENTS // WRITER_EVENTS
+    wait("late", 1)
+
+
 async def test_a_caller_that_left_is_not_appended(audit_log: Audit) -> None:
     """A request whose caller gave up before its commit leaves nothing behind, and hurts nobody else."""
     given_up = asyncio.create_task(audit_log.append([event()]))
@@ -198,7 +234,7 @@ async def test_two_appenders_without_the_lock_cannot_fork(audit_log: Audit) -> N
     waiting = asyncio.create_task(rogue.append([made], "service/router"))
     await asyncio.sleep(0)
     with pytest.raises(asyncpg.IntegrityConstraintViolationError):
-        await rogue._commit(appender, rogue._take())
+        await rogue._commit(appender, rogue._waiters.take())
     with pytest.raises(Refusal):
         await waiting
     await connection.close()
