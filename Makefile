@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: setup demo test lint types house unit bench up clean
+.PHONY: setup demo test lint types house unit faults bench up clean
 
 setup: .venv/.ready
 
@@ -37,6 +37,10 @@ house: setup
 
 unit: setup
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+# SEED, ALERTS, ROUNDS, CALLS and WRITE=--write (renew docs/reliability.md) are optional.
+faults: setup
+	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(ALERTS),--alerts $(ALERTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CALLS),--calls $(CALLS)) $(WRITE)
 
 bench: setup
 	@$(BIN)/python -m tests.bench

@@ -16,17 +16,21 @@ from tests.stores import Database, running_postgres, running_temporal, running_v
 FLOWS = "tests/flows"
 # A flow that brings up meshes of its own need not wait for the shared one.
 ALONE = "tests/flows/test_demo.py"
+# The two harnesses share a mesh, too; the other files beside them do not need it.
+FAULTS = ("tests/faults/test_containment.py", "tests/faults/test_storm.py")
 FIGURES = "figures"
 
 
 class _Files(LoadFileScheduling):  # type: ignore[misc]  # xdist is not typed
-    """Keeps a file on one worker, and the flows together on one: they share a mesh.
+    """Keeps a file on one worker, the flows together on one and the harnesses on one: they share a mesh.
 
     xdist's own groups by mark do nothing under a pytest that computes node ids (xdist 3.8.0, pytest 9.2).
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
+        if file in FAULTS:
+            return FAULTS[0]
         return FLOWS if file.startswith(FLOWS) and file != ALONE else file
 
 
@@ -40,9 +44,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Files | Non
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the flows first: they take longest."""
+    """Put the flows first, then the harnesses: they take longest."""
     root = Path(__file__).parents[1]
-    items.sort(key=lambda item: not str(item.path.relative_to(root)).startswith(FLOWS))
+
+    def place(item: pytest.Item) -> int:
+        file = str(item.path.relative_to(root))
+        return 0 if file.startswith(FLOWS) else 1 if file in FAULTS else 2
+
+    items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

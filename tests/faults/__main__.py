@@ -73,8 +73,8 @@ async def main(chosen: argparse.Namespace, folder: Path) -> int:
         await quiet(world, outside)
         history = await read(world, outside)
     breaches = check(history)
-    for line in (*storm.summary(), *counts(history)):
-        say(line)
+    for what, seen in [*storm.summary(), *counts(history)]:
+        say(f"{what}: {seen}")
     for breach in breaches:
         say(f"BROKEN {breach.invariant}: {breach.what}")
     for line in wrong:

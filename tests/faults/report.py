@@ -11,7 +11,7 @@ from typing import Final
 from tests.faults.containment import Containment
 from tests.faults.records import Breach, History
 from tests.faults.storm import Storm
-from tests.faults.tally import bound, counted, counts
+from tests.faults.tally import bound, counts
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN: Final = "<!-- written by `make faults` -->"
@@ -39,32 +39,26 @@ class Run:
 def markdown(run: Run) -> str:
     """Return the tables of a run."""
     forged = run.contained.calls
-    return "\n\n".join(
-        [
-            f"Run at {_version()}, seed {run.seed}, {os.cpu_count()} cores, Linux {platform.release()}, "
-            f"{run.seconds:.0f} s, load average of the machine at its end {os.getloadavg()[0]:.1f}.",
-            "\n".join(_storm_table(run)),
-            f"Containment: {forged} calls, {len(run.wrong)} effects among them; with 95 % confidence fewer than "
-            f"{bound(forged):.3%} of such calls have one.",
-            "\n".join(run.contained.table()),
-        ]
-    )
+    where = f"{os.cpu_count()} cores, Linux {platform.release()}, load average {os.getloadavg()[0]:.1f} at its end"
+    worth = f"with 95 % confidence fewer than {bound(forged):.3%} of such calls have one"
+    parts = [
+        f"One run at {_version()}, seed {run.seed}, {run.seconds:.0f} s, {where}.",
+        "\n".join(_storm_table(run)),
+        f"Containment: {forged} calls, {len(run.wrong)} effects{'' if run.wrong else f' ({worth})'}.",
+        "\n".join(run.contained.table()),
+    ]
+    return "\n\n".join(parts)
 
 
 def _storm_table(run: Run) -> list[str]:
     """Return what was done, what was counted, what was broken, and what that is worth."""
     storm = run.storm
-    rows = [(f"{storm.kills.total()} kills -9", counted(storm.kills))]
-    rows += [(f"{storm.boundaries.total()} deaths of the gateway", counted(storm.boundaries))]
-    rows += [(f"{storm.stalls.total()} stalls of Valkey's fsync", counted(storm.stalls))]
-    rows += [(f"{storm.alerts} alerts accepted", f"refused, and sent again: {counted(storm.refused) or 'none'}")]
-    rows += [("incidents with a workload", counted(storm.ends)), ("people", counted(storm.people.done))]
-    rows += [(line.partition(" ")[0], line) for line in counts(run.history)]
+    rows = [*storm.summary(), *counts(run.history)]
     faults = storm.kills.total() + storm.boundaries.total() + storm.stalls.total()
     for name in ("I1", "I2", "I3", "I4", "I5", "I6"):
         found = sum(one.invariant == name for one in run.breaches)
-        worth = f"with 95 % confidence fewer than {bound(faults):.1%} of such faults break it" if not found else ""
-        rows.append((f"{name} broken", f"{found} times after {faults} faults {worth}".strip()))
+        worth = "" if found else f": with 95 % confidence fewer than {bound(faults):.1%} of such faults break it"
+        rows.append((f"{name} broken", f"{found} times in {faults} faults{worth}"))
     return ["| what | seen |", "|---|---|", *(f"| {what} | {seen} |" for what, seen in rows)]
 
 

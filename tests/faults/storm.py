@@ -8,7 +8,7 @@ supervisor starts what died. What senders got a 202 for, and all else that only 
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -293,11 +293,13 @@ class Storm:
             with suppress(*AWAY):
                 await look_at_fences(self.world, self.outside)
 
-    def summary(self) -> Iterator[str]:
-        """Return what happened, for the reader of the output."""
-        yield f"seed {self.seed}: {self.kills.total()} kills: {counted(self.kills)}"
-        yield f"gateway killed between two steps: {counted(self.boundaries) or 'never'}"
-        yield f"Valkey's fsync stalled: {counted(self.stalls) or 'never'}"
-        yield f"{self.alerts} alerts accepted; refused and sent again: {counted(self.refused) or 'none'}"
-        yield f"incidents with a workload ended: {counted(self.ends)}"
-        yield f"people: {counted(self.people.done) or 'did nothing'}"
+    def summary(self) -> list[tuple[str, str]]:
+        """Return what happened, as (what, how often)."""
+        return [
+            (f"{self.kills.total()} times kill -9", counted(self.kills)),
+            (f"{self.boundaries.total()} deaths of the gateway of its own", counted(self.boundaries) or "none"),
+            (f"{self.stalls.total()} stalls of Valkey's fsync", counted(self.stalls) or "none"),
+            (f"{self.alerts} alerts accepted", f"refused, and sent again: {counted(self.refused) or 'none'}"),
+            ("incidents with a broken workload", counted(self.ends)),
+            ("people", counted(self.people.done) or "did nothing"),
+        ]

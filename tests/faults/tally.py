@@ -1,25 +1,30 @@
 """Counts what a history holds, and says what not having seen a breach is worth."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from tests.faults.records import History
 
 CONFIDENCE = 0.95
 
 
-def counts(history: History) -> Iterator[str]:
-    """Return how much of everything there was: a check over nothing shows nothing."""
+def counts(history: History) -> list[tuple[str, str]]:
+    """Return how much of everything there was, as (what, how much): a check over nothing shows nothing."""
     changing = [one for one in history.effects if one.guarded]
-    phases = Counter(one.phase for one in history.events)
-    yield f"signals accepted {len(set(history.accepted))}, rows {len(history.signals)}"
-    yield f"incidents {len(history.incidents)}, revisions and decisions {len(history.decisions)}"
-    yield f"effects by the gateway's record: {counted(Counter(one.state for one in changing))}"
-    yield f"of them resting on an approval: {sum(bool(one.approval_id) for one in changing)}"
-    yield f"starts by the process managers' record: {len(history.starts)}"
-    yield f"audit events: {counted(phases)}; outcomes: {counted(Counter(one.outcome for one in history.events))}"
-    yield f"approvals: {counted(Counter(one.state for one in history.approvals)) or 'none'}"
-    yield f"kills of the switch {len(history.kills)}, fences seen {len(history.fences)}, notices {len(history.notices)}"
+    phases, outcomes = Counter(one.phase for one in history.events), Counter(one.outcome for one in history.events)
+    revisions = sum(one.revision for one in history.incidents)
+    del outcomes["UNSPECIFIED"]
+    return [
+        ("signals", f"accepted {len(set(history.accepted))}, rows {len(history.signals)}"),
+        ("incidents", f"{len(history.incidents)}, revisions {revisions}, decisions {len(history.decisions)}"),
+        ("effects, by the gateway's record", counted(Counter(one.state for one in changing))),
+        ("of them resting on an approval", str(sum(bool(one.approval_id) and one.acted for one in changing))),
+        ("starts, by the process managers' record", str(len(history.starts))),
+        ("audit events", f"{counted(phases)}; they say {counted(outcomes)}"),
+        ("approvals", counted(Counter(one.state for one in history.approvals)) or "none"),
+        ("kill switches", f"{len(history.kills)}, fences seen to grow {len(history.fences)} times"),
+        ("notices", f"{len(history.notices)}, different ids {len(set(history.notices))}"),
+    ]
 
 
 def counted(counter: Mapping[str, int]) -> str:

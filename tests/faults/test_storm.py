@@ -38,8 +38,8 @@ async def test_the_storm_was_one(
     storm: Storm, history: History, record_property: Callable[[str, object], None]
 ) -> None:
     """Every process was killed, alerts came in and things were done; otherwise nothing was tested."""
-    for line in (*storm.summary(), *counts(history)):
-        record_property("figures", line)
+    for what, seen in [("seed", str(SEED)), *storm.summary(), *counts(history)]:
+        record_property("figures", f"{what}: {seen}")
     assert set(storm.kills) == {*SERVICES, *STORES}
     assert storm.boundaries.total() == SHORT.boundaries
     assert storm.stalls.total() == SHORT.stalls
