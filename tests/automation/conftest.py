@@ -28,5 +28,5 @@ def mesh(running: Mesh) -> Mesh:
     """Give the running automation, its fakes as new."""
     running.guardrails.reset()
     running.gateway.__dict__ |= type(running.gateway)().__dict__
-    running.audit.events.clear()
+    running.audit.__dict__ |= type(running.audit)().__dict__
     return running

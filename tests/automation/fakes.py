@@ -61,11 +61,14 @@ class FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):
 
     def __init__(self) -> None:
         self.events: list[audit_service_pb2.AuditEvent] = []
+        self.down = False
 
     async def AppendEvents(
         self, request: audit_service_pb2.AppendEventsRequest, _: Any
     ) -> audit_service_pb2.AppendEventsResponse:
         """Keep them."""
+        if self.down:
+            raise Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store="audit")
         self.events += request.events
         return audit_service_pb2.AppendEventsResponse(sequences=range(1, len(request.events) + 1))
 
@@ -98,6 +101,7 @@ class FakeGateway(
         self.turns: defaultdict[str, list[Turn]] = defaultdict(list)
         self.done: list[tuple[str, str]] = []
         self.seen: list[tuple[str, Any]] = []
+        self.mute = 0
         self.told: list[notify_tool_service_pb2.SendNoticeRequest] = []
         self.effects: dict[tuple[str, str], tuple[int, Message | Refusal | None]] = {}
         self.health: list[bool] = []
@@ -137,6 +141,9 @@ class FakeGateway(
         if request.approval_id or request.kill_id:
             if current().metadata.get("opsmesh-grant-bin") != grant_for(current().method, request.SerializeToString()):
                 raise Refusal(error_reason_pb2.ERROR_REASON_GRANT_MISSING)
+            if self.mute:
+                self.mute -= 1
+                raise Refusal(error_reason_pb2.ERROR_REASON_BACKEND_UNAVAILABLE, target="ops", detail="mute")
             self.told.append(request)
             return notify_tool_service_pb2.SendNoticeResponse(notice_id="n")
         return await self._effect("SendNotice", request, notify_tool_service_pb2.SendNoticeResponse(notice_id="n"))

@@ -84,6 +84,7 @@ class FakeGuardrails(
         self.kills: dict[str, Kill] = {}
         self.stops: dict[tuple[str, str], list[kill_switch_service_pb2.Stop]] = {}
         self.reports: list[str] = []
+        self.forgotten: set[str] = set()
         self._epoch = getattr(self, "_epoch", 0)
 
     def reset(self) -> None:
@@ -292,6 +293,11 @@ class FakeGuardrails(
         self.kills[kill_id].releasers.append("human/approver")
         self._push()
 
+    def forget(self, kill_id: str) -> None:
+        """Release a kill so long ago that no lease names it."""
+        self.kills[kill_id].state = Kill.STATE_RELEASED
+        self.forgotten.add(kill_id)
+
     def withdraw(self) -> None:
         """Push what guardrails pushes while it cannot store a kill."""
         for queue in self._leased:
@@ -302,6 +308,8 @@ class FakeGuardrails(
         lease.lease_time.GetCurrentTime()
         for kill in self.kills.values():
             released = kill.state == Kill.STATE_RELEASED
+            if kill.kill_id in self.forgotten:
+                continue
             lease.kills.add(kill_id=kill.kill_id, scope=kill.scope, epoch=kill.epoch, released=released)
         return lease
 

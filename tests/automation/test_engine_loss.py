@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
 from services.local import temporal as tp
 from services.local.files import free_port
 from tests.automation.fakes import Hold
@@ -60,3 +61,39 @@ async def test_engine_comes_late_dies_and_forgets(own: Mesh, engine: tp.Temporal
         assert state_of(execution) == "SUCCEEDED", execution
     assert own.gateway.count("RestartWorkload") == 3
     assert own.gateway.count("SendNotice") == 3
+
+
+async def test_engine_dies_while_a_person_thinks(own: Mesh, engine: tp.Temporal) -> None:
+    """Killed while an execution waits for approval, the engine goes on with the step that was approved meanwhile."""
+    async with running(tp.program(engine), engine.directory.parent) as process:
+        own.gateway.healthy = False
+        own.guardrails.verdicts["RestartWorkload"] = [guardrails.VERDICT_REQUIRE_APPROVAL]
+        restarts = own.gateway.count("RestartWorkload")
+        waiting = await own.reached(await own.start("restart-workload"), frozenset({"AWAITING_APPROVAL"}), 60)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    (approval_id,) = [step.approval_id for step in waiting.steps if step.approval_id]
+    own.guardrails.vote(approval_id, yes=True)
+    async with running(tp.program(engine), engine.directory.parent):
+        execution = await own.reached(waiting.execution_id, seconds=60)
+        assert state_of(execution) == "SUCCEEDED", execution
+    assert own.gateway.count("RestartWorkload") == restarts + 1
+
+
+async def test_kill_while_the_engine_is_away(own: Mesh, engine: tp.Temporal) -> None:
+    """Without the engine a killed execution is reported UNSTOPPED and sends nothing; it ends when the engine is back."""
+    async with running(tp.program(engine), engine.directory.parent) as process:
+        own.gateway.healthy = False
+        own.guardrails.verdicts["RestartWorkload"] = [guardrails.VERDICT_REQUIRE_APPROVAL]
+        restarts = own.gateway.count("RestartWorkload")
+        waiting = await own.reached(await own.start("restart-workload"), frozenset({"AWAITING_APPROVAL"}), 60)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    kill_id = own.guardrails.engage(everything=True)
+    await own.until(lambda: own.guardrails.stop_of(kill_id, waiting.execution_id) == "UNSTOPPED")
+    own.guardrails.release(kill_id)
+    async with running(tp.program(engine), engine.directory.parent):
+        execution = await own.reached(waiting.execution_id, seconds=60)
+        assert (state_of(execution), execution.kill_id) == ("CANCELLED", kill_id)
+        await own.until(lambda: own.guardrails.stop_of(kill_id, waiting.execution_id) == "STOPPED")
+    assert own.gateway.count("RestartWorkload") == restarts
