@@ -36,12 +36,12 @@ class Manager:
         """Tell about the program."""
         return {"state": self.state, "pid": self.process_id, "start": 1, "spawnerr": ""}
 
-    def stop(self, _: Any, __: Any) -> Any:
+    def stop(self, _: Any, __: Any, /) -> Any:
         """Stop it."""
         self.state = STOPPED
         return True
 
-    def start(self, _: Any, __: Any) -> Any:
+    def start(self, _: Any, __: Any, /) -> Any:
         """Start it, as another process."""
         self.state = RUNNING
         self.process_id += 1
@@ -49,9 +49,9 @@ class Manager:
 
 
 @contextmanager
-def serving() -> Iterator[Manager]:
+def serving(manager: Manager | None = None) -> Iterator[Manager]:
     """Serve a manager on a free port of this machine."""
-    manager = Manager()
+    manager = manager or Manager()
     with _Server(("127.0.0.1", 0), requestHandler=_Handler, logRequests=False) as server:
         server.register_function(manager.get, "supervisor.getProcessInfo")
         server.register_function(manager.stop, "supervisor.stopProcess")
