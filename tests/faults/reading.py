@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import asyncpg
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from opsmesh.audit.v1.audit_service_pb2 import AuditEvent
@@ -39,6 +40,8 @@ from tests.flows.world import SPARE, TILLS, World
 
 Vote = approval_service_pb2.Vote
 PAGE: Final = 200
+# What asking a PostgreSQL that was just killed may end with.
+AWAY: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 SPAWNED: Final = re.compile(r"^(\S+ \S+) INFO spawned: 'checkout' with pid (\d+)$", re.MULTILINE)
 EFFECTS: Final = (
     "SELECT method, request_id::text, state, tries, digest, caller, target_id, environment, fence, start_time,"

@@ -24,7 +24,7 @@ from services.mesh.loop import wait
 from tests.faults import slow_fsync
 from tests.faults.gateway_that_dies import BOUNDARIES
 from tests.faults.people import People
-from tests.faults.reading import Outside, look_at_fences
+from tests.faults.reading import AWAY, Outside, look_at_fences
 from tests.faults.tally import counted
 from tests.faults.world import plan_file, replace_programs, stall_file
 from tests.flows.payloads import alertmanager, generic, now
@@ -38,7 +38,6 @@ STABLE_SECONDS = 11
 SENDER_SECONDS = 120
 END_SECONDS = 150
 ENDED = ("RESOLVED", "AWAITING_MODEL", "AWAITING_PERSON", "OBSERVED", "STALE")
-AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 Say = Callable[[str], None]
 
 
