@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
@@ -17,7 +17,9 @@ from services.guardrails.judgement import Asked, Judged
 from services.mesh.errors import FieldViolation, Refusal
 from services.mesh.postgres import Connection
 
-FIELD = "request_json"
+FIELD: Final = "request_json"
+# People who may change one action, with whoever asked for it.
+REQUESTERS_MAX: Final = 16
 
 
 async def propose(authority: Authority, approval: Approval, request_json: str) -> Proposal:
@@ -46,6 +48,8 @@ async def amend(
     verdict = judged.conclusion[0]
     if verdict not in {Verdict.REQUIRE_APPROVAL, Verdict.ALLOW}:
         raise refused(judged)
+    if len(answers.requesters(approval)) >= REQUESTERS_MAX:
+        raise Refusal(error_reason_pb2.ERROR_REASON_OVERLOADED, limit=f"{REQUESTERS_MAX} people who want it otherwise")
     old = actions.read(approval.method, approval.request)
     question = replace(
         asking.question(judged),

@@ -82,21 +82,28 @@ SET execute_time = coalesce(execute_time, clock_timestamp()),
     update_time = CASE WHEN execute_time IS NULL THEN clock_timestamp() ELSE update_time END
 WHERE approval_id = $1 AND state = 'APPROVED' AND execute_before_time > clock_timestamp() RETURNING execute_before_time
 """
+# An index can be asked with the time of the statement, not with a clock that moves while it is read.
 SWEEP: Final = f"""
 UPDATE approvals
 SET state = 'EXPIRED', close_reason = 'APPROVAL_EXPIRED', update_time = clock_timestamp(),
     close_detail = CASE WHEN state = 'PENDING' THEN '{UNANSWERED}' ELSE '{UNEXECUTED}' END
 WHERE approval_id IN (
-    SELECT approval_id FROM approvals WHERE {UNANSWERED_NOW} OR {UNEXECUTED_NOW} LIMIT 100 FOR UPDATE SKIP LOCKED
+    SELECT approval_id FROM approvals
+    WHERE (state = 'PENDING' AND expire_time <= statement_timestamp())
+       OR (state = 'APPROVED' AND execute_time IS NULL AND execute_before_time <= statement_timestamp())
+    LIMIT 100 FOR UPDATE SKIP LOCKED
 ) RETURNING {COLUMNS}
 """  # noqa: S608  constants only
 # A change becomes visible only at its commit, so the look back is longer than any transaction here may last.
 CHANGED: Final = """
-SELECT approval_id, update_time, state, (state = 'PENDING' OR state = 'APPROVED' AND execute_time IS NULL) AS waits
+SELECT approval_id, update_time, (state = 'PENDING' OR state = 'APPROVED' AND execute_time IS NULL) AS waits
 FROM approvals
-WHERE (update_time > clock_timestamp() - interval '30 seconds' OR $2 AND state = 'PENDING'
-       OR $2 AND state = 'APPROVED' AND execute_time IS NULL)
-  AND ($1 = '' OR incident_id = $1)
+WHERE update_time > statement_timestamp() - interval '30 seconds' AND ($1 = '' OR incident_id = $1)
+ORDER BY update_time
+"""
+WAITING: Final = """
+SELECT approval_id, update_time, true AS waits FROM approvals
+WHERE (state = 'PENDING' OR state = 'APPROVED' AND execute_time IS NULL) AND ($1 = '' OR incident_id = $1)
 ORDER BY update_time
 """
 
@@ -261,8 +268,10 @@ class ApprovalStore:
 
     async def changed(self, incident_id: str, *, waiting: bool) -> Sequence[Head]:
         """Return what changed in the last half minute and, for the first look, all that waits; oldest first."""
-        rows = await self.pool.fetch(CHANGED, incident_id, waiting)
-        return [Head(row["approval_id"], row["update_time"], row["waits"]) for row in rows]
+        rows = [*(await self.pool.fetch(WAITING, incident_id) if waiting else ())]
+        rows += await self.pool.fetch(CHANGED, incident_id)
+        found = {row["approval_id"]: Head(row["approval_id"], row["update_time"], row["waits"]) for row in rows}
+        return sorted(found.values(), key=lambda head: head.update_time)
 
     async def read(self, approval_id: UUID) -> Approval | None:
         """Return an approval, or None."""

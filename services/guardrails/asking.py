@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
@@ -10,12 +11,14 @@ from services.guardrails import approval_store as approvals
 from services.guardrails.approval_store import End, Question
 from services.guardrails.approvals import Approval, Change, State, differences, terms, told
 from services.guardrails.domain import Need
-from services.guardrails.judgement import Judged
+from services.guardrails.judgement import Asked, Judged
 from services.guardrails.store import Session
 from services.mesh import kills
 from services.mesh.postgres import Connection
 
 Record = audit_service_pb2.AuditEvent
+# What people are shown about where an action comes from: an approval is for that, and for nobody else.
+BINDING: Final = ("incident_id", "execution_id", "run_id", "playbook_id", "on_behalf_of")
 
 
 def question(judged: Judged) -> Question:
@@ -106,6 +109,16 @@ async def renew(connection: Connection, old: Approval, asked: Question) -> Appro
     if found is None:
         raise LookupError("an approval has vanished")
     return found
+
+
+def elsewhere(approval: Approval, asked: Asked) -> Approval:
+    """Return an open approval as it counts for whoever asks in another context than people were shown: not at all."""
+    shown = pb.ActionContext.FromString(approval.context)
+    other = [name for name in BINDING if getattr(shown, name) != getattr(asked.context, name)]
+    if not approval.open or not other or not asked.binding:
+        return approval
+    why = f"people were asked about another {other[0]}: {getattr(shown, other[0]) or '(none)'}"
+    return replace(approval, state=State.VOID, close_reason="APPROVAL_VOID", close_detail=why)
 
 
 def voided(approval: Approval, kill: kill_pb.LeasedKill) -> Approval:

@@ -168,6 +168,8 @@ class Authority:
         standing = await _standing(session, asked, case, moment.approval)
         if moment.approval and standing.voids:
             moment = replace(moment, approval=asking.voided(moment.approval, standing.voids))
+        if moment.approval:
+            moment = replace(moment, approval=asking.elsewhere(moment.approval, asked))
         ruling, policy_finding = self._rule(case, policy, moment, action)
         holder = checks.holder_of(asked.caller, asked.context.execution_id)
         safety = checks.check_safety(case, policy, moment.lock, holder, look.precondition, binding=asked.binding)

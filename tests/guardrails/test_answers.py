@@ -260,3 +260,17 @@ async def test_amending_nothing_is_refused(home: House) -> None:
     made = await case.amend(change={"reason": "b"})
     back = Case(home, case.request, case.context, made)
     assert await refused(back.amend(change={"reason": "a test"})) == "APPROVAL_VOID"
+
+
+async def test_an_approval_is_for_what_people_were_shown(home: House) -> None:
+    """Approved bytes are worth nothing for another execution or incident than the approval showed."""
+    await home.publish(asks())
+    case = await waiting(home)
+    await case.approve()
+    elsewhere = judging.ActionContext()
+    elsewhere.CopyFrom(case.context)
+    elsewhere.incident_id = home.ingest.open(CHECKOUT)
+    answer = await home.authorize(case.request, elsewhere)
+    assert failures(answer) == {"policy": "APPROVAL_VOID"}
+    assert case.context.incident_id in next(one.detail for one in answer.judgement.checks if one.name == "policy")
+    assert (await case.again()).grant
