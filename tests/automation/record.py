@@ -1,6 +1,7 @@
 """Record the histories that test_replay replays: `python -m tests.automation.record`, after each intended change.
 
-Older files stay as long as executions of that time may still run: they must replay under new code, too.
+Files that exist stay as they are as long as executions of that time may still run: they must replay under new code,
+too. A scene that changes gets a new name.
 """
 
 import asyncio
@@ -44,6 +45,7 @@ async def scenes(mesh: Mesh) -> dict[str, str]:
     step = (await mesh.reached(waiting, frozenset({"AWAITING_APPROVAL"}))).steps[0]
     mesh.guardrails.change(step.approval_id, approval_service_pb2.Approval.STATE_EXPIRED)
     found["expired"] = (await mesh.reached(waiting)).execution_id
+    found |= await answered(mesh)
     hold = Hold()
     mesh.gateway.healthy = False
     mesh.gateway.turns["RestartWorkload"] = [hold]
@@ -52,6 +54,32 @@ async def scenes(mesh: Mesh) -> dict[str, str]:
     await mesh.cancel(held)
     hold.go.set()
     found["cancelled"] = (await mesh.reached(held)).execution_id
+    return found
+
+
+async def answered(mesh: Mesh) -> dict[str, str]:
+    """Run what people answer, amend and kill, and what drifts meanwhile."""
+    found = {}
+    for scene in ("approved", "rejected", "amended", "drifted", "killed"):
+        mesh.gateway.healthy = False
+        mesh.guardrails.drifts = int(scene == "drifted")
+        mesh.guardrails.verdicts["RestartWorkload"] = [guardrails.VERDICT_REQUIRE_APPROVAL]
+        waiting = await mesh.reached(await mesh.start("restart-workload"), frozenset({"AWAITING_APPROVAL"}))
+        (approval_id,) = [step.approval_id for step in waiting.steps if step.approval_id]
+        if scene == "amended":
+            request = mesh.guardrails.bytes[-1]
+            state = approval_service_pb2.Approval.STATE_AMENDED
+            approval_id = mesh.guardrails.replace(approval_id, state, request).approval_id
+        if scene == "killed":
+            kill_id = mesh.guardrails.engage(everything=True)
+            await mesh.reached(waiting.execution_id)
+            mesh.guardrails.release(kill_id)
+        else:
+            mesh.guardrails.vote(approval_id, yes=scene != "rejected", comment="recorded")
+        if scene == "drifted":
+            await mesh.until(lambda: not mesh.guardrails.drifts)
+            mesh.guardrails.vote(list(mesh.guardrails.approvals)[-1], yes=True)
+        found[scene] = (await mesh.reached(waiting.execution_id)).execution_id
     return found
 
 
@@ -67,8 +95,10 @@ async def main() -> None:
                 recorded = await scenes(mesh)
             client = await Client.connect(temporal.address)
             for scene, execution_id in recorded.items():
-                history = await client.get_workflow_handle(execution_id).fetch_history()
-                (HISTORIES / f"{scene}.json").write_text(IDENTITY.sub("recorder", history.to_json()) + "\n")
+                file = HISTORIES / f"{scene}.json"
+                if not file.exists():
+                    history = await client.get_workflow_handle(execution_id).fetch_history()
+                    file.write_text(IDENTITY.sub("recorder", history.to_json()) + "\n")
 
 
 if __name__ == "__main__":

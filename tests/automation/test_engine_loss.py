@@ -81,7 +81,7 @@ async def test_engine_dies_while_a_person_thinks(own: Mesh, engine: tp.Temporal)
 
 
 async def test_kill_while_the_engine_is_away(own: Mesh, engine: tp.Temporal) -> None:
-    """Without the engine a killed execution is reported UNSTOPPED and sends nothing; it ends when the engine is back."""
+    """Without the engine a killed execution is UNSTOPPED and sends nothing; it ends when the engine is back."""
     async with running(tp.program(engine), engine.directory.parent) as process:
         own.gateway.healthy = False
         own.guardrails.verdicts["RestartWorkload"] = [guardrails.VERDICT_REQUIRE_APPROVAL]

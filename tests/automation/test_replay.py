@@ -23,4 +23,5 @@ def test_replay(path: Path) -> None:
 def test_kinds() -> None:
     """Every kind of end is recorded."""
     kinds = {"repaired", "undone", "observed", "obstacles", "expired", "cancelled"}
+    kinds |= {"approved", "rejected", "amended", "drifted", "killed"}
     assert kinds <= {path.stem for path in RECORDED}
