@@ -92,7 +92,11 @@ async def report_observed(
     stub = automation_grpc.AutomationServiceStub(session.channel("automation"))
     request = automation.ReportObservedRequest()
     request.since_duration.FromTimedelta(parse_span(since))
-    show_list(session, await stub.ReportObserved(request), "rows", OBSERVED, f"what would have happened, last {since}")
+    answer = await stub.ReportObserved(request)
+    if answer.rows or session.as_json:
+        show_list(session, answer, "rows", OBSERVED, f"what would have happened, last {since}")
+    else:
+        console().print(f"nothing was only observed in the last {since}")
 
 
 @command(app, "start")

@@ -30,7 +30,7 @@ def summary(kill: Kill) -> str:
     for stop in sorted(kill.stops, key=lambda one: one.state == Stop.STATE_STOPPED):
         state = cell(stop, "state").plain
         counts[state] = counts.get(state, 0) + 1
-    return ", ".join(f"{count} {state}" for state, count in counts.items()) or "nothing reported"
+    return ", ".join(f"{count} {state}" for state, count in counts.items()) or "nothing in scope"
 
 
 COLUMNS: Final[list[Column]] = [

@@ -20,6 +20,7 @@ app = group("The mesh of one machine.")
 certs_app = group("Certificates of one machine.")
 
 HEALTH_SECONDS: Final = 2.0
+WHY_WIDTH: Final = 120
 
 
 @command(app, "up")
@@ -114,7 +115,8 @@ async def status(session: Session) -> None:
         sys.stdout.write(json.dumps({"processes": rows, **waiting.document()}, indent=2, ensure_ascii=False) + "\n")
     else:
         COLOURS.update({"SERVING": "green", **dict.fromkeys(("FATAL", "BACKOFF", "NOT_SERVING", "UNAVAILABLE"), "red")})
-        print_table(session, "processes", ["name", "process", "health", "pid", "up", "why"], rows)
+        shown = [row | {"why": _short(row["why"])} for row in rows]
+        print_table(session, "processes", ["name", "process", "health", "pid", "up", "why"], shown)
         if is_up:
             waits.show(waiting)
     if any(row["process"] in ("FATAL", "BACKOFF", "EXITED") or row["health"] not in ("", "SERVING") for row in rows):
@@ -134,6 +136,12 @@ async def _health(session: Session, name: str) -> str:
         return str(error.code().name)
     except UnreachableError:  # a part of a mesh, which has no such service
         return "ABSENT"
+
+
+def _short(why: str) -> str:
+    """Return what a table has room for: how a process ended and its last two lines; --json and the log have all."""
+    ending, *said = why.splitlines() or [""]
+    return "\n".join(line if len(line) <= WHY_WIDTH else line[:WHY_WIDTH] + "…" for line in [ending, *said[-2:]])
 
 
 def _row(name: str, process: ProcessStatus | None, health: str) -> dict[str, str]:

@@ -128,7 +128,7 @@ async def _kills(session: Session) -> list[Row]:
             "kill": one.kill_id,
             "scope": words(one.scope),
             "state": cell(one, "state").plain,
-            "waits_for": f"released by {len(one.releasers)} of {one.releasers_needed} people",
+            "waits_for": f"released by {len(one.releasers)} of {one.releasers_needed}",
             "stops": summary(one),
             "engaged_by": one.engager,
             "reason": cell(one, "reason").plain[:80],
@@ -191,7 +191,7 @@ TITLES: Final = {
 
 def _time(message: Any, name: str) -> str:
     """Return a time field in UTC; nothing when it is not set."""
-    return moment(getattr(message, name)) if message.HasField(name) else ""
+    return moment(getattr(message, name)).replace(" ", "T") if message.HasField(name) else ""
 
 
 def show(waiting: Waiting) -> None:
