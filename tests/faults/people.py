@@ -108,7 +108,8 @@ class People:
             Scope(tool=RESTART),
             Scope(playbook_id="restart-workload"),
         ]
-        for number in range(times):
+        first = self.chance.randrange(len(scopes))
+        for number in range(first, first + times):
             await wait(self.over, self.chance.uniform(3, 5) * pause)
             await self._engaged(scopes[number % len(scopes)])
 
