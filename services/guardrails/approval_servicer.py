@@ -14,7 +14,7 @@ from services.guardrails import amending, answers
 from services.guardrails.answers import Said
 from services.guardrails.approval_board import ApprovalBoard
 from services.guardrails.approval_store import ApprovalStore
-from services.guardrails.approvals import Approval
+from services.guardrails.approvals import Approval, State
 from services.guardrails.authority import Authority
 from services.guardrails.convert import timestamp
 from services.guardrails.expiry import subject_of
@@ -55,7 +55,7 @@ class ApprovalServicer(rpc.ApprovalServiceServicer):
         """List approvals, newest first."""
         size = paging.page_size(request.page_size)
         after = paging.read_token(request, datetime, UUID)
-        state = pb.Approval.State.Name(request.state).removeprefix("STATE_") if request.state else ""
+        state = State(pb.Approval.State.Name(request.state).removeprefix("STATE_")) if request.state else None
         found = await self._store.page(state, request.incident_id, (after[0], after[1]) if after else None, size + 1)
         page = found[:size]
         token = paging.write_token(request, page[-1].create_time, page[-1].approval_id) if len(found) > size else ""

@@ -36,12 +36,20 @@ NEWEST: Final = f"""
 SELECT {COLUMNS} FROM approvals WHERE requester = $1 AND method = $2 AND request_id = $3 AND digest = $4
 ORDER BY renewal DESC LIMIT 1
 """  # noqa: S608  constants only
+# Which rows comes first, by an index; only those are read whole, with their answers.
 PAGE: Final = f"""
-SELECT * FROM (SELECT {COLUMNS} FROM approvals) AS shown
-WHERE ($1 = '' OR state = $1) AND ($2 = '' OR incident_id = $2)
-  AND ($3::timestamptz IS NULL OR (create_time, approval_id) < ($3, $4::uuid))
-ORDER BY create_time DESC, approval_id DESC LIMIT $5
+SELECT {COLUMNS} FROM approvals WHERE approval_id IN (
+    SELECT approval_id FROM approvals
+    WHERE CHOSEN AND ($1 = '' OR incident_id = $1)
+      AND ($2::timestamptz IS NULL OR (create_time, approval_id) < ($2, $3::uuid))
+    ORDER BY create_time DESC, approval_id DESC LIMIT $4
+) ORDER BY create_time DESC, approval_id DESC
 """  # noqa: S608  constants only
+OVER_NOW: Final = f"({UNANSWERED_NOW} OR {UNEXECUTED_NOW})"
+PAGES: Final = {state: PAGE.replace("CHOSEN", f"state = '{state.value}' AND NOT {OVER_NOW}") for state in State} | {
+    State.EXPIRED: PAGE.replace("CHOSEN", f"(state = 'EXPIRED' OR {OVER_NOW})"),
+    None: PAGE.replace("CHOSEN", "true"),
+}
 ASK: Final = """
 INSERT INTO approvals (approval_id, state, method, request_id, digest, requester, amenders, incident_id, request,
                        judgement, context, expire_time, approvers_needed, groups_needed, execute_seconds, renewal,
@@ -165,14 +173,6 @@ async def newest(
     return to_approval(row) if row else None
 
 
-async def page(
-    pool: Pool, state: str, incident_id: str, after: tuple[datetime, UUID] | None, limit: int
-) -> Sequence[Approval]:
-    """Return approvals, newest first; empty values match all, `after` is the last one seen."""
-    when, which = after or (None, None)
-    return [to_approval(row) for row in await pool.fetch(PAGE, state, incident_id, when, which, limit)]
-
-
 async def ask(connection: Connection, question: Question) -> UUID | None:
     """Make an approval and return its id; None when exactly these bytes were asked about before."""
     approval_id = uuid4()
@@ -278,10 +278,11 @@ class ApprovalStore:
         return await read(self.pool, approval_id)
 
     async def page(
-        self, state: str, incident_id: str, after: tuple[datetime, UUID] | None, limit: int
+        self, state: State | None, incident_id: str, after: tuple[datetime, UUID] | None, limit: int
     ) -> Sequence[Approval]:
-        """Return approvals, newest first."""
-        return await page(self.pool, state, incident_id, after, limit)
+        """Return approvals, newest first; None and empty match all, `after` is the last one seen."""
+        when, which = after or (None, None)
+        return [to_approval(row) for row in await self.pool.fetch(PAGES[state], incident_id, when, which, limit)]
 
 
 def to_approval(row: Any) -> Approval:

@@ -43,6 +43,8 @@ ALTER TABLE guardrails.approvals
 CREATE INDEX approvals_waiting ON guardrails.approvals (execute_before_time)
     WHERE state = 'APPROVED' AND execute_time IS NULL;
 CREATE INDEX approvals_changed ON guardrails.approvals (update_time);
+CREATE INDEX approvals_by_state ON guardrails.approvals (state, create_time DESC, approval_id DESC);
+CREATE INDEX approvals_of_incident ON guardrails.approvals (incident_id, create_time DESC, approval_id DESC);
 
 -- One answer per person.
 CREATE TABLE guardrails.votes (
@@ -59,6 +61,7 @@ GRANT SELECT, INSERT ON guardrails.votes TO opsmesh_guardrails;
 GRANT SELECT ON guardrails.votes TO opsmesh_reader;
 
 -- migrate:down
+DROP INDEX guardrails.approvals_by_state, guardrails.approvals_of_incident;
 DROP TABLE guardrails.votes;
 UPDATE guardrails.approvals
 SET superseded_by = NULL, amends_approval_id = NULL,
