@@ -18,7 +18,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.cli.session import Session
-from services.local import up
+from services.local import certs, up
 from services.local.files import LocalError, free_port_base
 from services.local.layout import SERVICES, Mesh, plan
 from services.local.programs import Stores, environment
@@ -83,6 +83,10 @@ async def test_up_comes_stops_and_resumes(folder: Path) -> None:
     base = free_port_base()
     async with stores_up(folder, base) as endpoints:
         assert (folder / "state" / "endpoints.json").stat().st_mode & 0o777 == 0o600
+        private = [*(folder / "state" / "pki").glob("*.key"), *(folder / "state" / "run").glob("*.password")]
+        private += [file for file in (folder / "state" / "secrets").rglob("*") if file.is_file()]
+        assert len(private) > len(SERVICES)
+        assert {file.stat().st_mode & 0o777 for file in private} == {0o600}
         connection = await asyncpg.connect(endpoints["postgres"])
         assert await connection.fetchval("SELECT current_user") == "opsmesh_reader"
         await connection.close()
@@ -174,6 +178,15 @@ async def test_a_service_that_cannot_start_ends_up_with_its_words(folder: Path) 
     """A service that gives up is named with its last words, and everything else is stopped."""
     with pytest.raises(LocalError, match=r"(?s)gateway does not start: exit status [1-9].*gateway"):
         await up.run_up(folder / "state", folder / "config", port_base=free_port_base(), services=("gateway",))
+    assert not _left(folder)
+
+
+async def test_a_secret_that_others_may_read_stops_up(folder: Path) -> None:
+    """A service whose key was opened to others does not start, and `up` ends with the chmod to run."""
+    key = certs.ensure(folder / "state") / "bridge.key"
+    key.chmod(0o644)
+    with pytest.raises(LocalError, match=rf"(?s)bridge does not start: exit status 78.*NEXT: chmod 600 .*{key.name}"):
+        await up.run_up(folder / "state", folder / "config", port_base=free_port_base(), services=("bridge",))
     assert not _left(folder)
 
 
