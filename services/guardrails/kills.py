@@ -1,9 +1,9 @@
 """The kill switch: engages within a second whatever else is down, releases on record, and tells who has stopped."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import structlog
@@ -22,9 +22,10 @@ from services.mesh.call import current
 from services.mesh.errors import Refusal
 from services.mesh.identities import Identities
 from services.mesh.policy import method_policy
-from services.mesh.postgres import ABSENT, Connection, Pool
+from services.mesh.postgres import Connection, Pool, answers
 from services.mesh.writes import Event, Subject, Writes, event
 
+T = TypeVar("T")
 # How long PostgreSQL may take before a kill goes into the file, in seconds.
 DURABLE_SECONDS: Final = 1.0
 METHOD: Final = "opsmesh.guardrails.v1.KillSwitchService"
@@ -57,7 +58,7 @@ class KillSwitch:
         self._board = board
         self._policies = policies
         self._reporters = identities.holders(method_policy(f"{METHOD}/ReportStops").permission)
-        self._late: set[asyncio.Task[pb.EngageResponse]] = set()
+        self._late: set[asyncio.Task[Any]] = set()
 
     async def engage(self, request: pb.EngageRequest) -> pb.EngageResponse:
         """Return once it is on disk: in PostgreSQL, or, when that does not answer in a second, in the file."""
@@ -82,13 +83,9 @@ class KillSwitch:
         async def change(connection: Connection) -> pb.EngageResponse:
             return pb.EngageResponse(kill=self._message(await kill_store.engage(connection, order)))
 
-        trying = asyncio.create_task(
-            self._own.once(request, pb.EngageResponse, change, _subject(request, order.kill_id))
-        )
-        await asyncio.wait({trying}, timeout=DURABLE_SECONDS)
-        if not trying.done():
-            self._late.add(trying)
-            trying.add_done_callback(self._forget)
+        subject = _subject(request, order.kill_id)
+        trying = await self._soon(self._own.once(request, pb.EngageResponse, change, subject))
+        if trying is None:
             return None
         error = trying.exception()
         if error is None:
@@ -99,14 +96,26 @@ class KillSwitch:
         log.warning("a kill could not be stored in PostgreSQL", error=repr(error))
         return None
 
-    def _forget(self, task: asyncio.Task[pb.EngageResponse]) -> None:
+    async def _soon(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T] | None":
+        """Return what has ended within a second, or None; what has not goes on by itself and is told in the log."""
+        task = asyncio.create_task(work)
+        await asyncio.wait({task}, timeout=DURABLE_SECONDS)
+        if task.done():
+            return task
+        self._late.add(task)
+        task.add_done_callback(self._forget)
+        return None
+
+    def _forget(self, task: "asyncio.Task[Any]") -> None:
         """Let a late attempt go, and say how it ended."""
         self._late.discard(task)
         error = None if task.cancelled() else task.exception()
-        log.info("a late attempt to store a kill has ended", error=repr(error))
+        log.info("late work on a kill has ended", error=repr(error))
 
     async def stand_by(self) -> None:
         """Do what an Engage left to do: store what the file holds, void what was being answered."""
+        if not await answers(self._pool):
+            return
         await self._bring_in()
         async with self._pool.acquire() as connection:
             await kill_store.sweep(connection)
@@ -163,12 +172,14 @@ class KillSwitch:
         """
         orders = [one for one in self._file.orders if kill_id in {None, one.kill_id}]
         waiting = [self._waiting(order) for order in reversed(orders)] if before >= kill_store.NO_EPOCH else []
-        try:
-            rows, stops, reporters = await kill_store.page(self._pool, before, kill_id, limit + 1, released=released)
-        except ABSENT:
-            if not waiting:
-                raise
-            return waiting[:limit], False
+        reading = kill_store.page(self._pool, before, kill_id, limit + 1, released=released)
+        if waiting:
+            done = await self._soon(reading)
+            if done is None or done.exception():
+                return waiting[:limit], False
+            rows, stops, reporters = done.result()
+        else:
+            rows, stops, reporters = await reading
         made = []
         for row in rows[:limit]:
             told = [_stop(one) for one in stops[row.kill_id]]

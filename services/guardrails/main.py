@@ -1,9 +1,12 @@
 """The composition root of guardrails: settings, resources, servicers, workers."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import structlog
 
 from opsmesh.audit.v1 import audit_service_pb2_grpc
 from opsmesh.guardrails.v1 import (
@@ -33,7 +36,7 @@ from services.guardrails.store import JudgementStore
 from services.guardrails.surroundings import Mesh
 from services.mesh.client import Peers
 from services.mesh.identities import Identities
-from services.mesh.loop import every
+from services.mesh.loop import every, wait
 from services.mesh.postgres import Pool, answers, check_revision, open_pool
 from services.mesh.retention import Retention, request_ids
 from services.mesh.server import Servicers, Worker, serve
@@ -45,6 +48,7 @@ SWEEP_SECONDS = 0.5
 # Connections that judgements cannot take from kills and leases.
 RESERVED_MAX = 3
 FORGET_SECONDS = 3600.0
+log = structlog.get_logger("opsmesh.guardrails")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +114,30 @@ def furnish(settings: GuardrailsSettings, pool: Pool, reserved: Pool, peers: Pee
 
 
 async def run() -> None:
-    """Serve until told to stop."""
+    """Serve until told to stop. Kills must be possible at any time, so it starts without PostgreSQL, too."""
     settings = load(GuardrailsSettings)
     peers = Peers(settings)
-    pool = await open_pool(settings, "guardrails")
-    reserved = await open_pool(settings, "guardrails", maximum=RESERVED_MAX)
+    pool = await open_pool(settings, "guardrails", minimum=0)
+    reserved = await open_pool(settings, "guardrails", minimum=0, maximum=RESERVED_MAX)
     try:
-        await check_revision(pool, MIGRATIONS)
+        if there := await answers(pool):
+            await check_revision(pool, MIGRATIONS)
         rooms = furnish(settings, pool, reserved, peers)
-        await serve(settings, rooms.servicers, workers=rooms.workers, ready=partial(answers, pool))
+        workers = rooms.workers if there else [partial(once_postgres_is_there, pool, rooms.workers)]
+        await serve(settings, rooms.servicers, workers=workers, ready=partial(answers, pool))
     finally:
         await peers.close()
-        await reserved.close()
-        await pool.close()
+        reserved.terminate()
+        pool.terminate()
+
+
+async def once_postgres_is_there(pool: Pool, workers: Sequence[Worker], stop: asyncio.Event) -> None:
+    """Run the workers as soon as the database answers and has our schema; a BootError ends the process."""
+    while not await answers(pool):
+        log.warning("PostgreSQL does not answer; nothing is granted, kills are kept in a file")
+        if await wait(stop, 1.0):
+            return
+    await check_revision(pool, MIGRATIONS)
+    async with asyncio.TaskGroup() as group:
+        for worker in workers:
+            group.create_task(worker(stop))
