@@ -13,15 +13,20 @@ from services.mesh.call import current
 from services.mesh.errors import Refusal
 
 POLICY_SET = 7
+GATEWAY = "service/gateway"
 
 
 class FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):
-    """Keeps events by id. `mode`: keep, refuse, hold (hang before keeping), swallow (keep, then hang)."""
+    """Keeps events by id. `mode`: keep, refuse, hold (hang before keeping), swallow (keep, then hang).
+
+    What hangs does so until `go` is set.
+    """
 
     def __init__(self) -> None:
         self.events: dict[str, audit_service_pb2.AuditEvent] = {}
         self.mode = "keep"
         self.held = asyncio.Event()
+        self.go = asyncio.Event()
 
     async def AppendEvents(
         self, request: audit_service_pb2.AppendEventsRequest, _: Any
@@ -29,12 +34,12 @@ class FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):
         """Do what the mode says."""
         if self.mode == "refuse":
             raise Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store="PostgreSQL")
-        if self.mode == "hold":
+        if self.mode == "hold" and current().identity == GATEWAY:
             await self._hang()
         for event in request.events:
             event.writer = current().identity
             self.events.setdefault(event.event_id, event)
-        if self.mode == "swallow":
+        if self.mode == "swallow" and current().identity == GATEWAY:
             await self._hang()
         return audit_service_pb2.AppendEventsResponse(sequences=range(1, len(request.events) + 1))
 
@@ -66,7 +71,7 @@ class FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):
 
     async def _hang(self) -> None:
         self.held.set()
-        await asyncio.Event().wait()
+        await self.go.wait()
 
 
 class FakeGuardrails(kill_switch_service_pb2_grpc.KillSwitchServiceServicer):

@@ -7,6 +7,7 @@ when. Grants are signed here with the mesh's key, so that a test may hold as man
 import asyncio
 import json
 import sys
+import threading
 import time
 import uuid
 from collections import defaultdict
@@ -22,7 +23,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from opsmesh.audit.v1 import audit_service_pb2_grpc
-from opsmesh.guardrails.v1 import grant_pb2, kill_switch_service_pb2, kill_switch_service_pb2_grpc
+from opsmesh.config.v1 import inventory_pb2, policies_pb2
+from opsmesh.guardrails.v1 import (
+    grant_pb2,
+    kill_switch_service_pb2,
+    kill_switch_service_pb2_grpc,
+    policy_service_pb2,
+    policy_service_pb2_grpc,
+)
 from opsmesh.tools.workload.v1.workload_tool_service_pb2 import RestartWorkloadRequest
 from services.gateway.tools.supervisord import RUNNING
 from services.local.files import free_port
@@ -39,20 +47,27 @@ RESTART = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
 ENVIRONMENT = "demo"
 STATE = {"process_id": "1000", "state": "STATE_RUNNING"}
 BOOT_SECONDS = 30
+# The longest that anything is held.
+HELD_SECONDS = 20
 
 
 class Recorder(Manager):
     """Every program at once; `stops` holds when each was told to stop, in seconds of `time.monotonic()`.
 
-    A restart changes nothing that a precondition reads, so that a grant stays good until it is used.
+    A restart changes nothing that a precondition reads, so that a grant stays good until it is used. While `go` is
+    cleared nobody is told about a program, and `asked` says that somebody waits for it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.stops: dict[str, list[float]] = defaultdict(list)
+        self.asked, self.go = threading.Event(), threading.Event()
+        self.go.set()
 
     def get(self, _: Any) -> Any:
         """Tell about a program: always up."""
+        self.asked.set()
+        self.go.wait(HELD_SECONDS)
         return {"state": RUNNING, "pid": int(STATE["process_id"]), "start": 1, "spawnerr": ""}
 
     def stop(self, program: Any, _: Any, /) -> Any:
@@ -132,6 +147,7 @@ class Guarded:
     audit_port: int
     metrics: str
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    version: int = 0
 
     def __post_init__(self) -> None:
         """Load the key that signs grants."""
@@ -153,6 +169,7 @@ class Guarded:
             environment=ENVIRONMENT,
             fence=fence,
             precondition=STATE,
+            policy_set_version=self.version,
             kill_epoch=epoch,
         )
         grant.issue_time.GetCurrentTime()
@@ -171,8 +188,23 @@ class Guarded:
         """Return how many effects have begun, by the process manager's record."""
         return sum(len(one) for one in self.recorder.stops.values())
 
+    async def publish(self) -> None:
+        """Publish a policy set with an inventory of the targets: locks need one."""
+        everything = policies_pb2.PolicyRule(
+            rule_id="all", verdict=policies_pb2.PolicyRule.VERDICT_ALLOW, match=policies_pb2.PolicyMatch()
+        )
+        inventory = inventory_pb2.Inventory()
+        for target in self.targets:
+            inventory.entries.add(target_id=target, kind="service", environment=ENVIRONMENT, region="local")
+        request = policy_service_pb2.PublishPolicySetRequest(
+            request_id=str(uuid.uuid4()), policy_set=policies_pb2.PolicySet(rules=[everything]), inventory=inventory
+        )
+        async with self.channel("guardrails", "operator") as channel:
+            answer = await policy_service_pb2_grpc.PolicyServiceStub(channel).PublishPolicySet(request)
+        self.version = answer.policy_set.version
+
     async def leased(self) -> None:
-        """Wait until the gateway has a lease: it then answers for another reason than that."""
+        """Wait until guardrails gives leases."""
         async with self.channel("guardrails", "gateway") as channel:
             stub = kill_switch_service_pb2_grpc.KillSwitchServiceStub(channel)
 
