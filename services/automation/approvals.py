@@ -49,6 +49,8 @@ class Approvals:
             if error.reason == "NOT_FOUND":
                 return request
             raise
+        if approval.approval_id != row.approval_id:
+            await self._progress.waits(one.task.execution_id, one.task.step_id, approval.approval_id)
         return approved(one.spec.tool, one.request_id, approval) if approval.request else request
 
     async def check(self, task: ApprovalTask) -> Outcome:
@@ -61,10 +63,10 @@ class Approvals:
                     # Guardrails says with its next judgement what that means.
                     return Outcome(Kind.AGAIN)
                 return Outcome(Kind.AWAITING_APPROVAL, approval_id=task.approval_id)
-        if approval.state != _STATE.STATE_PENDING:
-            return await self._closed(task, approval)
         if approval.approval_id != task.approval_id:
             await self._progress.waits(task.execution_id, task.step_id, approval.approval_id)
+        if approval.state != _STATE.STATE_PENDING:
+            return await self._closed(task, approval)
         return Outcome(Kind.AWAITING_APPROVAL, approval_id=task.approval_id)
 
     async def _closed(self, task: ApprovalTask, approval: pb.Approval) -> Outcome:

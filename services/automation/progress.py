@@ -178,8 +178,8 @@ class Progress:
     async def waits(self, execution_id: str, step_id: str, approval_id: str) -> None:
         """Record that a step waits for another approval than before."""
         await self._pool.execute(
-            "UPDATE automation.steps SET approval_id = $3 "
-            "WHERE execution_id = $1 AND step_id = $2 AND state = 'AWAITING_APPROVAL'",
+            "UPDATE automation.steps SET approval_id = $3 "  # noqa: S608  constants
+            f"WHERE execution_id = $1 AND step_id = $2 AND state IN {OPEN_STEPS}",
             execution_id,
             step_id,
             approval_id,

@@ -196,9 +196,11 @@ class Runner:
         if judgement.verdict == guardrails.VERDICT_REQUIRE_APPROVAL:
             return await self._wait(one, judged.approval_id, judgement)
         if judgement.reason == "APPROVAL_VOID" and judged.approval_id:
-            # Amended since it was read: the approval that replaced it is the one to wait for.
             newest = await self._approvals.newest(judged.approval_id)
-            if newest.state in WAITING:
+            if newest.close_reason == "KILLED" or kill_named(detail):
+                raise CallError("KILLED", newest.close_detail or detail, After.FAIL, None)
+            # Amended since it was read: the approval that replaced it is the one to wait for.
+            if newest.state in WAITING and newest.approval_id != judged.approval_id:
                 return await self._wait(one, newest.approval_id, judgement)
         after = after_failure(judgement.reason, "PERMISSION_DENIED", effect=False)
         raise CallError(judgement.reason or "POLICY_DENIED", detail, after, None)

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from opsmesh.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from opsmesh.gateway.v1 import effect_service_pb2, effect_service_pb2_grpc
+from opsmesh.guardrails.v1 import grant_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc, signal_pb2
 from opsmesh.tools.notify.v1 import notify_tool_service_pb2, notify_tool_service_pb2_grpc
 from opsmesh.tools.runbook.v1 import runbook_tool_service_pb2, runbook_tool_service_pb2_grpc
@@ -18,6 +19,7 @@ from opsmesh.tools.workload.v1 import workload_tool_service_pb2, workload_tool_s
 from opsmesh.type.v1 import error_reason_pb2, type_pb2
 from services.mesh.call import current
 from services.mesh.errors import Refusal
+from services.mesh.policy import digest
 from services.mesh.tools import find_tool
 from tests.automation.guard import FakeGuardrails, grant_for, partly
 
@@ -102,6 +104,10 @@ class FakeGateway(
         self.done: list[tuple[str, str]] = []
         self.seen: list[tuple[str, Any]] = []
         self.mute = 0
+        # Whether grants come from the real guardrails; those that came.
+        self.signed = False
+        self.grants: list[grant_pb2.Grant] = []
+        self.process_id = 1
         self.told: list[notify_tool_service_pb2.SendNoticeRequest] = []
         self.effects: dict[tuple[str, str], tuple[int, Message | Refusal | None]] = {}
         self.health: list[bool] = []
@@ -125,7 +131,9 @@ class FakeGateway(
         self, _request: workload_tool_service_pb2.GetWorkloadRequest, _: Any
     ) -> workload_tool_service_pb2.GetWorkloadResponse:
         """Say that it runs."""
-        return workload_tool_service_pb2.GetWorkloadResponse(process_id=1)
+        return workload_tool_service_pb2.GetWorkloadResponse(
+            state=workload_tool_service_pb2.Workload.STATE_RUNNING, process_id=self.process_id
+        )
 
     async def RestartWorkload(
         self, request: workload_tool_service_pb2.RestartWorkloadRequest, _: Any
@@ -139,8 +147,7 @@ class FakeGateway(
     ) -> notify_tool_service_pb2.SendNoticeResponse:
         """Tell; what automation says by itself, about approvals and kills, goes into `told`."""
         if request.approval_id or request.kill_id:
-            if current().metadata.get("opsmesh-grant-bin") != grant_for(current().method, request.SerializeToString()):
-                raise Refusal(error_reason_pb2.ERROR_REASON_GRANT_MISSING)
+            self._granted(request)
             if self.mute:
                 self.mute -= 1
                 raise Refusal(error_reason_pb2.ERROR_REASON_BACKEND_UNAVAILABLE, target="ops", detail="mute")
@@ -168,6 +175,19 @@ class FakeGateway(
         effect = Effect(method=request.method, request_id=request.request_id, state=Effect.State.ValueType(known[0]))
         return effect_service_pb2.GetEffectResponse(effect=effect)
 
+    def _granted(self, request: Message) -> None:
+        """Refuse what no grant of exactly these bytes comes with: the fake's, or one of the real guardrails."""
+        told, method = current().metadata.get("opsmesh-grant-bin"), current().method
+        if not self.signed:
+            if told != grant_for(method, request.SerializeToString()):
+                raise Refusal(error_reason_pb2.ERROR_REASON_GRANT_MISSING)
+            return
+        signed = grant_pb2.SignedGrant.FromString(told if isinstance(told, bytes) else b"")
+        grant = grant_pb2.Grant.FromString(signed.grant)
+        if grant.request_digest != digest(method, request):
+            raise Refusal(error_reason_pb2.ERROR_REASON_GRANT_INVALID, why="other bytes")
+        self.grants.append(grant)
+
     async def _turn(self, rpc: str) -> Turn | None:
         turn = self.turns[rpc].pop(0) if self.turns[rpc] else None
         if isinstance(turn, Refusal):
@@ -180,8 +200,7 @@ class FakeGateway(
         key = (rpc, request.request_id)
         if key in self.effects and self.effects[key][0] != Effect.STATE_NOT_STARTED:
             return self._stored(key, answer)
-        if current().metadata.get("opsmesh-grant-bin") != grant_for(current().method, request.SerializeToString()):
-            raise Refusal(error_reason_pb2.ERROR_REASON_GRANT_MISSING)
+        self._granted(request)
         turn = await self._turn(rpc)
         self.effects[key] = (Effect.STATE_STARTED, None)
         # A caller that hangs up does not interrupt what was begun.
