@@ -1,6 +1,7 @@
 """What runs on one machine: the stores, and each service with the settings that are its own."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,16 @@ from services.local.process import HOUSE, Program, write_spec
 
 WITHOUT_DATABASE = ("agents", "bridge")
 LONGEST_DRAIN = 10
+# What an operator may set for the whole mesh in the environment of `up`; nothing else of it reaches a service.
+TUNABLE = (
+    "LOG_LEVEL",
+    "OTLP_ENDPOINT",
+    "RETENTION_DAYS",
+    "REQUEST_RETENTION_DAYS",
+    "EFFECT_RETENTION_DAYS",
+    "HISTORY_RETENTION_DAYS",
+    "RESUME_PER_SECOND",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,8 @@ def environment(mesh: Mesh, name: str) -> dict[str, str]:
         role = f"opsmesh_{name}"
         settings["POSTGRES_DSN"] = stores.postgres.dsn(role, with_password=False)
         settings["POSTGRES_PASSWORD_FILE"] = str(stores.postgres.password_file(role))
-    return {f"OPSMESH_{key}": value for key, value in (settings | _own(mesh, name)).items()}
+    tuned = {name: os.environ[f"OPSMESH_{name}"] for name in TUNABLE if f"OPSMESH_{name}" in os.environ}
+    return {f"OPSMESH_{key}": value for key, value in (settings | tuned | _own(mesh, name)).items()}
 
 
 def _own(mesh: Mesh, name: str) -> dict[str, str]:

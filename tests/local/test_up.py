@@ -207,6 +207,18 @@ def test_a_service_gets_its_own_secrets_only() -> None:
         )
 
 
+def test_tunables_of_up_reach_the_services_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retention and the like can be set for the whole mesh; what stands for a secret or an address cannot."""
+    monkeypatch.setenv("OPSMESH_REQUEST_RETENTION_DAYS", "7")
+    monkeypatch.setenv("OPSMESH_GRANT_KEY_FILE", "/elsewhere")
+    monkeypatch.setenv("OPSMESH_LISTEN", "0.0.0.0:1")
+    mesh = plan(Path("/x"), Path("/c"), None, "127.0.0.1", 7400)
+    settings = environment(mesh, "router")
+    assert settings["OPSMESH_REQUEST_RETENTION_DAYS"] == "7"
+    assert settings["OPSMESH_LISTEN"] == "127.0.0.1:7402"
+    assert "OPSMESH_GRANT_KEY_FILE" not in settings
+
+
 def test_ports_follow_the_contract() -> None:
     """The port of each thing is its place after the base."""
     ports = {what: port for what, _, port in plan(Path("/x"), None, None, "127.0.0.1", 7400).ports()}
