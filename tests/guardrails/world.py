@@ -233,13 +233,17 @@ class House:
         """Return the stub of leases."""
         return kill_switch_service_pb2_grpc.KillSwitchServiceStub(self.channel(name))
 
-    async def publish(self, *rules: Rule, caps: dict[str, int] | None = None) -> int:
-        """Publish rules (none: everything is allowed) with the tests' inventory; return the version."""
+    async def publish(self, *rules: Rule, caps: dict[str, int] | None = None, **fields: Any) -> int:
+        """Publish rules (none: everything is allowed) with the tests' inventory; return the version.
+
+        `fields` are others of the policy set.
+        """
         request = policy_service_pb2.PublishPolicySetRequest(
             request_id=str(uuid.uuid4()),
             policy_set=policies_pb2.PolicySet(
                 rules=rules or [rule("all", "ALLOW")],
                 notice_caps=[policies_pb2.NoticeCap(channel=key, per_hour=cap) for key, cap in (caps or {}).items()],
+                **fields,
             ),
             inventory=inventory(),
         )
