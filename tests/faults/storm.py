@@ -149,7 +149,15 @@ class Storm:
         return self.alerts >= self.size.alerts
 
     async def _kill(self, name: str) -> None:
-        """Kill -9 one process once it runs and may be killed without being given up."""
+        """Kill -9 one process."""
+        process = await self._mortal(name)
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+        self.kills[name] += 1
+        self._quick[name] += 1
+
+    async def _mortal(self, name: str) -> psutil.Process:
+        """Wait until a process runs, and may die without being given up by the supervisor."""
 
         async def running() -> psutil.Process | None:
             with suppress(LocalError):
@@ -162,13 +170,11 @@ class Storm:
 
         process = await until(running, f"a {name} to kill", 60, 0.2)
         assert process is not None
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-        self.kills[name] += 1
-        self._quick[name] += 1
+        return process
 
     async def _die_at(self, name: str) -> None:
         """Let the gateway end itself at a boundary of the next effect that comes to it."""
+        await self._mortal("gateway")
         file = plan_file(self.world.mesh)
         file.write_text(name, encoding="utf-8")
 
