@@ -34,10 +34,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The argument of the workflow; the digest is that of the playbook which the execution's row names."""
+    """The argument of the workflow; the digest is that of the playbook which the execution's row names.
+
+    `obstacle` and `since` (seconds since 1970) carry a wait over into a run that begins anew: patience is one.
+    """
 
     execution_id: str
     digest: str
+    obstacle: str = ""
+    since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +86,16 @@ class StepTask:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a try ended; `retry_after` is in seconds, `locked` says whether the execution holds a target lock."""
+    """How a try ended; `retry_after` is in seconds, `locked` says whether the execution holds a target lock.
+
+    `queued`: AGAIN because others are before it at its target.
+    """
 
     kind: Kind
     retry_after: float = 0.0
     approval_id: str = ""
     locked: bool = False
+    queued: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,8 @@ class NoticeStore:
 
     async def said(self, subjects: Sequence[str]) -> dict[str, set[str]]:
         """Return what was said about each of these subjects."""
+        if not subjects:
+            return {}
         rows = await self._pool.fetch(
             "SELECT subject::text, kind FROM automation.notices WHERE subject = ANY($1::uuid[])", subjects
         )

@@ -224,9 +224,10 @@ class Runner:
         if after is After.AGAIN:
             await self._record(one, StepState.RUNNING, error.reason, error.detail)
             pause = min(PAUSE_MAX, max(0.05, PAUSE if error.retry_after is None else error.retry_after))
-            if error.reason == "LOCK_HELD":
-                pause = min(pause, QUEUE_PAUSE)
-            return await self._outcome(one.task, Kind.AGAIN, pause)
+            queued = error.reason == "LOCK_HELD"
+            return await self._outcome(
+                one.task, Kind.AGAIN, min(pause, QUEUE_PAUSE) if queued else pause, queued=queued
+            )
         if after is After.UNKNOWN and not one.spec.reads:
             return await self._end(one, Kind.UNKNOWN, error.reason, error.detail)
         return await self._retry(one, error.reason, error.detail, final=after is After.FAIL)
@@ -302,6 +303,6 @@ class Runner:
         )
         await self._progress.end(result)
 
-    async def _outcome(self, task: StepTask, kind: Kind, retry_after: float = 0.0) -> Outcome:
+    async def _outcome(self, task: StepTask, kind: Kind, retry_after: float = 0.0, *, queued: bool = False) -> Outcome:
         """Return an outcome that says whether a lock is held."""
-        return Outcome(kind, retry_after, locked=bool(await self._locks.held(task.execution_id)))
+        return Outcome(kind, retry_after, locked=bool(await self._locks.held(task.execution_id)), queued=queued)

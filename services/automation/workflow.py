@@ -5,7 +5,8 @@ change of the order of its commands needs `workflow.patched` as long as executio
 """
 
 import asyncio
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from temporalio import workflow
@@ -23,6 +24,8 @@ SHORT = timedelta(seconds=30)
 LONGEST = timedelta(minutes=30)
 ENGINE_RETRY = RetryPolicy(initial_interval=timedelta(milliseconds=250), maximum_interval=timedelta(seconds=10))
 PATIENCE = timedelta(seconds=300)
+# Others at the same target may each take minutes.
+QUEUE_PATIENCE = timedelta(hours=1)
 PAUSE_MAX = 10.0
 APPROVAL_POLL = 2.0
 # After it the workflow begins anew from what is recorded: a long wait must not outgrow the engine's history.
@@ -106,24 +109,29 @@ class PlaybookWorkflow:
         outcome = Outcome(Kind.RETRY)
         if step.state == "AWAITING_APPROVAL":
             outcome = await self._approval(step.step_id, step.approval_id)
-        since: datetime | None = None
+        last = False
         while not self._stop:
             if outcome.kind in {Kind.RETRY, Kind.AGAIN}:
-                last = since is not None and workflow.now() - since > PATIENCE
                 outcome = await self._try(step, attempt, last=last)
                 self._locked = outcome.locked
             if outcome.kind is Kind.AWAITING_APPROVAL:
-                outcome = await self._approval(step.step_id, outcome.approval_id)
-                since = None
+                outcome, last = await self._approval(step.step_id, outcome.approval_id), False
             elif outcome.kind is Kind.AGAIN:
-                since = since or workflow.now()
+                last = self._impatient(f"{step.step_id}/{attempt}", queued=outcome.queued, soon=outcome.retry_after)
                 await self._pause(outcome.retry_after)
             elif outcome.kind is Kind.RETRY:
-                attempt, since = attempt + 1, None
+                attempt, last = attempt + 1, False
                 await self._pause(step.delay)
             else:
                 return outcome.kind
         return Kind.CANCELLED
+
+    def _impatient(self, one_try: str, *, queued: bool, soon: float) -> bool:
+        """Say whether patience with an obstacle will be over after the pause; another obstacle starts anew."""
+        now, obstacle = workflow.now().timestamp(), f"{one_try}/{'queue' if queued else 'obstacle'}"
+        if self._start.obstacle != obstacle:
+            self._start = replace(self._start, obstacle=obstacle, since=now)
+        return now + soon - self._start.since > (QUEUE_PATIENCE if queued else PATIENCE).total_seconds()
 
     async def _try(self, step: StepPlan, attempt: int, *, last: bool) -> Outcome:
         """Run one try; the engine repeats a lost one as the same try."""

@@ -36,6 +36,8 @@ class Script:
     async def run_step(self, task: StepTask) -> Outcome:
         """Return the next outcome; the last one for ever."""
         self.tasks.append(task)
+        if task.last:
+            return Outcome(Kind.UNKNOWN)
         return self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
 
     @activity.defn(name=contract.CHECK_APPROVAL)
@@ -86,6 +88,19 @@ async def test_patience_ends(temporal: Temporal, monkeypatch: pytest.MonkeyPatch
     assert {task.attempt for task in script.tasks} == {1}
     assert [task.last for task in script.tasks][-1] is True
     assert script.ends == ["UNKNOWN"]
+
+
+async def test_patience_is_one(temporal: Temporal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience counts on when the workflow begins anew because of its history; for the queue there is more of it."""
+    monkeypatch.setattr(workflow, "PATIENCE", timedelta(seconds=2))
+    monkeypatch.setattr(workflow, "HISTORY_MAX", 15)
+    script = Script([Plan([STEP])] * 50, [Outcome(Kind.AGAIN, 0.05)])
+    assert await run(script, temporal) == "UNKNOWN"
+    assert len(script.plans) < 49
+    assert [task.last for task in script.tasks].count(True) == 1
+    monkeypatch.setattr(workflow, "PATIENCE", timedelta(seconds=0.1))
+    queue = [Outcome(Kind.AGAIN, 0.1, queued=True)] * 5
+    assert await run(Script([Plan([STEP])] * 9, [*queue, Outcome(Kind.SUCCEEDED)]), temporal) == "SUCCEEDED"
 
 
 async def test_long_wait_begins_anew(temporal: Temporal, monkeypatch: pytest.MonkeyPatch) -> None:
