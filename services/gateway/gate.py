@@ -23,24 +23,24 @@ WINDOW_MAX: Final = Gauge("opsmesh_gateway_act_window_max_seconds", "The largest
 class Gate:
     """The gate of one effect; `look` refuses (by raising) what may not start any more."""
 
-    __slots__ = ("_look", "_looked", "_sent")
+    __slots__ = ("_begun", "_look", "_told")
 
     def __init__(self, look: Callable[[], None]) -> None:
         self._look = look
-        self._looked = 0.0
-        self._sent = False
+        self._begun: float | None = None
+        self._told = False
 
     def look(self) -> None:
-        """Look, unless the effect has begun: what has begun is finished."""
-        if not self._sent:
+        """Look, unless the effect has begun: from the first byte on it is finished, never left half done."""
+        if self._begun is None:
             self._look()
-            self._looked = time.perf_counter()
+            self._begun = time.perf_counter()
 
     def sent(self) -> None:
         """Note that the first request is on its way."""
-        if not self._sent and self._looked:
-            self._sent = True
-            window = time.perf_counter() - self._looked
+        if self._begun is not None and not self._told:
+            self._told = True
+            window = time.perf_counter() - self._begun
             WINDOW.observe(window)
             _Largest.note(window)
 

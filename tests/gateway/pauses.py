@@ -25,6 +25,7 @@ from opsmesh.tools.workload.v1 import workload_tool_service_pb2_grpc as workload
 from services.gateway.domain import LEASE_SECONDS
 from services.local.process import base_environment
 from services.local.waiting import until
+from services.mesh import telemetry
 from tests.gateway.guarded import Guarded, guarded
 from tests.gateway.holder import DONE, act, take
 from tests.mesh.world import ROOT
@@ -199,4 +200,5 @@ async def main(rounds: int) -> int:
 
 
 if __name__ == "__main__":
+    telemetry.setup("pauses", "warning")
     sys.exit(asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else LONG)))

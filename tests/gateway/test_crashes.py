@@ -2,8 +2,10 @@
 
 import asyncio
 import uuid
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
+import asyncpg
 import grpc.aio
 import pytest
 
@@ -18,7 +20,7 @@ from tests.gateway.world import RESTART, Mesh, RestartRequest
 
 Event = audit_service_pb2.AuditEvent
 State = effect_service_pb2.Effect
-STOP, START = "supervisor.stopProcess", "supervisor.startProcess"
+STOP, START, INFO = "supervisor.stopProcess", "supervisor.startProcess", "supervisor.getProcessInfo"
 
 
 async def killed_while(mesh: Mesh, request: RestartRequest, held: asyncio.Event, grant: bytes) -> None:
@@ -37,6 +39,97 @@ async def killed_while(mesh: Mesh, request: RestartRequest, held: asyncio.Event,
         held.clear()
         mesh.audit.mode = "keep"
     await mesh.start()
+
+
+@asynccontextmanager
+async def locked(mesh: Mesh, table: str, mode: str) -> AsyncIterator[None]:
+    """Lock a table of the gateway's, so that it waits in the middle of a transaction; let go at the end."""
+    connection = await asyncpg.connect(mesh.database.dsn("postgres"))
+    try:
+        async with connection.transaction():
+            await connection.execute(f"LOCK TABLE gateway.{table} IN {mode} MODE")
+            yield
+    finally:
+        await connection.close()
+
+
+async def waiting(mesh: Mesh, words: str) -> None:
+    """Wait until the gateway waits for a lock in a statement with these words."""
+
+    async def look() -> None:
+        statement = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND position($1 IN query) > 0"
+        assert await mesh.execute(statement, words)
+
+    await until(look, words, 15, AssertionError)
+
+
+@pytest.mark.parametrize(("table", "words"), [("effects", "INSERT INTO effects"), ("fences", "INSERT INTO fences")])
+async def test_killed_in_transaction_1(mesh: Mesh, table: str, words: str) -> None:
+    """Before the row, or between the row and the fence: there is no row, and the same request is done, once."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    async with locked(mesh, table, "EXCLUSIVE"):
+        calling = asyncio.create_task(mesh.call(request, grant))
+        await waiting(mesh, words)
+        await mesh.stop_hard()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await calling
+    assert await mesh.rows(request) == 0
+    await mesh.start()
+    assert (await mesh.call(request, grant)).process_id
+    assert mesh.workload.start_count() == starts + 1
+    assert [one.details["try"] for one in mesh.audit.of(request.request_id, Event.PHASE_INTENT)] == ["1"]
+
+
+async def test_killed_before_the_precondition_is_read(mesh: Mesh) -> None:
+    """The intent is acknowledged, the state not read yet: FAILED, never done."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.proxy.hold = ("before", INFO)
+    await killed_while(mesh, request, mesh.proxy.held, grant)
+    await assert_failed(mesh, request, grant, "was not restarted")
+    assert mesh.workload.start_count() == starts
+
+
+async def test_killed_between_the_precondition_and_the_other_last_checks(mesh: Mesh) -> None:
+    """The state was as granted, the fence is just being read: FAILED, never done."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.proxy.hold = ("before", INFO)
+    calling = asyncio.create_task(mesh.call(request, grant))
+    await asyncio.wait_for(mesh.proxy.held.wait(), 15)
+    mesh.proxy.held.clear()
+    async with locked(mesh, "fences", "ACCESS EXCLUSIVE"):
+        mesh.proxy.release()
+        await waiting(mesh, "SELECT fence FROM fences")
+        await mesh.stop_hard()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await calling
+    await mesh.start()
+    await assert_failed(mesh, request, grant, "was not restarted")
+    assert mesh.workload.start_count() == starts
+
+
+async def test_killed_in_transaction_2(mesh: Mesh) -> None:
+    """The act is done and its outcome not written: SUCCEEDED once it is resolved, and the answer is given."""
+    request, starts = mesh.restart(), mesh.workload.start_count()
+    grant = mesh.sign(await mesh.mint(request))
+    mesh.proxy.hold = ("after", START)
+    calling = asyncio.create_task(mesh.call(request, grant))
+    await asyncio.wait_for(mesh.proxy.held.wait(), 15)
+    mesh.proxy.held.clear()
+    async with locked(mesh, "effects", "EXCLUSIVE"):
+        mesh.proxy.release()
+        await waiting(mesh, "UPDATE effects SET state = $4")
+        await mesh.stop_hard()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await calling
+    await mesh.start()
+    await mesh.let_pass(request)
+    assert (await mesh.call(request, grant)).process_id
+    assert mesh.workload.start_count() == starts + 1
+    await mesh.until(lambda: mesh.audit.of(request.request_id, Event.PHASE_OUTCOME))
+    assert [one.outcome for one in mesh.audit.of(request.request_id, Event.PHASE_OUTCOME)] == [Event.OUTCOME_SUCCEEDED]
 
 
 async def test_killed_before_the_intent_was_kept(mesh: Mesh) -> None:
