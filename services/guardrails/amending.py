@@ -11,8 +11,9 @@ from services.guardrails import answers, asking, convert
 from services.guardrails.action import SyntaxFault
 from services.guardrails.answers import Said
 from services.guardrails.approvals import Approval
-from services.guardrails.authority import Authority, Proposal
+from services.guardrails.authority import Authority
 from services.guardrails.domain import Verdict
+from services.guardrails.judge import Proposal
 from services.guardrails.judgement import Asked, Judged
 from services.mesh.errors import FieldViolation, Refusal
 from services.mesh.postgres import Connection
@@ -37,7 +38,7 @@ async def propose(authority: Authority, approval: Approval, request_json: str) -
     action = actions.read(approval.method, action.message.SerializeToString(deterministic=True))
     if action.digest == approval.digest:
         raise _wrong("it asks for exactly what the approval asks for already")
-    return Proposal(asked, action, await authority.look(action, asked))
+    return await authority.look(asked, action)
 
 
 async def amend(

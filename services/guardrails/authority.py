@@ -1,41 +1,31 @@
-"""Judges actions: reads what holds, applies the four checks, and mints, asks a person or refuses. Errors are DENY."""
+"""Does what follows from a judgement: mints, asks people, or refuses, each with its audit record."""
 
-import asyncio
-import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
-from uuid import UUID
-
-import structlog
 
 from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
 from services.guardrails import action as actions
-from services.guardrails import approval_store, asking, checks, convert, domain, kill_store, ledger
+from services.guardrails import approval_store, asking, convert, ledger
 from services.guardrails.action import Action, SyntaxFault
 from services.guardrails.approval_board import ApprovalBoard
 from services.guardrails.approvals import Approval, Change, told
 from services.guardrails.caps import matching
-from services.guardrails.checks import Finding, Incident, failed
-from services.guardrails.domain import Access, Case, PolicySet, Ruling, Verdict
+from services.guardrails.checks import failed
+from services.guardrails.domain import Access, Verdict
 from services.guardrails.grants import Minter
-from services.guardrails.judgement import Asked, Judged, Look
-from services.guardrails.kill_store import Standing
+from services.guardrails.judge import Judge, Proposal, refuse_if_passing
+from services.guardrails.judgement import Asked, Judged
 from services.guardrails.ledger import Effect
 from services.guardrails.policies import Policies
-from services.guardrails.store import JudgementStore, Key, Moment, Session
-from services.guardrails.surroundings import PeerTrouble, Surroundings
-from services.mesh import kills
+from services.guardrails.store import JudgementStore, Session
 from services.mesh.errors import Refusal
-from services.mesh.identities import Identities
 from services.mesh.postgres import Connection
 from services.mesh.writes import Event, Subject, event
 
-# What a caller hears when a peer is away: ask again this soon, in seconds.
-RETRY_SECONDS: Final = 1.0
 # How often a judgement is made anew because its approval changed while it was made.
 ATTEMPTS: Final = 3
 OUTCOMES: Final[Mapping[Verdict, "Event.Outcome.ValueType"]] = {
@@ -44,16 +34,6 @@ OUTCOMES: Final[Mapping[Verdict, "Event.Outcome.ValueType"]] = {
     Verdict.REQUIRE_APPROVAL: Event.OUTCOME_DENIED,
     Verdict.DENY: Event.OUTCOME_DENIED,
 }
-log = structlog.get_logger("opsmesh.guardrails.authority")
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """An action as somebody else than its requester proposes it, read, with what other services say about it."""
-
-    asked: Asked
-    action: Action
-    look: Look
 
 
 class Authority:
@@ -63,17 +43,14 @@ class Authority:
         self,
         store: JudgementStore,
         policies: Policies,
-        surroundings: Surroundings,
+        judge: Judge,
         minter: Minter,
-        *,
-        identities: Identities,
         board: ApprovalBoard,
     ) -> None:
         self._store = store
         self._policies = policies
-        self._surroundings = surroundings
+        self._judge = judge
         self._minter = minter
-        self._identities = identities
         self._board = board
 
     async def preview(self, asked: Asked) -> pb.Judgement:
@@ -82,9 +59,9 @@ class Authority:
             action = actions.read(asked.method, asked.payload)
         except SyntaxFault as fault:
             return self._unreadable(asked, fault)
-        look = await self.look(action, asked)
+        proposal = await self._judge.look(asked, action)
         async with self._store.session() as session:
-            return (await self._judge(session, asked, action, look)).message()
+            return (await self._judge.judge(session, proposal)).message()
 
     async def authorize(self, asked: Asked) -> pb.AuthorizeActionResponse:
         """Judge and do what follows; refuses with UNAVAILABLE when only a peer's absence stands in the way."""
@@ -95,21 +72,25 @@ class Authority:
             async with self._store.session() as session:
                 await session.record(self._event(asked, judgement, ""))
             return pb.AuthorizeActionResponse(judgement=judgement)
-        look = await self.look(action, asked)
+        proposal = await self._judge.look(asked, action)
         async with self._store.session() as session:
             for _ in range(ATTEMPTS):
-                judged = await self._judge(session, asked, action, look)
-                _refuse_if_passing(judged)
+                judged = await self._judge.judge(session, proposal)
+                refuse_if_passing(judged)
                 if answer := await self._act(session, judged):
                     return answer
         approval_id = str(judged.moment.approval.approval_id) if judged.moment.approval else ""
         reason = error_reason_pb2.ERROR_REASON_CONFLICT
         raise Refusal(reason, resource="approval", id=approval_id, state="changing at this moment", retry_after=0.5)
 
+    async def look(self, asked: Asked, action: Action) -> Proposal:
+        """Ask the other services about an action."""
+        return await self._judge.look(asked, action)
+
     async def judge(self, connection: Connection, proposal: Proposal) -> Judged:
         """Judge in the caller's transaction and change nothing."""
-        judged = await self._judge(self._store.within(connection), proposal.asked, proposal.action, proposal.look)
-        _refuse_if_passing(judged)
+        judged = await self._judge.judge(self._store.within(connection), proposal)
+        refuse_if_passing(judged)
         return judged
 
     async def _act(self, session: Session, judged: Judged) -> pb.AuthorizeActionResponse | None:
@@ -118,107 +99,12 @@ class Authority:
         if verdict is Verdict.REQUIRE_APPROVAL:
             return await self._ask(session, judged)
         if verdict is Verdict.ALLOW and judged.approved and (changes := asking.drift(judged.approved, judged)):
-            if not await self._begun(judged):
+            if not await self._judge.begun(judged):
                 return await self._renew(session, judged, judged.approved, changes)
             judged = asking.as_approved(judged.approved, judged)
         if verdict is Verdict.ALLOW and judged.case.access is Access.INFORM:
             judged = await self._reserve(session, judged)
         return await self._answer(session, judged)
-
-    async def look(self, action: Action, asked: Asked) -> Look:
-        """Ask the other services at the same time."""
-        precondition, incident = await asyncio.gather(
-            self._surroundings.precondition(action.tool, action.target_id),
-            self._incident(asked.context.incident_id),
-            return_exceptions=True,
-        )
-        for found in (precondition, incident):
-            if isinstance(found, BaseException) and not isinstance(found, PeerTrouble):
-                raise found
-        return Look(
-            precondition=precondition if isinstance(precondition, Mapping) else {},
-            incident=incident if isinstance(incident, Incident) else None,
-            no_precondition=precondition if isinstance(precondition, PeerTrouble) else None,
-            no_incident=incident if isinstance(incident, PeerTrouble) else None,
-        )
-
-    async def _incident(self, incident_id: str) -> Incident | None:
-        """Return the incident of an action that names one."""
-        return await self._surroundings.incident(incident_id) if incident_id else None
-
-    async def _judge(self, session: Session, asked: Asked, action: Action, look: Look) -> Judged:
-        """Apply the checks to what holds at this moment."""
-        key = Key(asked.caller, action.method, UUID(action.request_id), action.digest)
-        moment = await session.moment(action.target_id, key)
-        policy = await self._policies.at(moment.policy_set_version, session.connection)
-        entry = policy.inventory.get(action.target_id)
-        method_risk = domain.Risk(action.tool.policy.risk)
-        risk, risk_detail = domain.derive_risk(action.tool.rpc, method_risk, entry, action.blasts)
-        case = Case(
-            method=action.method,
-            access=action.access,
-            risk=risk,
-            caller=asked.caller,
-            target_id=action.target_id,
-            environment=entry.environment if entry else "",
-            region=entry.region if entry else "",
-            channel=action.channel,
-            affected=policy.affected(action.target_id),
-        )
-        standing = await _standing(session, asked, case, moment.approval)
-        if moment.approval and standing.voids:
-            moment = replace(moment, approval=asking.voided(moment.approval, standing.voids))
-        if moment.approval:
-            moment = replace(moment, approval=asking.elsewhere(moment.approval, asked))
-        ruling, policy_finding = self._rule(case, policy, moment, action)
-        holder = checks.holder_of(asked.caller, asked.context.execution_id)
-        safety = checks.check_safety(case, policy, moment.lock, holder, look.precondition, binding=asked.binding)
-        if standing.stops:
-            facts = {"kill_id": standing.stops.kill_id, "scope": kills.words(standing.stops.scope)}
-            safety = failed("safety", "KILLED", **facts)
-        if safety.passed and look.no_precondition:
-            safety = _troubled("safety", look.no_precondition)
-        sanity = (
-            _troubled("sanity", look.no_incident)
-            if look.no_incident
-            else checks.check_sanity(case, policy, asked.context.incident_id, look.incident)
-        )
-        readable = Finding("syntax", passed=True, detail=f"a valid {action.message.DESCRIPTOR.full_name}")
-        return Judged(
-            asked=asked,
-            action=action,
-            case=case,
-            look=look,
-            policy=policy,
-            moment=moment,
-            ruling=ruling,
-            risk_detail=risk_detail,
-            findings=(readable, safety, policy_finding, sanity),
-        )
-
-    def _rule(self, case: Case, policy: PolicySet, moment: Moment, action: Action) -> tuple[Ruling, Finding]:
-        """Return what policy says; whatever goes wrong while it is asked is DENY."""
-        permission = action.tool.policy.permission
-        if not self._identities.allows(case.caller, permission):
-            facts = {"identity": case.caller, "method": case.method, "permission": permission}
-            return Ruling(Verdict.DENY), Finding("policy", passed=False, reason="PERMISSION_DENIED", facts=facts)
-        try:
-            ruling = domain.rule_on(policy, case, moment.now)
-            return ruling, checks.check_policy(case, policy, ruling, moment.approval, moment.now)
-        except Exception:
-            error_id = secrets.token_hex(8)
-            log.exception("policy could not be asked", error_id=error_id, method=case.method)
-            denied = failed("policy", "INTERNAL", service="guardrails", error_id=error_id)
-            return Ruling(Verdict.DENY), denied
-
-    async def _begun(self, judged: Judged) -> bool:
-        """Say whether a changed state may be the action's own doing: a lost answer must not ask people again."""
-        if judged.approved is None or judged.approved.execute_time is None:
-            return False
-        try:
-            return await self._surroundings.begun(judged.action.method, judged.action.request_id)
-        except PeerTrouble as trouble:
-            raise trouble.refusal from None
 
     async def _reserve(self, session: Session, judged: Judged) -> Judged:
         """Take a place in the ledger of the channel, or turn the judgement into CAP_EXCEEDED."""
@@ -336,22 +222,6 @@ class Authority:
         return made
 
 
-async def _standing(session: Session, asked: Asked, case: Case, approval: Approval | None) -> Standing:
-    """Return what kills say, read after the epoch that a grant will carry; a notice is stopped by none."""
-    if case.access is Access.INFORM:
-        return Standing()
-    context = asked.context
-    about = kills.facts(
-        environment=case.environment,
-        target_id=case.target_id,
-        tool=case.method,
-        playbook_id=context.playbook_id,
-        execution_id=context.execution_id,
-        run_id=context.run_id,
-    )
-    return await kill_store.standing(session.connection, about, approval.kill_epoch if approval else None)
-
-
 async def _counted(session: Session, judged: Judged) -> Judged:
     """Take a place in the ledger of effects, or turn the judgement into CAP_EXCEEDED; in the grant's transaction."""
     case, key = judged.case, judged.key
@@ -361,20 +231,6 @@ async def _counted(session: Session, judged: Judged) -> Judged:
     effect = Effect(case.method, key.request_id, case.target_id, case.environment)
     over = await ledger.reserve(session.connection, effect, caps)
     return judged.but(failed("policy", "CAP_EXCEEDED", cap=str(over[0]), what=over[1])) if over else judged
-
-
-def _troubled(name: str, trouble: PeerTrouble) -> Finding:
-    """Return the finding of a check whose peer did not tell."""
-    refusal = trouble.refusal
-    return Finding(name, passed=False, reason=refusal.name, facts=refusal.metadata, passing=trouble.passing)
-
-
-def _refuse_if_passing(judged: Judged) -> None:
-    """Refuse, instead of a lasting DENY, when all that stands in the way is a peer that is away for now."""
-    wrong = [finding for finding in judged.findings if not finding.passed]
-    if wrong and all(finding.passing for finding in wrong):
-        first = wrong[0]
-        raise Refusal(convert.reason_value(first.reason), violations=(), retry_after=RETRY_SECONDS, **dict(first.facts))
 
 
 def _pending(judged: Judged, judgement: pb.Judgement, approval: Approval) -> pb.AuthorizeActionResponse:

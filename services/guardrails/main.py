@@ -23,6 +23,7 @@ from services.guardrails.approval_store import ApprovalStore
 from services.guardrails.authority import Authority
 from services.guardrails.expiry import Expiry
 from services.guardrails.grants import Minter
+from services.guardrails.judge import Judge
 from services.guardrails.kill_file import KillFile
 from services.guardrails.kill_servicer import KillSwitchServicer
 from services.guardrails.kills import KillSwitch
@@ -76,7 +77,7 @@ def furnish(settings: GuardrailsSettings, pool: Pool, reserved: Pool, peers: Pee
     approvals = ApprovalStore(pool)
     approval_board = ApprovalBoard(approvals)
     expiry = Expiry(pool, writes, approval_board)
-    authority = Authority(store, policies, surroundings, minter, identities=identities, board=approval_board)
+    authority = Authority(store, policies, Judge(policies, surroundings, identities), minter, approval_board)
 
     async def sweep(stop: asyncio.Event) -> None:
         await every(stop, SWEEP_SECONDS, expiry.sweep)
