@@ -18,7 +18,7 @@ from opsmesh.guardrails.v1 import approval_service_pb2_grpc as guardrails_grpc
 from services.cli import approval_sheet as sheet
 from services.cli.command import Limit, PageToken, RequestId, command, group, typed
 from services.cli.output import Column, age, cell, clock, console, enum_value, print_json, show_list
-from services.cli.session import RefusedError, Session, UsageError, pages
+from services.cli.session import RefusedError, Session, UnreachableError, UsageError, pages
 from services.cli.tools import field_values
 from services.mesh.tools import find_tool
 
@@ -41,6 +41,7 @@ COLUMNS: Final[list[Column]] = [
 ]
 # A stream lives an hour at most; a watch goes on with the next one.
 STREAM_SECONDS: Final = 3600.0
+RETURN_SECONDS: Final = 60.0
 
 
 def stub_of(session: Session) -> Any:
@@ -94,16 +95,29 @@ async def watch_approvals(
     now = asyncio.get_running_loop().time
     until = now() + seconds if seconds else float("inf")
     request = guardrails.WatchApprovalsRequest(incident_id=incident)
+    followed = False
     while (remaining := until - now()) > 0:
         try:
             async for message in stub_of(session).WatchApprovals(request, timeout=min(remaining, STREAM_SECONDS)):
+                followed = True
                 if message.HasField("approval"):
                     _tell(session, message.approval)
         except grpc.aio.AioRpcError as error:
-            if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+            expected = {grpc.StatusCode.DEADLINE_EXCEEDED} | ({grpc.StatusCode.UNAVAILABLE} if followed else set())
+            if error.code() not in expected:
                 raise
-        else:
-            await asyncio.sleep(1)  # a service that ended its stream is about to restart
+        await asyncio.sleep(min(1.0, max(0.0, until - now())))
+        await _back(session)
+
+
+async def _back(session: Session) -> None:
+    """Wait for guardrails, whose stream ended because it restarts. Raises UnreachableError after a minute."""
+    try:
+        await asyncio.wait_for(session.channel("guardrails").channel_ready(), RETURN_SECONDS)
+    except TimeoutError:
+        raise UnreachableError(
+            f"guardrails did not come back within {RETURN_SECONDS:g} s\nNEXT: opsmesh status"
+        ) from None
 
 
 def _tell(session: Session, approval: Approval) -> None:
@@ -121,6 +135,8 @@ def _tell(session: Session, approval: Approval) -> None:
     ]
     if approval.state == Approval.STATE_PENDING:
         parts.append(f"{sheet.needs(approval)}, {sheet.left(approval)} left")
+    elif approval.HasField("execute_time"):
+        parts.append("executed")
     elif approval.close_detail:
         parts.append(approval.close_detail)
     console().print(cell("  ".join(parts), str), soft_wrap=True)

@@ -98,11 +98,13 @@ class Approvals(approvals_grpc.ApprovalServiceServicer):
     async def WatchApprovals(
         self, request: approvals.WatchApprovalsRequest, _: Any
     ) -> AsyncIterator[approvals.WatchApprovalsResponse]:
-        """Stream what is open and a sign of life, then end, as a service that restarts does."""
+        """Stream what is open and a sign of life, then end, well or not, as a service that restarts does."""
         self.watched += 1
         for one in self.asked:
             yield approvals.WatchApprovalsResponse(approval=one)
         yield approvals.WatchApprovalsResponse()
+        if self.watched % 2:
+            raise Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store="guardrails")
 
     async def Approve(self, request: approvals.ApproveRequest, _: Any) -> approvals.ApproveResponse:
         """Count a yes."""

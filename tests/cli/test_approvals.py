@@ -153,13 +153,14 @@ async def test_amend_takes_a_whole_request_from_a_file(mesh: Mesh, tmp_path: Pat
 
 
 async def test_watch_follows_again_when_the_stream_ends(mesh: Mesh) -> None:
-    """`watch` writes a line for each change, signs of life left out, and asks again after a service restarted."""
+    """`watch` writes a line for each change, signs of life left out, and goes on when a service restarts."""
     put(mesh)
     before = mesh.approvals.watched
-    done = await mesh.run("approvals", "watch", "--seconds", "1.5", "--json")
-    assert done.code == 0
-    assert [json.loads(line)["approval_id"] for line in done.out.splitlines()] == [FIRST, FIRST]
-    assert mesh.approvals.watched == before + 2
+    done = await mesh.run("approvals", "watch", "--seconds", "3.5", "--json")
+    assert (done.code, done.err) == (0, "")
+    streams = mesh.approvals.watched - before
+    assert streams >= 2
+    assert [json.loads(line)["approval_id"] for line in done.out.splitlines()] == [FIRST] * streams
     line = (await mesh.run("approvals", "watch", "--seconds", "0.5")).out.splitlines()[0]
     assert "RestartWorkload on svc:production/checkout" in line
     assert "left" in line
