@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opsmesh.config.v1 import inventory_pb2
 from services.guardrails import checks, domain
 from services.guardrails.domain import Access, Blast, Case, Entry, Match, Need, PolicySet, Risk, Rule, Verdict
-from services.guardrails.windows import Window
+from services.guardrails.windows import ChangeWindow, Window
 from services.mesh import policy
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)  # a Monday
@@ -136,6 +136,8 @@ def test_several_needs_are_met_together() -> None:
 
 
 SETS = st.frozensets(st.sampled_from(["a", "b"]))
+NAMED = [ChangeWindow("always", (ALWAYS,)), ChangeWindow("nights", (BERLIN_NIGHT,))]
+WINDOWS = st.lists(st.sampled_from(NAMED), unique=True).map(tuple)
 MATCHERS = st.builds(
     Match,
     access=st.frozensets(st.sampled_from([Access.WRITE, Access.INFORM])),
@@ -143,6 +145,9 @@ MATCHERS = st.builds(
     environments=SETS,
     regions=SETS,
     callers=SETS,
+    during=WINDOWS,
+    outside=WINDOWS,
+    min_affected=st.integers(0, 3),
 )
 CASES = st.builds(
     Case,
@@ -152,6 +157,7 @@ CASES = st.builds(
     caller=st.sampled_from(["a", "b", "c"]),
     environment=st.sampled_from(["a", "b", ""]),
     region=st.sampled_from(["a", "b", ""]),
+    affected=st.lists(st.just("t"), max_size=3).map(tuple),
 )
 
 
