@@ -21,6 +21,8 @@ POLL_SECONDS: Final = 2.0
 # Older than this, what was heard says nothing about now.
 FRESH_SECONDS: Final = 5.0
 HELD_SECONDS: Final = 2.0
+# An answer that was overtaken by a push is at most this much older.
+OVERTAKEN_SECONDS: Final = 2.5
 log = structlog.get_logger("opsmesh.automation.leases")
 
 
@@ -36,6 +38,7 @@ class Leases:
         self._lease = pb.Lease()
         self._heard: float | None = None
         self._withdrawn: float | None = None
+        self._kept = 0.0
         self.changed = asyncio.Event()
         self.watch = Follower("leases", self._follow, self._pushed).work
 
@@ -81,10 +84,11 @@ class Leases:
         self._take(message.lease, self._clock())
 
     def _take(self, lease: pb.Lease, heard: float) -> None:
-        """Keep the newer of two leases, by the clock of guardrails' database."""
+        """Keep the newer of two leases, by the clock of guardrails' database; a clock that was set back counts anew."""
         self._heard = max(heard, self._heard or heard)
-        if lease.lease_time.ToNanoseconds() < self._lease.lease_time.ToNanoseconds():
+        older = lease.lease_time.ToNanoseconds() < self._lease.lease_time.ToNanoseconds()
+        if older and heard - self._kept < OVERTAKEN_SECONDS:
             return
-        before, self._lease = self._lease, lease
+        before, self._lease, self._kept = self._lease, lease, heard
         if list(before.kills) != list(lease.kills):
             self.changed.set()

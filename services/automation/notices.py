@@ -34,6 +34,10 @@ SECONDS: Final = 30.0
 # What nobody has closed is asked for again this often: it may have changed while nobody followed.
 LOOK_SECONDS: Final = 15.0
 OPEN_MAX: Final = 1000
+# So many notices that do not go out say that the channel is down; a single one says something about itself.
+FAILURES_MAX: Final = 3
+# What may go out later; everything else would be refused again.
+PASSING: Final = frozenset({After.AGAIN, After.AUTHORISE, After.RETRY})
 Approval = approval_service_pb2.Approval
 log = structlog.get_logger("opsmesh.automation.notices")
 
@@ -161,13 +165,14 @@ class Notices:
                     await self._store.say(approval_id, CLOSED)
 
     async def _tell_approvals(self) -> None:
-        said = await self._store.said(list(self._approvals))
+        said, failures = await self._store.said(list(self._approvals)), 0
         for approval in list(self._approvals.values()):
             known = said.get(approval.approval_id, set())
-            for telling in of_approval(approval, time.time()):
-                if telling.kind not in known and not await self._send(telling):
+            if not await self._say([one for one in of_approval(approval, time.time()) if one.kind not in known]):
+                failures += 1
+                if failures >= FAILURES_MAX:
                     return
-            if (CLOSED in known or _over(approval)) and self._approvals.get(approval.approval_id) is approval:
+            elif (CLOSED in known or _over(approval)) and self._approvals.get(approval.approval_id) is approval:
                 del self._approvals[approval.approval_id]
                 await self._store.say(approval.approval_id, CLOSED)
 
@@ -175,17 +180,24 @@ class Notices:
         wanted = self._kills | {(kill.kill_id, kill.released) for kill in self._leases.kills}
         said = await self._store.said([kill_id for kill_id, _ in wanted])
         for kill_id, released in wanted:
-            if CLOSED in said.get(kill_id, set()) or (not released and "KILL_ENGAGED" in said.get(kill_id, set())):
+            known = said.get(kill_id, set())
+            if CLOSED in known or (not released and "KILL_ENGAGED" in known):
                 continue
             kill = await self._kill(kill_id)
             if kill is None:
                 continue
-            for telling in of_kill(kill):
-                if telling.kind not in said.get(kill_id, set()) and not await self._send(telling):
-                    return
+            if not await self._say([one for one in of_kill(kill) if one.kind not in known]):
+                return
             if kill.state == kill_switch_service_pb2.Kill.STATE_RELEASED:
                 await self._store.say(kill_id, CLOSED)
         self._kills.clear()
+
+    async def _say(self, tellings: Sequence[Telling]) -> bool:
+        """Send notices in order; False when one must be tried again, with those after it."""
+        for telling in tellings:
+            if not await self._send(telling):
+                return False
+        return True
 
     async def _kill(self, kill_id: str) -> kill_switch_service_pb2.Kill | None:
         request = kill_switch_service_pb2.GetStatusRequest(kill_id=kill_id, include_released=True)
@@ -199,12 +211,13 @@ class Notices:
     async def _send(self, telling: Telling) -> bool:
         """Send one notice and record it; False when it must be tried again."""
         request, tool = telling.request, find_tool("SendNotice")
-        context = guardrails_service_pb2.ActionContext(incident_id=request.incident_id)
+        # Without an incident, which is in the request: telling people must not wait for ingest.
+        context = guardrails_service_pb2.ActionContext()
         with working(IDENTITY, "notices/send", SECONDS, request_id=request.request_id):
             try:
                 await self._deliver(tool, request, context)
             except CallError as error:
-                if error.reason not in {"REQUEST_ID_REUSED", "EFFECT_UNKNOWN", "POLICY_DENIED", "CAP_EXCEEDED"}:
+                if error.after in PASSING:
                     log.warning("notice not sent", kind=telling.kind, subject=telling.subject, error=str(error))
                     return False
                 log.warning("notice given up", kind=telling.kind, subject=telling.subject, error=str(error))

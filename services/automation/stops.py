@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as rpc
@@ -20,6 +21,7 @@ from services.automation.domain import OPEN_EXECUTION
 from services.automation.leases import Leases
 from services.automation.scopes import facts_of, has_effects
 from services.automation.store import OPEN, Store
+from services.mesh.errors import Refusal
 from services.mesh.kills import covers, words
 from services.mesh.loop import every
 from services.mesh.postgres import Pool
@@ -156,7 +158,14 @@ class Stops:
 
     async def work(self, stop: asyncio.Event) -> None:
         """Stop and report until `stop`."""
-        await every(stop, PERIOD, self.look, self._leases.changed)
+        await every(stop, PERIOD, self._look, self._leases.changed)
+
+    async def _look(self) -> None:
+        """Look again in a second, whatever goes wrong now: a kill must not wait for a backoff."""
+        try:
+            await self.look()
+        except Exception:
+            log.exception("stops not looked after")
 
     async def look(self) -> None:
         """Bar and stop what is in scope, then tell guardrails how everything in scope stands."""
@@ -197,10 +206,15 @@ class Stops:
         execution = await self._store.execution(execution_id)
         if execution is None:
             return False
-        playbook = (await self._library.book(execution)).playbook
-        incident = ingest_service_pb2.Incident.FromString(execution.incident)
-        about = facts_of(incident, playbook, execution_id, execution.steps)
-        return has_effects(playbook) and covers(scope, about)
+        try:
+            playbook = (await self._library.book(execution)).playbook
+            incident = ingest_service_pb2.Incident.FromString(execution.incident)
+            about = facts_of(incident, playbook, execution_id, execution.steps)
+            return has_effects(playbook) and covers(scope, about)
+        except (LookupError, DecodeError, Refusal):
+            # A playbook that this version cannot read, such as one with a tool that is gone: it may do anything.
+            log.exception("in scope, because it cannot be read", execution_id=execution_id)
+            return True
 
     async def _report(self, kill_id: str, stopping: list[Stopping]) -> None:
         """Tell guardrails; what it did not take is told again by the next look."""
