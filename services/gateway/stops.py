@@ -44,20 +44,20 @@ class StopReporter:
 
     async def report(self) -> None:
         """Look for what each kill found under way, and tell what guardrails does not know yet."""
-        active = [kill for kill in self._lease.kills if not kill.released]
-        if active:
-            effects = await self._store.started(STOPS_MAX)
-            for kill in active:
+        # Released ones, too: one that came and went while we heard nothing is still waiting for our answer.
+        heard = self._lease.kills
+        if heard and (effects := await self._store.started(STOPS_MAX)):
+            for kill in heard:
                 await self._store.note(kill.kill_id, [one.key for one in effects if self._found(kill, one)])
-        if not active and not self._open:
+        if not heard and not self._open:
             return
         noted: dict[str, list[Noted]] = defaultdict(list)
         for one in await self._store.noted(STOPS_MAX):
             noted[one.kill_id].append(one)
-        known = {kill.kill_id for kill in self._lease.kills} | set(noted)
+        known = dict.fromkeys([*(kill.kill_id for kill in heard), *noted])
         self._told = {one: told for one, told in self._told.items() if one in known}
         self._open = bool(noted)
-        for kill_id in dict.fromkeys([*(kill.kill_id for kill in active), *noted]):
+        for kill_id in known:
             if not await self._tell(kill_id, noted[kill_id]):
                 self._open = True
                 return

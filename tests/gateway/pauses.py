@@ -29,7 +29,7 @@ from services.mesh import telemetry
 from tests.gateway.guarded import Guarded, guarded
 from tests.gateway.holder import DONE, act, take
 from tests.mesh.world import ROOT
-from tests.stores import running_postgres
+from tests.stores import Database, running_postgres
 
 LONG: Final = 50
 STEPS: Final = ("before admission", "waiting for the intent", "reading the precondition")
@@ -182,18 +182,26 @@ async def say(holder: asyncio.subprocess.Process, line: str) -> str:
     return answer.decode().strip()
 
 
+@asynccontextmanager
+async def apart(folder: Path, postgres: Database) -> AsyncIterator[Guarded]:
+    """Give a house of its own, with two targets, published."""
+    await asyncio.to_thread(folder.mkdir)
+    async with postgres.fresh() as database, guarded(folder, database, 2) as house:
+        await house.publish()
+        yield house
+
+
 async def main(rounds: int) -> int:
     """Do the long form; the exit code is 1 when anything started late."""
     with tempfile.TemporaryDirectory(prefix="pauses-") as name:
         folder = Path(name)
         # Embedded PostgreSQL runs as an ordinary user even when root starts it.
         await asyncio.to_thread(folder.chmod, 0o755)
-        async with running_postgres(folder / "stores") as database, guarded(folder, database, 2) as house:
-            await house.publish()
-            found = {
-                "gateway": await pause_gateway(house, rounds, random.Random(rounds)),  # noqa: S311  no secret
-                "client": await pause_client(house, rounds),
-            }
+        async with running_postgres(folder / "stores") as database:
+            async with apart(folder / "gateway", database) as house:
+                found = {"gateway": await pause_gateway(house, rounds, random.Random(rounds))}  # noqa: S311  no secret
+            async with apart(folder / "client", database) as house:
+                found["client"] = await pause_client(house, rounds)
     for who, seen in found.items():
         sys.stdout.write(f"{who} paused: {rounds} rounds, {seen.late} late effects, answers {dict(seen.answers)}\n")
     return int(any(seen.late for seen in found.values()))

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.guarded import Guarded, guarded
-from tests.gateway.pauses import STEPS, pause_client, pause_gateway
+from tests.gateway.guarded import Guarded
+from tests.gateway.pauses import STEPS, apart, pause_client, pause_gateway
 from tests.stores import Database
 
 
 @pytest.fixture
 async def house(postgres: Database, tmp_path: Path) -> AsyncIterator[Guarded]:
     """Give real guardrails and gateway with two targets, published."""
-    async with postgres.fresh() as database, guarded(tmp_path, database, 2) as made:
-        await made.publish()
+    async with apart(tmp_path / "house", postgres) as made:
         yield made
 
 
