@@ -27,7 +27,8 @@ PATIENCE = timedelta(seconds=300)
 # Others at the same target may each take minutes.
 QUEUE_PATIENCE = timedelta(hours=1)
 PAUSE_MAX = 10.0
-APPROVAL_POLL = 2.0
+# An answer wakes it; this is for when nobody could tell.
+APPROVAL_POLL = 5.0
 # After it the workflow begins anew from what is recorded: a long wait must not outgrow the engine's history.
 HISTORY_MAX = 1500
 
