@@ -97,7 +97,9 @@ def _tries(effect: Effect, events: Mapping[str, Event]) -> Iterator[str]:
         if intent is None:
             if last and effect.state in ENDED:
                 yield f"{effect.words} has no intent on record"
-            if outcome is not None:
+            # an intent that was lost on its way to a dying audit log is answered for all the same
+            lost = outcome is not None and (outcome.outcome, outcome.reason) == ("FAILED", "AUDIT_UNAVAILABLE")
+            if outcome is not None and not lost:
                 yield f"{effect.words} has an outcome of try {number} without an intent"
             continue
         if last and effect.state in ENDED and effect.ended and intent.time > effect.ended:

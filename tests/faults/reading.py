@@ -48,7 +48,7 @@ EFFECTS: Final = (
     " end_time, authority, response FROM gateway.effects"
 )
 EVENTS: Final = (
-    "SELECT sequence, event_id::text, phase, action, request_id, outcome, request_digest, append_time"
+    "SELECT sequence, event_id::text, phase, action, request_id, outcome, request_digest, append_time, reason"
     " FROM audit.events ORDER BY sequence"
 )
 LOOK: Final = (
@@ -154,7 +154,7 @@ def _event(row: Any) -> Event:
     outcome = AuditEvent.Outcome.Name(row["outcome"]).removeprefix("OUTCOME_")
     return Event(
         *(row["sequence"], row["event_id"], phase, row["action"], row["request_id"], outcome),
-        *(row["request_digest"], row["append_time"]),
+        *(row["request_digest"], row["append_time"], row["reason"]),
     )
 
 

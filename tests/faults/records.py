@@ -87,7 +87,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One audit event; `phase` and `outcome` without their prefixes."""
+    """One audit event; `phase`, `outcome` and `reason` without their prefixes."""
 
     sequence: int
     event_id: str
@@ -97,6 +97,7 @@ class Event:
     outcome: str
     digest: str
     time: datetime
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

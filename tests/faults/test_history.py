@@ -150,6 +150,7 @@ BROKEN: dict[str, tuple[str, str, Callable[[History], History]]] = {
     "an outcome that lies": ("I2", "audit says FAILED", put("events", 1, outcome="FAILED")),
     "an outcome before its intent": ("I2", "recorded before its intent", put("events", 1, sequence=0)),
     "an intent after the effect": ("I2", "ended before its intent", put("events", 0, time=at(4))),
+    "an outcome of nothing": ("I2", "without an intent", drop("events", 2)),
     "an intent of no effect": ("I2", "without a row of its effect", put("events", 0, event_id=identity(99))),
     "an effect that never ended": ("I2", "never ended", put("effects", 0, state="STARTED", process_id=0)),
     "an event twice": ("I2", "is there twice", again("events", 0)),
@@ -216,5 +217,10 @@ def test_what_began_just_before_a_kill_may_end_after_it() -> None:
 def test_a_try_that_did_not_start_is_no_effect() -> None:
     """A NOT_STARTED row with outcome FAILED, refused after its intent, breaks nothing; nor one without intent."""
     refused = effect(5, DEMO, 8, state="NOT_STARTED", process_id=0)
+    alone = replace(trail(effect(8, DEMO, 8), 11, "FAILED")[1], reason="AUDIT_UNAVAILABLE")
+    assert (
+        check(add("events", alone)(add("effects", effect(8, DEMO, 8, state="NOT_STARTED", process_id=0))(whole())))
+        == []
+    )
     lost = effect(6, DEMO, 9, state="NOT_STARTED", process_id=0)
     assert check(add("effects", refused, lost)(add("events", *trail(refused, 9, "FAILED"))(whole()))) == []
