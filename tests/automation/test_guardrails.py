@@ -23,7 +23,7 @@ from tests.automation.fakes import Hold
 from tests.automation.playbooks import TRIED
 from tests.automation.world import Execution, Mesh, state_of
 from tests.guardrails.people import asks
-from tests.guardrails.world import NOTICE, RESTART, House, rule
+from tests.guardrails.world import NOTICE, RESTART, Context, House, failures, restart, rule
 from tests.mesh.world import World
 from tests.stores import Database
 
@@ -207,6 +207,9 @@ async def test_killed(pair: Pair) -> None:
         await pair.mesh.start("tried")
     assert refused.value.name == "KILLED"
     await pair.release(kill_id)
+    # Whoever still calls for what was stopped is refused for ever.
+    about = Context(incident_id=execution.incident_id, execution_id=execution_id, playbook_id="tried")
+    assert failures(await pair.home.authorize(restart(), about))["safety"] == "KILLED"
     kinds = "KIND_KILL_ENGAGED", "KIND_KILL_RELEASED"
     name = type(pair.mesh.gateway.told[0]).Kind.Name
     await pair.mesh.until(lambda: [name(one.kind) for one in pair.mesh.gateway.told if one.kill_id] == list(kinds))
