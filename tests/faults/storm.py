@@ -37,6 +37,7 @@ QUICK_MAX = 2
 STABLE_SECONDS = 11
 SENDER_SECONDS = 120
 END_SECONDS = 150
+HANG_SECONDS = 0.9
 ENDED = ("RESOLVED", "AWAITING_MODEL", "AWAITING_PERSON", "OBSERVED", "STALE")
 Say = Callable[[str], None]
 
@@ -96,6 +97,7 @@ class Storm:
     refused: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     alerts: int = 0
+    lies: int = 0
     people: People = field(init=False)
     _quick: Counter[str] = field(default_factory=Counter)
 
@@ -200,6 +202,7 @@ class Storm:
                 return seen.exists() and seen.stat().st_size > before
 
             await until(hangs, "an fsync that hangs", 60, 0.05)
+            await self._refused_meanwhile()
             await wait(self.over, self.chance.uniform(1, 3))
             if self.stalls.total() % 2:
                 await self._kill("valkey")
@@ -209,11 +212,18 @@ class Storm:
         finally:
             file.unlink()
 
+    async def _refused_meanwhile(self) -> None:
+        """Post while nothing reaches the disk: whatever happens, it may not be a 202."""
+        with suppress(httpx.HTTPError, TimeoutError):
+            answer = await asyncio.wait_for(self.world.post("generic", generic("while it hangs", "db-0")), HANG_SECONDS)
+            self.lies += answer.status_code == httpx.codes.ACCEPTED
+
     async def _freeze(self) -> None:
         """Stop all of Valkey for a while: where the kernel cannot hold back a single call."""
         process = await asyncio.to_thread(self.world.process, "valkey")
         if process is not None:
             process.suspend()
+            await self._refused_meanwhile()
             await wait(self.over, self.chance.uniform(1, 3))
             process.resume()
             self.stalls["frozen as a whole"] += 1
@@ -304,6 +314,7 @@ class Storm:
             (f"{self.kills.total()} times kill -9", counted(self.kills)),
             (f"{self.boundaries.total()} deaths of the gateway of its own", counted(self.boundaries) or "none"),
             (f"{self.stalls.total()} stalls of Valkey's fsync", counted(self.stalls) or "none"),
+            ("202 while an fsync hung", f"{self.lies} of {self.stalls.total()} tries"),
             (f"{self.alerts} alerts accepted", f"refused, and sent again: {counted(self.refused) or 'none'}"),
             ("incidents with a broken workload", counted(self.ends)),
             ("people", counted(self.people.done) or "did nothing"),

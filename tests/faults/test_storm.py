@@ -52,3 +52,8 @@ async def test_the_storm_was_one(
 async def test_every_invariant_holds(history: History) -> None:
     """I1 to I6, over everything that happened."""
     assert check(history) == []
+
+
+async def test_nothing_is_accepted_that_is_not_on_disk(storm: Storm) -> None:
+    """While Valkey's fsync does not return, there is no 202."""
+    assert storm.lies == 0
