@@ -16,6 +16,8 @@ Event = audit_service_pb2.AuditEvent
 SEED = 3
 ROUNDS = 60
 CROWD = 100
+REPEATS = 5
+UNANSWERED = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "AUDIT_UNAVAILABLE", "STORE_UNAVAILABLE"}
 
 
 async def tried(call: Any) -> str:
@@ -26,11 +28,22 @@ async def tried(call: Any) -> str:
         return reason_of(error)
 
 
+async def insisted(case: Case, name: str) -> str:
+    """Approve, and repeat the same request while a busy machine lets it go unanswered: it counts once all the same."""
+    request_id = str(uuid.uuid4())
+    for _ in range(REPEATS):
+        said = await tried(case.approve(name, request_id=request_id))
+        if said not in UNANSWERED:
+            return said
+    return said
+
+
 async def test_a_hundred_approve_at_once(home: House) -> None:
     """Of 100 simultaneous yeses one approves; 100 simultaneous authorisations get grants for these bytes only."""
     await home.publish(asks())
     case = await waiting(home)
-    said = await asyncio.gather(*(tried(case.approve((APPROVER, SECOND)[one % 2])) for one in range(CROWD)))
+    await asyncio.gather(*(home.channel(name).channel_ready() for name in (APPROVER, SECOND)))
+    said = await asyncio.gather(*(insisted(case, (APPROVER, SECOND)[one % 2]) for one in range(CROWD)))
     assert said.count("STATE_APPROVED") == 1
     assert said.count("APPROVAL_CLOSED") == CROWD - 1
     assert len((await case.now()).votes) == 1
