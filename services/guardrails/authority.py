@@ -229,7 +229,10 @@ async def _counted(session: Session, judged: Judged) -> Judged:
         return judged
     caps = matching(judged.policy.effect_caps, case.method, case.target_id, case.environment)
     effect = Effect(case.method, key.request_id, case.target_id, case.environment)
-    over = await ledger.reserve(session.connection, effect, caps)
+    try:
+        over = await ledger.reserve(session.connection, effect, caps)
+    except ledger.ReusedError:
+        return judged.but(failed("policy", "REQUEST_ID_REUSED", request_id=str(key.request_id)))
     return judged.but(failed("policy", "CAP_EXCEEDED", cap=str(over[0]), what=over[1])) if over else judged
 
 

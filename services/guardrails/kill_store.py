@@ -19,7 +19,7 @@ from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
 from services.guardrails.kill_file import Order
 from services.mesh import kills
-from services.mesh.errors import Refusal
+from services.mesh.errors import FieldViolation, Refusal
 from services.mesh.postgres import Connection, Pool
 
 # Active kills of a scope other than everything; beyond it one kill of everything says more.
@@ -30,6 +30,14 @@ RELEASED_MAX: Final = 512
 REMEMBERED_SECONDS: Final = 60
 # What one report or one answer shows.
 STOPS_MAX: Final = 1000
+# What one service may ever report of one kill; none of it is ever forgotten.
+STORED_MAX: Final = 20_000
+# What each service runs, and may speak for.
+KINDS: Final = {
+    "service/automation": pb.Stop.KIND_EXECUTION,
+    "service/agents": pb.Stop.KIND_RUN,
+    "service/gateway": pb.Stop.KIND_EFFECT,
+}
 VOIDED_MAX: Final = 1000
 EVERYTHING: Final = "everything"
 NO_EPOCH: Final = 2**62
@@ -80,7 +88,8 @@ SELECT kill_id, kind, value, epoch, release_time IS NOT NULL AS released, false 
 WHERE release_time IS NULL OR epoch > $1
 UNION ALL
 SELECT kills.kill_id, kills.kind, kills.value, kills.epoch, kills.release_time IS NOT NULL, true
-FROM kill_stops JOIN kills USING (kill_id) WHERE kill_stops.subject = ANY($2) AND kill_stops.kind IN (1, 2)
+FROM kill_stops JOIN kills USING (kill_id)
+WHERE kill_stops.subject = ANY(ARRAY[$2, $3]) AND (kill_stops.kind, kill_stops.subject) IN ((1, $2), (2, $3))
 ORDER BY epoch
 """
 COLUMNS: Final = "kill_id, epoch, kind, value, reason, engager, engage_time, releasers_needed, release_time"
@@ -111,6 +120,7 @@ ON CONFLICT (kill_id, reporter, kind, subject) DO UPDATE
 SET state = excluded.state, detail = excluded.detail, deadline_time = excluded.deadline_time,
     report_time = excluded.report_time
 """
+STORED: Final = "SELECT count(*) FROM kill_stops WHERE kill_id = $1 AND reporter = $2"
 REPORTERS: Final = "SELECT kill_id, reporter FROM kill_reports WHERE kill_id = ANY($1)"
 # What goes on comes first, so that it is shown where not everything has room.
 STOPS: Final = """
@@ -244,8 +254,7 @@ async def since(connection: Connection, epoch: int) -> Sequence[pb.LeasedKill]:
 
 async def standing(connection: Connection, facts: kills.Facts, epoch: int | None) -> Standing:
     """Return which kill stops something now, and which made void what was asked for under `epoch`."""
-    subjects = [one for one in (facts.execution_id, facts.run_id) if one]
-    rows = await connection.fetch(STANDING, NO_EPOCH if epoch is None else epoch, subjects)
+    rows = await connection.fetch(STANDING, NO_EPOCH if epoch is None else epoch, facts.execution_id, facts.run_id)
     named = [leased(row) for row in rows if not row["told"]]
     told = next((leased(row) for row in rows if row["told"]), None)
     active = kills.stopping([kill for kill in named if not kill.released], facts)
@@ -295,9 +304,15 @@ async def report(pool: Pool, kill_id: UUID, reporter: str, stops: Collection[pb.
         for one in stops
         if one.subject
     ]
+    if any(one.kind != KINDS.get(reporter) for one in stops if one.subject):
+        # Who is reported is barred for ever, so nobody speaks for what another runs.
+        violation = FieldViolation("stops.kind", f"{reporter} runs nothing of that kind")
+        raise Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=[violation])
     async with pool.acquire() as connection, connection.transaction():
         await read(connection, kill_id)
         await connection.execute(REPORTED, kill_id, reporter)
+        if rows and await connection.fetchval(STORED, kill_id, reporter) + len(rows) > STORED_MAX:
+            raise Refusal(error_reason_pb2.ERROR_REASON_OVERLOADED, retry_after=60.0, limit=f"{STORED_MAX} stops")
         # In one order, so that two reports never wait for each other.
         await connection.executemany(REPORT, sorted(rows, key=lambda row: (row[2], row[3])))
 

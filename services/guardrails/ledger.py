@@ -14,7 +14,7 @@ from services.guardrails.caps import EffectCap, Scope
 from services.mesh.postgres import Connection, Pool
 
 RECENT: Final = "reserve_time > statement_timestamp() - interval '1 hour'"
-KNOWN: Final = f"SELECT true FROM effects_ledger WHERE method = $1 AND request_id = $2 AND {RECENT}"  # noqa: S608  constants only
+KNOWN: Final = f"SELECT target_id FROM effects_ledger WHERE method = $1 AND request_id = $2 AND {RECENT}"  # noqa: S608  constants only
 LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended(bucket, 41)) FROM unnest($1::text[]) AS bucket"
 COUNT: Final = f"""
 SELECT count(*) AS effects, count(DISTINCT target_id) AS targets, coalesce(bool_or(target_id = $1), false) AS among
@@ -31,6 +31,10 @@ SET target_id = excluded.target_id, environment = excluded.environment, reserve_
 FORGET: Final = "DELETE FROM effects_ledger WHERE reserve_time < clock_timestamp() - interval '1 day'"
 
 
+class ReusedError(Exception):
+    """A request id that has taken its place for another target: it would act on this one without being counted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Effect:
     """What takes a place."""
@@ -44,20 +48,28 @@ class Effect:
 async def reserve(connection: Connection, effect: Effect, caps: Iterable[EffectCap]) -> tuple[int, str] | None:
     """Take a place in the caller's transaction; return None, or the cap that is used up: how many, and of what.
 
-    The same request takes one place an hour, however often it is authorised.
+    The same request takes one place an hour, however often it is authorised. Raises ReusedError.
     """
     held = [cap for cap in caps if cap.effects or cap.distinct]
-    if await connection.fetchval(KNOWN, effect.method, effect.request_id):
+    if await _known(connection, effect):
         return None
-    buckets = sorted({cap.bucket(effect.target_id, effect.environment) for cap in held})
-    await connection.execute(LOCK, buckets)
-    if await connection.fetchval(KNOWN, effect.method, effect.request_id):
+    buckets = {cap.bucket(effect.target_id, effect.environment) for cap in held}
+    await connection.execute(LOCK, sorted(buckets | {f"request {effect.method} {effect.request_id}"}))
+    if await _known(connection, effect):
         return None
     for cap in held:
         if over := await _over(connection, effect, cap):
             return over
     await connection.execute(RESERVE, effect.method, effect.request_id, effect.target_id, effect.environment)
     return None
+
+
+async def _known(connection: Connection, effect: Effect) -> bool:
+    """Say whether an effect has its place already. Raises ReusedError."""
+    target_id = await connection.fetchval(KNOWN, effect.method, effect.request_id)
+    if target_id not in {None, effect.target_id}:
+        raise ReusedError
+    return target_id is not None
 
 
 async def _over(connection: Connection, effect: Effect, cap: EffectCap) -> tuple[int, str] | None:

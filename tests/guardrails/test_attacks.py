@@ -1,0 +1,72 @@
+"""What somebody with a real certificate tries beyond what it may: each of these once worked, or nearly."""
+
+import uuid
+
+import grpc.aio
+import pytest
+
+from opsmesh.config.v1 import policies_pb2
+from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
+from services.guardrails.kill_store import STORED_MAX
+from tests.guardrails.killing import Stop, engage, release, report, status
+from tests.guardrails.world import CHECKOUT, PAYMENTS, House, failures, reason_of, restart
+
+CAP = policies_pb2.EffectCap(cap_id="one", scope=policies_pb2.EffectCap.SCOPE_TARGET, effects_per_hour=1)
+
+
+async def test_a_request_id_takes_no_place_of_another_target(home: House) -> None:
+    """A request id that was counted for one target is granted for no other, so that no place is taken in vain."""
+    await home.publish(effect_caps=[CAP])
+    checkout, payments = await home.ready(CHECKOUT), await home.ready(PAYMENTS)
+    first, second = restart(CHECKOUT), restart(PAYMENTS)
+    assert (await home.authorize(first, checkout)).grant
+    assert (await home.authorize(second, payments)).grant
+    # The cap of payments is used up; what checkout has paid for is no way around it, and cannot be given back.
+    first.target_id = PAYMENTS
+    denied = await home.authorize(first, payments)
+    assert not denied.grant
+    assert failures(denied) == {"policy": "REQUEST_ID_REUSED"}
+    rows = await home.fetch("SELECT target_id FROM guardrails.effects_ledger ORDER BY target_id")
+    assert [row["target_id"] for row in rows] == [CHECKOUT, PAYMENTS]
+
+
+async def test_a_service_reports_only_what_it_runs(home: House) -> None:
+    """Agents can neither say that an execution has stopped, nor bar one for ever under a kill that it is not in."""
+    await home.publish()
+    context = await home.ready()
+    kill = await engage(home, pb.KillScope(target_id=PAYMENTS))
+    lie = Stop(kind=Stop.KIND_EXECUTION, subject=context.execution_id, state=Stop.STATE_STOPPED)
+    for name in ("agents", "gateway"):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await report(home, kill, lie, name=name)
+        assert reason_of(raised.value) == "INVALID_ARGUMENT"
+    (told,) = await status(home, kill)
+    assert {stop.state for stop in told.stops} == {Stop.STATE_NOT_REPORTED}
+    # The id of an execution, told as that of a run.
+    await report(home, kill, Stop(kind=Stop.KIND_RUN, subject=context.execution_id, state=lie.state), name="agents")
+    assert (await home.authorize(restart(), context)).grant
+
+
+async def test_an_execution_once_stopped_stays_so(home: House) -> None:
+    """What automation reported is refused for ever, also after the release, whatever request id it comes under."""
+    await home.publish()
+    context = await home.ready()
+    kill = await engage(home, pb.KillScope(target_id=CHECKOUT))
+    await report(home, kill, Stop(kind=Stop.KIND_EXECUTION, subject=context.execution_id, state=Stop.STATE_UNSTOPPED))
+    await release(home, kill)
+    assert failures(await home.authorize(restart(), context)) == {"safety": "KILLED"}
+
+
+async def test_reports_have_an_end(home: House) -> None:
+    """A service can fill no disk with reports: of one kill only so many are kept."""
+    kill = await engage(home)
+    await home.fetch(
+        "INSERT INTO guardrails.kill_stops (kill_id, reporter, kind, subject, state, detail, report_time) "
+        "SELECT $1, 'service/agents', 2, n::text, 1, '', now() FROM generate_series(1, $2) AS n RETURNING true",
+        uuid.UUID(kill.kill_id),
+        STORED_MAX,
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await report(home, kill, Stop(kind=Stop.KIND_RUN, subject="more", state=Stop.STATE_STOPPED), name="agents")
+    assert reason_of(raised.value) == "OVERLOADED"
+    await report(home, kill, name="agents")
