@@ -13,8 +13,8 @@ import pytest
 from tests.flows.world import leftovers
 from tests.mesh.world import ROOT
 
-# seconds; the whole demo is to stay under 150
-LONGEST = 150
+# seconds; alone on two cores the whole demo takes less than half of it, but here it shares them
+LONGEST = 240
 pytestmark = pytest.mark.timeout(LONGEST + 30)
 TELLS = (
     "a real workload runs under a supervisord of its own",
@@ -77,10 +77,11 @@ def test_the_demo_tells_what_happened(folder: Path) -> None:
     [
         ("denied", "The demo failed: the repair of checkout did not come", 3),
         ("unasked", "The demo failed: the restart in production did not stop for approval", 4),
+        ("unstopped", "The demo failed: the end of the execution that was killed did not come", 1),
     ],
 )
 def test_a_demo_that_is_sabotaged_fails(folder: Path, sabotage: str, words: str, webhooks: int) -> None:
-    """Where policy denies the restart, or asks nobody, the demo says what did not come, exits 1, leaves no process."""
+    """Where policy denies or asks nobody, or the kill hits nothing, it says what did not come and exits 1."""
     done = run(folder, "-m", "tests.flows.sabotaged_demo", sabotage)
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
     assert words in done.stdout
