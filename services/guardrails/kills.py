@@ -113,12 +113,16 @@ class KillSwitch:
         log.info("late work on a kill has ended", error=repr(error))
 
     async def stand_by(self) -> None:
-        """Do what an Engage left to do: store what the file holds, void what was being answered."""
+        """Do what an Engage left to do: store what the file holds, void what was being answered.
+
+        The policy set is read ahead, too, so that an Engage can say how many must release it without compiling one.
+        """
         if not await answers(self._pool):
             return
         await self._bring_in()
         async with self._pool.acquire() as connection:
             await kill_store.sweep(connection)
+            await self._needed(connection)
 
     async def _bring_in(self) -> None:
         """Store the kills of the file, then drop them there: leases are given again only after that."""

@@ -29,6 +29,7 @@ from services.guardrails.kill_servicer import KillSwitchServicer
 from services.guardrails.kills import KillSwitch
 from services.guardrails.lease import LeaseBoard
 from services.guardrails.lock_servicer import TargetLockServicer
+from services.guardrails.places import Places
 from services.guardrails.policies import Policies
 from services.guardrails.publishing import PolicyServicer
 from services.guardrails.servicer import GuardrailsServicer
@@ -95,13 +96,12 @@ def furnish(settings: GuardrailsSettings, pool: Pool, reserved: Pool, peers: Pee
     async def stand_by(stop: asyncio.Event) -> None:
         await every(stop, SWEEP_SECONDS, switch.stand_by)
 
-    servicers: Servicers = [
+    ordinary: Servicers = [
         (guardrails_service_pb2_grpc.add_GuardrailsServiceServicer_to_server, GuardrailsServicer(authority)),
         (
             approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server,
             ApprovalServicer(approvals, approval_board, writes, identities=identities, authority=authority),
         ),
-        (kill_switch_service_pb2_grpc.add_KillSwitchServiceServicer_to_server, KillSwitchServicer(switch, board)),
         (
             policy_service_pb2_grpc.add_PolicyServiceServicer_to_server,
             PolicyServicer(policies, writes, identities, board),
@@ -111,6 +111,8 @@ def furnish(settings: GuardrailsSettings, pool: Pool, reserved: Pool, peers: Pee
             TargetLockServicer(policies, writes, pool),
         ),
     ]
+    stops = (kill_switch_service_pb2_grpc.add_KillSwitchServiceServicer_to_server, KillSwitchServicer(switch, board))
+    servicers = [*Places().share(ordinary), stops]
     return Rooms(servicers, [writes.outbox_worker, retention.run, sweep, forget, stand_by])
 
 
