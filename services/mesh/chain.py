@@ -25,6 +25,7 @@ from services.mesh import policy, telemetry, tls
 from services.mesh.call import Call, current, enter, maybe_current, working
 from services.mesh.errors import STATUS_KEY, FieldViolation, Refusal, from_rpc_error, to_status, unavailable
 from services.mesh.identities import Identities
+from services.mesh.shares import Shares
 
 __all__ = ["CHAIN", "Call", "Chain", "Served", "current", "maybe_current", "working"]
 
@@ -45,7 +46,9 @@ Behaviour = Callable[[Any, Context], Any]
 class Served:
     """What is known at start-up about one method that this server serves."""
 
-    def __init__(self, method: MethodDescriptor, service: str, identities: Identities) -> None:
+    def __init__(
+        self, method: MethodDescriptor, service: str, identities: Identities, shares: Shares | None = None
+    ) -> None:
         found = policy.read_policy(method)
         if found is None:
             raise Refusal(error_reason_pb2.ERROR_REASON_METHOD_WITHOUT_POLICY, method=policy.full_name(method))
@@ -57,6 +60,8 @@ class Served:
         self.max_seconds = policy.seconds(found.max_duration)
         self.streams_out = bool(method.server_streaming)
         self.streams_in = bool(method.client_streaming)
+        self.streams = self.streams_in or self.streams_out
+        self.shares = shares or Shares()
         # In a read, a field of that name is a filter.
         keyed = "request_id" in method.input_type.fields_by_name and not self.streams_in
         self.has_request_id = keyed and found.access not in policy.READS
@@ -142,7 +147,7 @@ async def errors_link(visit: Visit, proceed: Proceed) -> Any:
 
 
 async def identity_link(visit: Visit, proceed: Proceed) -> Any:
-    """Let only those in who carry one SPIFFE id of this mesh that holds the method's permission."""
+    """Let only those in who carry one SPIFFE id of this mesh that holds the method's permission, and not too many."""
     served, call = visit.served, visit.call
     identity = tls.peer_identity(visit.context.auth_context(), served.trust_domain)
     if identity is None:
@@ -161,7 +166,11 @@ async def identity_link(visit: Visit, proceed: Proceed) -> Any:
             wrong = FieldViolation(f"metadata.{ON_BEHALF_OF}", "must be an identity such as human/operator")
             raise Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=[wrong])
         call.on_behalf_of = behalf
-    return await proceed(visit)
+    served.shares.enter(identity, stream=served.streams)
+    try:
+        return await proceed(visit)
+    finally:
+        served.shares.leave(identity, stream=served.streams)
 
 
 async def deadline_link(visit: Visit, proceed: Proceed) -> Any:

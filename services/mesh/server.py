@@ -23,6 +23,7 @@ from services.mesh.errors import BootError
 from services.mesh.identities import Identities
 from services.mesh.metrics import MetricsServer
 from services.mesh.settings import MeshSettings
+from services.mesh.shares import Shares
 
 GRACE: Final = 10.0
 STREAM_GRACE: Final = 1.0
@@ -122,10 +123,11 @@ class Server:
                 found[f"{name}/{rpc}"] = method
         policy.check_policies(found.values())
         methods: dict[str, Served] = {}
+        shares = Shares()
         for name, handlers in registrar.services.items():
             wrapped: dict[str, Handler] = {}
             for rpc, handler in handlers.items():
-                served = Served(found[f"{name}/{rpc}"], self.service, self.identities)
+                served = Served(found[f"{name}/{rpc}"], self.service, self.identities, shares)
                 if not _is_async(handler):
                     if not served.checked:
                         continue  # the health package declares one method more than it implements

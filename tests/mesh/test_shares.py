@@ -1,0 +1,58 @@
+"""One identity, whatever it does with its certificate, leaves room for the others: the kill switch is behind a server."""
+
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from opsmesh.audit.v1 import audit_service_pb2 as pb
+from opsmesh.audit.v1 import audit_service_pb2_grpc as rpc
+from services.mesh.client import refusal_of
+from services.mesh.shares import CALLS_MAX, STREAMS_MAX
+from tests.mesh.fakes import ECHO, HANG, FakeAudit, servicers
+from tests.mesh.world import World
+
+LIMIT = 100
+
+
+async def test_streams_of_one_identity_leave_room(world: World) -> None:
+    """Who may do nothing but look at health opens as many streams as the server takes calls; a person gets through."""
+    async with (
+        world.serving("audit", servicers(FakeAudit()), limit=LIMIT) as server,
+        world.channel(server, "bridge") as crowd,
+        world.channel(server, "operator") as person,
+    ):
+        watch = health_pb2_grpc.HealthStub(crowd).Watch
+        streams = [watch(health_pb2.HealthCheckRequest(), timeout=30) for _ in range(LIMIT)]
+        answers = await asyncio.gather(*(stream.read() for stream in streams), return_exceptions=True)
+        answer = await rpc.AuditServiceStub(person).GetEvent(pb.GetEventRequest(event_id=ECHO))
+        assert answer.event.actor == "human/operator"
+        refused = [one for one in answers if isinstance(one, grpc.aio.AioRpcError)]
+        assert len(refused) == LIMIT - STREAMS_MAX
+        assert {one.name for one in map(refusal_of, refused) if one} == {"OVERLOADED"}
+        for stream in streams:
+            stream.cancel()
+
+
+async def test_calls_of_one_identity_leave_room(world: World) -> None:
+    """Calls of one identity that hang are bounded likewise, and each that ends makes room again."""
+    fake = FakeAudit()
+    async with (
+        world.serving("audit", servicers(fake)) as server,
+        world.channel(server, "operator") as crowd,
+        world.channel(server, "gateway") as other,
+    ):
+        stub = rpc.AuditServiceStub(crowd)
+        hanging = [asyncio.ensure_future(stub.GetEvent(pb.GetEventRequest(event_id=HANG))) for _ in range(CALLS_MAX)]
+        await fake.entered.wait()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            while True:
+                await stub.GetEvent(pb.GetEventRequest(event_id=ECHO))
+        assert (refusal := refusal_of(raised.value)) is not None
+        assert refusal.name == "OVERLOADED"
+        await rpc.AuditServiceStub(other).GetEvent(pb.GetEventRequest(event_id=ECHO))
+        fake.released.set()
+        assert len(await asyncio.gather(*hanging)) == CALLS_MAX
+        await stub.GetEvent(pb.GetEventRequest(event_id=ECHO))
