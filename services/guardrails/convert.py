@@ -76,6 +76,8 @@ def to_rule(
         targets=frozenset(rule.match.targets),
         callers=frozenset(rule.match.callers),
         channels=frozenset(rule.match.channels),
+        playbooks=frozenset(rule.match.playbooks),
+        except_playbooks=frozenset(rule.match.except_playbooks),
         windows=tuple(to_window(window) for window in rule.match.time_windows),
         during=tuple(ChangeWindow(name, windows.get(name, ())) for name in rule.match.during_change_windows),
         outside=tuple(ChangeWindow(name, windows.get(name, ())) for name in rule.match.outside_change_windows),

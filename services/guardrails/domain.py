@@ -59,6 +59,8 @@ class Case:
     environment: str = ""
     region: str = ""
     channel: str = ""
+    # Of the execution, as automation says: the one thing here that is claimed.
+    playbook_id: str = ""
     # The target and what depends on it, directly or not.
     affected: tuple[str, ...] = ()
 
@@ -75,6 +77,8 @@ class Match:
     targets: frozenset[str] = frozenset()
     callers: frozenset[str] = frozenset()
     channels: frozenset[str] = frozenset()
+    playbooks: frozenset[str] = frozenset()
+    except_playbooks: frozenset[str] = frozenset()
     windows: tuple[Window, ...] = ()
     during: tuple[ChangeWindow, ...] = ()
     outside: tuple[ChangeWindow, ...] = ()
@@ -91,6 +95,8 @@ class Match:
             and (not self.targets or case.target_id in self.targets)
             and (not self.callers or case.caller in self.callers)
             and (not self.channels or case.channel in self.channels)
+            and (not self.playbooks or case.playbook_id in self.playbooks)
+            and case.playbook_id not in self.except_playbooks
             and len(case.affected) >= self.min_affected
             and (not self.windows or any(window.contains(now) for window in self.windows))
             and (not self.during or any(window.contains(now) for window in self.during))
@@ -107,13 +113,14 @@ class Match:
             and self.min_affected <= other.min_affected
             and (not self.during or (bool(other.during) and set(other.during) <= set(self.during)))
             and set(self.outside) <= set(other.outside)
+            and self.except_playbooks <= other.except_playbooks
         )
 
     @property
     def sets(self) -> "tuple[frozenset[str] | frozenset[Access], ...]":
         """Return the matchers that are sets, in a fixed order."""
         places = (self.environments, self.regions, self.targets)
-        return (self.methods, self.access, *places, self.callers, self.channels)
+        return (self.methods, self.access, *places, self.callers, self.channels, self.playbooks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ class Judge:
             environment=entry.environment if entry else "",
             region=entry.region if entry else "",
             channel=action.channel,
+            playbook_id=asked.context.playbook_id,
             affected=policy.affected(action.target_id),
         )
         standing = await _standing(session, asked, case, moment.approval)

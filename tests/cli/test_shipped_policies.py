@@ -1,6 +1,8 @@
 """The comments of deploy/policies/default.yaml, followed word by word, give policies that may be published."""
 
 import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ WRITES = ("production-writes", "production-risky-writes", "production-critical-w
 STEPS = {
     "environment": (),
     "tool": ("production-other-tools",),
-    "playbook": ("production-other-targets",),
+    "target": ("production-other-targets",),
     "caller": ("production-agents",),
     "freeze": ("production-freeze",),
 }
@@ -53,12 +55,26 @@ def published(folder: Path, text: str) -> policies_pb2.PolicySet:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_each_step_may_be_published(tmp_path: Path, step: str) -> None:
-    """An environment, and one tool, playbook or caller of it, are turned on by the lines the file names."""
+    """An environment, and one tool, target or caller of it, are turned on by the lines the file names."""
     text = uncommented(without(SHIPPED.read_text(), "observe-writes"), *WRITES, *STEPS[step])
     if step == "freeze":
         text = uncommented(text, "change_windows")
     found = published(tmp_path, text)
     assert {rule.rule_id for rule in found.rules} >= {*WRITES, *STEPS[step]}
+
+
+def test_one_playbook_is_turned_on_and_everything_else_stays_observed(tmp_path: Path) -> None:
+    """The exception that the file shows lets one playbook through; another one and a person are still observed."""
+    text = SHIPPED.read_text().replace("# except_playbooks:", "except_playbooks:")
+    found = convert.to_policy_set(1, published(tmp_path, uncommented(text, *WRITES)), inventory_pb2.Inventory())
+    case = domain.Case("m/M", domain.Access.WRITE, domain.Risk.LOW, "service/automation", environment="production")
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    verdicts = {
+        name: domain.rule_on(found, replace(case, playbook_id=name), now).verdict
+        for name in ("restart-workload", "another", "")
+    }
+    observed = domain.Verdict.OBSERVE
+    assert verdicts == {"restart-workload": domain.Verdict.ALLOW, "another": observed, "": observed}
 
 
 def test_everything_that_is_offered_may_be_published(tmp_path: Path) -> None:

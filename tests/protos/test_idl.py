@@ -14,7 +14,16 @@ from services.mesh import policy, snapshot
 METHODS = {policy.full_name(method): method for one in policy.generated_services() for method in one.methods}
 MESSAGES = [one for one in snapshot.messages() if not one.full_name.startswith("opsmesh.policy.v1.")]
 # DESIGN, section 5: these carry keys of their own.
-KEYED = {"SubmitSignals", "DecideIncident", "AppendEvents", "AuthorizeAction", "PollLease", "RenewLock", "ReportStops"}
+KEYED = {
+    "SubmitSignals",
+    "DecideIncident",
+    "AppendEvents",
+    "AuthorizeAction",
+    "PollLease",
+    "RenewLock",
+    "RenewClaim",
+    "ReportStops",
+}
 CHANGES = {*policy.EFFECTS, policy_pb2.ACCESS_INFORM}
 SIZED = {"max_len", "len", "max_bytes", "len_bytes", "uuid", "tuuid", "const", "in", "ip", "ipv4", "ipv6"}
 RANGED = {"lt", "lte", "gt", "gte", "const", "in", "finite"}

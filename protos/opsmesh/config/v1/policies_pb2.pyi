@@ -39,6 +39,8 @@ class PolicyMatch(_message.Message):
     DURING_CHANGE_WINDOWS_FIELD_NUMBER: _builtins.int
     OUTSIDE_CHANGE_WINDOWS_FIELD_NUMBER: _builtins.int
     MIN_AFFECTED_TARGETS_FIELD_NUMBER: _builtins.int
+    PLAYBOOKS_FIELD_NUMBER: _builtins.int
+    EXCEPT_PLAYBOOKS_FIELD_NUMBER: _builtins.int
     min_risk: _policy_pb2.Risk.ValueType
     """Risk at least this."""
     min_affected_targets: _builtins.int
@@ -83,6 +85,14 @@ class PolicyMatch(_message.Message):
     def outside_change_windows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Named change windows, outside all of which it applies."""
 
+    @_builtins.property
+    def playbooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Playbooks whose executions it is about, as automation names them; what is not of a playbook matches none."""
+
+    @_builtins.property
+    def except_playbooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Playbooks whose executions it is not about."""
+
     def __init__(
         self,
         *,
@@ -98,10 +108,12 @@ class PolicyMatch(_message.Message):
         during_change_windows: _abc.Iterable[_builtins.str] | None = ...,
         outside_change_windows: _abc.Iterable[_builtins.str] | None = ...,
         min_affected_targets: _builtins.int = ...,
+        playbooks: _abc.Iterable[_builtins.str] | None = ...,
+        except_playbooks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "callers", b"callers", "channels", b"channels", "during_change_windows", b"during_change_windows", "environments", b"environments", "methods", b"methods", "min_affected_targets", b"min_affected_targets", "min_risk", b"min_risk", "outside_change_windows", b"outside_change_windows", "regions", b"regions", "targets", b"targets", "time_windows", b"time_windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "callers", b"callers", "channels", b"channels", "during_change_windows", b"during_change_windows", "environments", b"environments", "except_playbooks", b"except_playbooks", "methods", b"methods", "min_affected_targets", b"min_affected_targets", "min_risk", b"min_risk", "outside_change_windows", b"outside_change_windows", "playbooks", b"playbooks", "regions", b"regions", "targets", b"targets", "time_windows", b"time_windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
