@@ -1,5 +1,6 @@
-"""How much of a server one identity may take: who holds a certificate must not keep the others out, least of all those
-who come to stop something. Streams last for as long as their caller likes, so they are bounded lower.
+"""How much of a server one identity may take: a certificate must not keep those out who come to stop something.
+
+Streams last for as long as their caller likes, so they are bounded lower than calls.
 """
 
 from collections import Counter

@@ -48,13 +48,21 @@ def incident(incident_id: str) -> ingest_service_pb2.Incident:
 
 @partly
 class FakeIngest(ingest_service_pb2_grpc.IngestServiceServicer):
-    """Knows every incident it is asked for."""
+    """Knows every incident it is asked for; `targets` are those of incidents that have others, by incident id."""
+
+    def __init__(self) -> None:
+        self.targets: dict[str, list[str]] = {}
 
     async def GetIncident(
         self, request: ingest_service_pb2.GetIncidentRequest, _: Any
     ) -> ingest_service_pb2.GetIncidentResponse:
         """Return the incident."""
-        return ingest_service_pb2.GetIncidentResponse(incident=incident(request.incident_id))
+        found = incident(request.incident_id)
+        if others := self.targets.get(request.incident_id):
+            del found.targets[:]
+            for one in others:
+                found.targets.add(target_id=one, environment="demo", region="local", in_inventory=True)
+        return ingest_service_pb2.GetIncidentResponse(incident=found)
 
 
 @partly

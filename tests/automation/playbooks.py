@@ -72,4 +72,17 @@ steps:
     attempts: {max_attempts: 2, delay_duration: 300s}
     expect: [{path: healthy, equals: true}]
 """)
-ALL = (UNDONE, TRIED, ASTRAY, SLOW)
+
+# Acts on two targets, one after the other.
+CROSSING = playbook("""
+playbook_id: crossing
+title: Two restarts, one after the other
+steps:
+  - step_id: first
+    tool: RestartWorkload
+    arguments: {target_id: {from: "incident.targets[0]"}}
+  - step_id: second
+    tool: RestartWorkload
+    arguments: {target_id: {from: "incident.targets[1]"}}
+""")
+ALL = (UNDONE, TRIED, ASTRAY, SLOW, CROSSING)

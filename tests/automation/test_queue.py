@@ -1,5 +1,7 @@
 """Many executions on one target: one after another, each under a fence of its own; a dead holder holds up nobody."""
 
+import uuid
+
 from tests.automation.fakes import TARGET, Hold
 from tests.automation.world import Mesh, state_of
 
@@ -28,3 +30,21 @@ async def test_dead_holder(mesh: Mesh) -> None:
     # What guardrails does when the time to live is over.
     del mesh.guardrails.locks[TARGET]
     assert state_of(await mesh.reached(execution_id)) == "SUCCEEDED"
+
+
+async def test_two_that_cross(mesh: Mesh) -> None:
+    """Two executions that need the same two targets in opposite order do not wait for each other for ever."""
+    both = [TARGET, "svc:demo/payments"]
+    holds, started = [Hold(), Hold()], []
+    mesh.gateway.turns["RestartWorkload"] = list(holds)
+    for hold, targets in zip(holds, (both, both[::-1]), strict=True):
+        incident_id = str(uuid.uuid4())
+        mesh.ingest.targets[incident_id] = targets
+        started.append(await mesh.start("crossing", incident_id))
+        await hold.began.wait()
+    # Each holds the target that the other needs next.
+    for hold in holds:
+        hold.go.set()
+    assert {state_of(await mesh.reached(one, seconds=20)) for one in started} == {"SUCCEEDED"}
+    assert mesh.gateway.count("RestartWorkload") == 4
+    assert mesh.guardrails.locks == {}

@@ -167,12 +167,12 @@ class Mesh:
         answer: playbook_service_pb2.PublishPlaybookResponse = await self.call("PublishPlaybook", request)
         return answer.playbook
 
-    async def start(self, playbook_id: str) -> str:
+    async def start(self, playbook_id: str, incident_id: str = "") -> str:
         """Start a playbook as the router does and return the execution's id."""
         request = automation_service_pb2.StartExecutionRequest(
             request_id=str(uuid.uuid4()),
             playbook_id=playbook_id,
-            incident_id=str(uuid.uuid4()),
+            incident_id=incident_id or str(uuid.uuid4()),
             decision_id=str(uuid.uuid4()),
             rule_set_version=3,
             rule_id="restart-checkout",

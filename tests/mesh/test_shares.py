@@ -1,4 +1,4 @@
-"""One identity, whatever it does with its certificate, leaves room for the others: the kill switch is behind a server."""
+"""One identity, whatever it does with its certificate, leaves room for others: the kill switch has a server, too."""
 
 import asyncio
 
@@ -47,9 +47,14 @@ async def test_calls_of_one_identity_leave_room(world: World) -> None:
         stub = rpc.AuditServiceStub(crowd)
         hanging = [asyncio.ensure_future(stub.GetEvent(pb.GetEventRequest(event_id=HANG))) for _ in range(CALLS_MAX)]
         await fake.entered.wait()
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
+
+        async def crowded() -> None:
+            """Call until one too many of the others has begun."""
             while True:
                 await stub.GetEvent(pb.GetEventRequest(event_id=ECHO))
+
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await crowded()
         assert (refusal := refusal_of(raised.value)) is not None
         assert refusal.name == "OVERLOADED"
         await rpc.AuditServiceStub(other).GetEvent(pb.GetEventRequest(event_id=ECHO))
