@@ -11,16 +11,18 @@ kill, released or not, each time it is used; that Engage and the sweep turn it V
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
+from opsmesh.policy.v1 import policy_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.guardrails.kill_file import Order
 from services.mesh import kills
-from services.mesh.errors import FieldViolation, Refusal
+from services.mesh.errors import Refusal
 from services.mesh.postgres import Connection, Pool
+from services.mesh.tools import tools
 
 # Active kills of a scope other than everything; beyond it one kill of everything says more.
 SCOPED_MAX: Final = 256
@@ -28,17 +30,9 @@ SCOPED_MAX: Final = 256
 RELEASED_MAX: Final = 512
 # How long a lease names a released kill, in seconds: longer than the 30 s of a grant and its 5 s of skew.
 REMEMBERED_SECONDS: Final = 60
-# What one report or one answer shows.
-STOPS_MAX: Final = 1000
-# What one service may ever report of one kill; none of it is ever forgotten.
-STORED_MAX: Final = 20_000
-# What each service runs, and may speak for.
-KINDS: Final = {
-    "service/automation": pb.Stop.KIND_EXECUTION,
-    "service/agents": pb.Stop.KIND_RUN,
-    "service/gateway": pb.Stop.KIND_EFFECT,
-}
-VOIDED_MAX: Final = 1000
+# How many open approvals an Engage looks at before it answers; the sweep looks at all.
+LOOKED_AT_MAX: Final = 1000
+SWEPT_MAX: Final = 100_000
 EVERYTHING: Final = "everything"
 NO_EPOCH: Final = 2**62
 
@@ -68,6 +62,7 @@ KNOWN: Final = "SELECT true FROM kills WHERE kill_id = $1"
 OPEN: Final = """
 SELECT approval_id, kill_epoch, method, environment, target_id, playbook_id, execution_id, run_id FROM approvals
 WHERE (state = 'PENDING' OR (state = 'APPROVED' AND execute_time IS NULL)) AND kill_epoch < $1
+LIMIT $2
 """
 # An approval that somebody answers right now is left to the sweep: nobody who stops something waits.
 VOID: Final = """
@@ -94,11 +89,6 @@ ORDER BY epoch
 """
 COLUMNS: Final = "kill_id, epoch, kind, value, reason, engager, engage_time, releasers_needed, release_time"
 READ: Final = f"SELECT {COLUMNS} FROM kills WHERE kill_id = $1"  # noqa: S608  constants only
-PAGE: Final = f"""
-SELECT {COLUMNS} FROM kills
-WHERE epoch < $1 AND ($2 OR release_time IS NULL) AND ($3::uuid IS NULL OR kill_id = $3)
-ORDER BY epoch DESC LIMIT $4
-"""  # noqa: S608  constants only
 LATELY: Final = f"""
 SELECT count(*) FROM kills WHERE release_time > clock_timestamp() - interval '{REMEMBERED_SECONDS} s'
 """  # noqa: S608  constants only
@@ -108,28 +98,6 @@ INSERT INTO kill_releases (kill_id, releaser, reason) VALUES ($1, $2, $3) ON CON
 AGREED: Final = "SELECT kill_id, releaser FROM kill_releases WHERE kill_id = ANY($1) ORDER BY release_time, releaser"
 LET_GO: Final = """
 UPDATE kills SET releasers_needed = $2, release_time = CASE WHEN $3 THEN clock_timestamp() END WHERE kill_id = $1
-"""
-REPORTED: Final = """
-INSERT INTO kill_reports (kill_id, reporter, report_time) VALUES ($1, $2, clock_timestamp())
-ON CONFLICT (kill_id, reporter) DO UPDATE SET report_time = excluded.report_time
-"""
-REPORT: Final = """
-INSERT INTO kill_stops (kill_id, reporter, kind, subject, state, detail, deadline_time, report_time)
-VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp())
-ON CONFLICT (kill_id, reporter, kind, subject) DO UPDATE
-SET state = excluded.state, detail = excluded.detail, deadline_time = excluded.deadline_time,
-    report_time = excluded.report_time
-"""
-STORED: Final = "SELECT count(*) FROM kill_stops WHERE kill_id = $1 AND reporter = $2"
-REPORTERS: Final = "SELECT kill_id, reporter FROM kill_reports WHERE kill_id = ANY($1)"
-# What goes on comes first, so that it is shown where not everything has room.
-STOPS: Final = """
-SELECT kill_id, reporter, kind, subject, state, detail, deadline_time, report_time FROM (
-    SELECT kill_stops.*, row_number() OVER (
-        PARTITION BY kill_id ORDER BY array_position(ARRAY[2, 4, 1]::smallint[], state), subject
-    ) AS place
-    FROM kill_stops WHERE kill_id = ANY($1)
-) AS ranked WHERE place <= $2 ORDER BY kill_id, place
 """
 
 
@@ -219,17 +187,21 @@ async def read(connection: Connection, kill_id: UUID) -> KillRow:
     row = await connection.fetchrow(READ, kill_id)
     if row is None:
         raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="kill", id=str(kill_id), list="kill status")
-    return (await _with_releasers(connection, [KillRow(**dict(row))]))[0]
+    return (await with_releasers(connection, [KillRow(**dict(row))]))[0]
 
 
-async def void(connection: Connection, engaged: Collection[pb.LeasedKill]) -> int:
-    """Turn open approvals that a newer kill covers VOID and return how many; those being answered are left alone."""
+async def void(connection: Connection, engaged: Collection[pb.LeasedKill], limit: int = LOOKED_AT_MAX) -> int:
+    """Turn open approvals that a newer kill covers VOID and return how many; those being answered are left alone.
+
+    What only tells people something is stopped by no kill, so its approval stays.
+    """
     if not engaged:
         return 0
-    rows = await connection.fetch(OPEN, max(kill.epoch for kill in engaged))
+    rows = await connection.fetch(OPEN, max(kill.epoch for kill in engaged), limit)
     found: dict[str, tuple[pb.LeasedKill, list[UUID]]] = {}
-    for row in rows[:VOIDED_MAX]:
-        if kill := kills.stopping(engaged, about(row), row["kill_epoch"]):
+    for row in rows:
+        newer = (kill for kill in engaged if kill.epoch > row["kill_epoch"])
+        if (kill := kills.stopping(newer, about(row), row["kill_epoch"])) and not _informs(row["method"]):
             found.setdefault(kill.kill_id, (kill, []))[1].append(row["approval_id"])
     for kill, approval_ids in found.values():
         words = f"kill {kill.kill_id} ({kills.words(kill.scope)}) was engaged after it was asked for"
@@ -244,7 +216,7 @@ async def sweep(connection: Connection) -> int:
     )
     if oldest is None:
         return 0
-    return await void(connection, await since(connection, oldest))
+    return await void(connection, await since(connection, oldest), SWEPT_MAX)
 
 
 async def since(connection: Connection, epoch: int) -> Sequence[pb.LeasedKill]:
@@ -280,43 +252,6 @@ async def release(
     return await read(connection, kill_id)
 
 
-async def page(
-    pool: Pool, before: int, kill_id: UUID | None, limit: int, *, released: bool
-) -> tuple[Sequence[KillRow], dict[UUID, list[Any]], dict[UUID, set[str]]]:
-    """Return kills below an epoch, newest first, with their stops and who has reported."""
-    async with pool.acquire() as connection:
-        rows = await connection.fetch(PAGE, before, released or kill_id is not None, kill_id, limit)
-        found = await _with_releasers(connection, [KillRow(**dict(row)) for row in rows])
-        ids = [kill.kill_id for kill in found]
-        stops: dict[UUID, list[Any]] = {one: [] for one in ids}
-        reporters: dict[UUID, set[str]] = {one: set() for one in ids}
-        for row in await connection.fetch(STOPS, ids, STOPS_MAX) if ids else ():
-            stops[row["kill_id"]].append(row)
-        for row in await connection.fetch(REPORTERS, ids) if ids else ():
-            reporters[row["kill_id"]].add(row["reporter"])
-    return found, stops, reporters
-
-
-async def report(pool: Pool, kill_id: UUID, reporter: str, stops: Collection[pb.Stop]) -> None:
-    """Keep what a service says about a kill; the last word about a subject counts."""
-    rows = [
-        (kill_id, reporter, one.kind, one.subject, one.state, one.detail, _deadline(one))
-        for one in stops
-        if one.subject
-    ]
-    if any(one.kind != KINDS.get(reporter) for one in stops if one.subject):
-        # Who is reported is barred for ever, so nobody speaks for what another runs.
-        violation = FieldViolation("stops.kind", f"{reporter} runs nothing of that kind")
-        raise Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=[violation])
-    async with pool.acquire() as connection, connection.transaction():
-        await read(connection, kill_id)
-        await connection.execute(REPORTED, kill_id, reporter)
-        if rows and await connection.fetchval(STORED, kill_id, reporter) + len(rows) > STORED_MAX:
-            raise Refusal(error_reason_pb2.ERROR_REASON_OVERLOADED, retry_after=60.0, limit=f"{STORED_MAX} stops")
-        # In one order, so that two reports never wait for each other.
-        await connection.executemany(REPORT, sorted(rows, key=lambda row: (row[2], row[3])))
-
-
 def parts(scope: pb.KillScope) -> tuple[str, str]:
     """Return a scope's kind and value, as they are stored."""
     kind = scope.WhichOneof("scope") or EVERYTHING
@@ -350,16 +285,15 @@ def leased(row: Any) -> pb.LeasedKill:
     return pb.LeasedKill(kill_id=str(row["kill_id"]), scope=scope, epoch=row["epoch"], released=row["released"])
 
 
-async def _with_releasers(connection: Connection, rows: Sequence[KillRow]) -> Sequence[KillRow]:
+def _informs(method: str) -> bool:
+    """Say whether a tool only tells people something; one that is not served any more does not."""
+    tool = tools().get(method)
+    return tool is not None and tool.policy.access == policy_pb2.ACCESS_INFORM
+
+
+async def with_releasers(connection: Connection, rows: Sequence[KillRow]) -> Sequence[KillRow]:
     """Return kills with those who agreed to their release."""
     people: dict[UUID, list[str]] = {row.kill_id: [] for row in rows}
     for one in await connection.fetch(AGREED, list(people)) if people else ():
         people[one["kill_id"]].append(one["releaser"])
     return [replace(row, releasers=tuple(people[row.kill_id])) for row in rows]
-
-
-def _deadline(stop: pb.Stop) -> datetime | None:
-    """Return until when an effect may go on."""
-    if not stop.HasField("deadline_time"):
-        return None
-    return stop.deadline_time.ToDatetime(tzinfo=UTC)

@@ -11,7 +11,7 @@ import structlog
 from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
-from services.guardrails import domain, kill_store
+from services.guardrails import domain, kill_status, kill_store
 from services.guardrails.convert import timestamp
 from services.guardrails.kill_file import KillFile, Order, kill_id_of
 from services.guardrails.kill_store import KillRow
@@ -176,7 +176,7 @@ class KillSwitch:
         """
         orders = [one for one in self._file.orders if kill_id in {None, one.kill_id}]
         waiting = [self._waiting(order) for order in reversed(orders)] if before >= kill_store.NO_EPOCH else []
-        reading = kill_store.page(self._pool, before, kill_id, limit + 1, released=released)
+        reading = kill_status.page(self._pool, before, kill_id, limit + 1, released=released)
         if waiting:
             done = await self._soon(reading)
             if done is None or done.exception():
@@ -188,14 +188,14 @@ class KillSwitch:
         for row in rows[:limit]:
             told = [_stop(one) for one in stops[row.kill_id]]
             silent = sorted(self._reporters - reporters[row.kill_id])
-            made.append(self._message(row, [*_silence(silent), *told][: kill_store.STOPS_MAX]))
+            made.append(self._message(row, [*_silence(silent), *told][: kill_status.STOPS_MAX]))
         return [*waiting, *made][:1000], len(rows) > limit
 
     async def report(self, request: pb.ReportStopsRequest) -> None:
         """Keep what the caller says about what it runs."""
         if any(str(one.kill_id) == request.kill_id for one in self._file.orders):
             raise Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store="PostgreSQL", retry_after=1.0)
-        await kill_store.report(self._pool, UUID(request.kill_id), current().identity, request.stops)
+        await kill_status.report(self._pool, UUID(request.kill_id), current().identity, request.stops)
 
     def _waiting(self, order: Order) -> pb.Kill:
         """Return a kill of the file as a message."""

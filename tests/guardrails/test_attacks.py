@@ -7,7 +7,7 @@ import pytest
 
 from opsmesh.config.v1 import policies_pb2
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
-from services.guardrails.kill_store import STORED_MAX
+from services.guardrails.kill_status import STORED_MAX
 from tests.guardrails.killing import Stop, engage, release, report, status
 from tests.guardrails.world import CHECKOUT, PAYMENTS, House, failures, reason_of, restart
 

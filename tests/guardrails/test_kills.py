@@ -177,6 +177,21 @@ async def test_approvals_in_scope_are_void_for_ever(home: House) -> None:
         assert failures(await home.authorize(request, context)) == {"policy": "APPROVAL_VOID"}
 
 
+async def test_an_approval_to_tell_people_stays(home: House) -> None:
+    """A notice that waits for approval is not voided by a kill of everything: what only tells is never stopped."""
+    await home.publish(rule("ask", "REQUIRE_APPROVAL"))
+    request = notice()
+    approval_id = (await home.authorize(request, method=NOTICE)).approval_id
+    await engage(home)
+    stub, read = home.approvals("approver"), approval_pb.GetApprovalRequest(approval_id=approval_id)
+    shown = (await stub.GetApproval(read)).approval
+    answer = approval_pb.ApproveRequest(
+        request_id=str(uuid.uuid4()), approval_id=approval_id, request_digest=shown.short_digest
+    )
+    assert (await stub.Approve(answer)).approval.state == approval_pb.Approval.STATE_APPROVED
+    assert (await home.authorize(request, method=NOTICE)).grant
+
+
 async def test_an_approval_that_slipped_past_is_void_too(home: House) -> None:
     """An approval that was being answered while a kill was engaged is worth nothing, and the sweep says so."""
     await home.publish(rule("ask", "REQUIRE_APPROVAL"))
