@@ -225,9 +225,6 @@ class Runner:
             await self._record(one, StepState.RUNNING, error.reason, error.detail)
             pause = min(PAUSE_MAX, max(0.05, PAUSE if error.retry_after is None else error.retry_after))
             queued = error.reason == "LOCK_HELD"
-            if queued:
-                # Who waits holds nothing: two executions that need each other's targets would wait for ever.
-                await self._locks.release(one.task.execution_id)
             if queued and await self._locks.held(one.task.execution_id):
                 # Whoever holds the target may need the one that is held here: nobody waits with a lock in hand.
                 await self._locks.release(one.task.execution_id)
