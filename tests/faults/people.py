@@ -70,8 +70,10 @@ class People:
     async def _say(
         self, stub: "approval_service_pb2_grpc.ApprovalServiceAsyncStub", one: approval_service_pb2.Approval
     ) -> None:
-        """Answer one approval, once."""
-        word = self.chance.choices(("approve", "reject", "nothing"), (8, 1, 1))[0]
+        """Answer one approval, once; the first one with yes."""
+        word = (
+            self.chance.choices(("approve", "reject", "nothing"), (8, 1, 1))[0] if self.done["approved"] else "approve"
+        )
         answer = {"request_id": new_id(), "approval_id": one.approval_id, "request_digest": one.short_digest}
         if word == "approve":
             await self._ask(stub.Approve, approval_service_pb2.ApproveRequest(**answer))
