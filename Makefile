@@ -41,6 +41,7 @@ unit: setup
 # SEED, ALERTS, ROUNDS, CALLS and WRITE=--write (renew docs/reliability.md) are optional.
 faults: setup
 	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(ALERTS),--alerts $(ALERTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CALLS),--calls $(CALLS)) $(WRITE)
+	@$(BIN)/python -m tests.gateway.pauses
 
 bench: setup
 	@$(BIN)/python -m tests.bench

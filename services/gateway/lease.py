@@ -1,4 +1,4 @@
-"""The lease without which nothing happens: asked for every 500 ms, believed for 1.9 s from when it was asked.
+"""The lease without which nothing happens: asked for every 500 ms, believed for 1.75 s from when it was asked.
 
 Beside the polls guardrails tells of kills as they come (WatchLease): what it tells applies at once, but only a poll
 makes a lease fresh, so that a stream which went silent prolongs nothing.

@@ -83,11 +83,11 @@ def test_a_grant_fits_from_its_minting_to_its_end_with_the_skew() -> None:
 
 
 def test_a_lease_is_believed_for_less_than_two_seconds_from_when_it_was_asked() -> None:
-    """Never had, 1.9 seconds, more: what is left of two is for the way to the backend."""
+    """Never had, 1.75 seconds, more: what is left of two is for the way to the backend."""
     lease = Lease(policy_set_version=3, kill_epoch=2, sent=0.0)
     assert not domain.is_fresh(None, 0.0)
-    assert domain.is_fresh(lease, 1.9)
-    assert not domain.is_fresh(lease, 1.901)
+    assert domain.is_fresh(lease, 1.75)
+    assert not domain.is_fresh(lease, 1.751)
 
 
 @pytest.mark.parametrize(("version", "epoch", "stale"), [(3, 2, False), (4, 2, True), (2, 2, True), (3, 3, False)])
