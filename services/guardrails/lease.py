@@ -72,10 +72,11 @@ class LeaseBoard:
         if self._file.orders:
             return self._withdrawn()
         reading = asyncio.ensure_future(self.read())
+        # Where nobody waits for it any more, nobody hears of its failure either.
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
         await _first(changed, reading, None)
         if not reading.done():
             # What it would say is from before the change; it ends by itself.
-            reading.add_done_callback(lambda done: done.cancelled() or done.exception())
             return None
         error = reading.exception()
         if error is None:
