@@ -133,6 +133,7 @@ class Decision:
     """A decision as it is stored; `age` is since it was asked for, by the database's clock, when read.
 
     While `held`, its start waits for the release of kill `held_by` (empty: for a lease); `held_time` stays after it.
+    `tried` says that such a start was asked for, and not refused as far as is known.
     """
 
     decision_id: uuid.UUID
@@ -156,6 +157,7 @@ class Decision:
     held_words: str = ""
     held_time: datetime | None = None
     max_age: timedelta = MAX_AGE
+    tried: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,11 +116,12 @@ class Resumer:
         try:
             with working(IDENTITY, "router/held", CALL_SECONDS, trace=telemetry.parse(work.traceparent)):
                 step = outlived(decision, await self._eyes.incident(str(decision.incident_id)))
-                if step:
-                    # Nothing was tried, so the turn is another's.
-                    await self._pace.give_back()
-                else:
+                if step is None and await self._store.trying(decision):
                     step = await self._start(work)
+                else:
+                    # Nothing was tried, so the turn is another's. Without a step a newer revision has ended it.
+                    await self._pace.give_back()
+                    step = step or steps.again(work)
         except grpc.aio.AioRpcError as error:
             log.warning("held decision not started", decision_id=str(decision.decision_id), code=error.code().name)
             return steps.again(work)

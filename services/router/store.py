@@ -17,7 +17,8 @@ from services.router.work import Step, Work
 COLUMNS: Final = (
     "decision_id, incident_id, revision, state, outcome, result, rule_id, rule_set_version, playbook_id, reason, "
     "execution_id, notice_execution_id, awaiting_approval, create_time, close_time, "
-    "clock_timestamp() - create_time AS age, stage = 'HELD' AS held, held_by, held_words, held_time, max_age"
+    "clock_timestamp() - create_time AS age, stage = 'HELD' AS held, held_by, held_words, held_time, max_age, "
+    "start_time IS NOT NULL AS tried"
 )
 # Ids come sorted, so that two calls with the same incidents never wait for each other in a circle.
 LOCK: Final = "SELECT pg_advisory_xact_lock(20, hashtext(id::text)) FROM unnest($1::uuid[]) AS ids(id)"
@@ -60,6 +61,9 @@ WHERE decision_id = (
     ORDER BY create_time LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING {COLUMNS}, stage, attempts, traceparent
 """  # noqa: S608  constants only
+TRY: Final = """
+UPDATE decisions SET start_time = clock_timestamp() WHERE decision_id = $1 AND stage = 'HELD' RETURNING true
+"""
 HOLDS: Final = "SELECT EXISTS (SELECT FROM decisions WHERE stage = 'HELD')"
 # What was started is kept whatever happened meanwhile; the rest only if the decision is still where it was claimed.
 ADVANCE: Final = """
@@ -76,6 +80,7 @@ SET execution_id = CASE WHEN $3 <> '' THEN $3 ELSE execution_id END,
     held_by = CASE WHEN stage = $2 AND $13 <> '' THEN $12 ELSE held_by END,
     held_words = CASE WHEN stage = $2 AND $13 <> '' THEN $13 ELSE held_words END,
     held_time = CASE WHEN stage = $2 AND $13 <> '' THEN coalesce(held_time, clock_timestamp()) ELSE held_time END,
+    start_time = CASE WHEN $13 <> '' THEN NULL ELSE start_time END,
     close_time = CASE WHEN stage = $2 AND $6 = 'CLOSED' THEN clock_timestamp() ELSE close_time END
 WHERE decision_id = $1
 """
@@ -139,6 +144,9 @@ class DecisionStore(Protocol):
 
     async def claim_held(self, kills: Sequence[str], seconds: float) -> Work | None:
         """Return the oldest due decision that none of these kills holds, and keep it from others for some seconds."""
+
+    async def trying(self, decision: Decision) -> bool:
+        """Note that a held decision is started now, in step with new revisions; False when one was decided."""
 
     async def advance(self, work: Work, step: Step) -> None:
         """Write back what became of claimed work."""
@@ -204,6 +212,13 @@ class PostgresDecisionStore:
         row = await self._pool.fetchrow(CLAIM_HELD, kills, seconds)
         return _work(row) if row else None
 
+    async def trying(self, decision: Decision) -> bool:
+        """See DecisionStore."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            # Whoever decides a newer revision sees this, or has ended the decision before.
+            await connection.execute(LOCK, [decision.incident_id])
+            return bool(await connection.fetchval(TRY, decision.decision_id))
+
     async def advance(self, work: Work, step: Step) -> None:
         """See DecisionStore."""
         await self._pool.execute(
@@ -233,7 +248,7 @@ def _history(known: Sequence[Decision], snapshot: Snapshot) -> History:
         for one in own
         if one.revision < snapshot.revision
         and one.outcome is Outcome.TRIGGER_AUTOMATION
-        and (one.execution_id or not one.held_time)
+        and (one.execution_id or one.tried or not one.held_time)
     )
     return History(started, max((one.revision for one in own), default=0))
 
@@ -289,4 +304,5 @@ def _decision(row: asyncpg.Record) -> Decision:
         held_words=row["held_words"],
         held_time=row["held_time"],
         max_age=row["max_age"],
+        tried=row["tried"],
     )

@@ -319,3 +319,20 @@ class PeersEyes:
             return None
         over = found.state == Incident.STATE_RESOLVED
         return held.Seen(found.revision, over=over, firing=found.firing, age=timedelta())
+
+
+async def test_a_revision_during_the_start_starts_nothing_twice(town: Town, peers: Town) -> None:
+    """A new revision that is decided while the held one is being started does not start its playbook again."""
+    async with peers.router() as router:
+        await router.publish(checkout_rules())
+        (first,) = await held_of(router, town, incident())
+        town.automation.open.clear()
+        town.automation.entered.clear()
+        release(town)
+        await town.automation.entered.wait()
+        (second,) = await router.decide(incident(2, first.incident_id))
+        town.automation.open.set()
+        await router.until(first.decision_id, lambda one: one.execution_id)
+        assert second.rule_id == ""
+        await router.until(second.decision_id, lambda one: one.notice_execution_id)
+    assert [request.playbook_id for _, request in town.automation.started].count("restart-workload") == 1

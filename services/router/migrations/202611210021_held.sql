@@ -9,7 +9,9 @@ ALTER TABLE router.decisions
     ADD COLUMN held_by text NOT NULL DEFAULT '',
     ADD COLUMN held_words text NOT NULL DEFAULT '',
     -- Since when it was held; stays after it was started.
-    ADD COLUMN held_time timestamptz;
+    ADD COLUMN held_time timestamptz,
+    -- Since when its start is tried after a release: it may have begun, whatever is known of it.
+    ADD COLUMN start_time timestamptz;
 CREATE INDEX decisions_held ON router.decisions (create_time) WHERE stage = 'HELD';
 
 -- When the next held decision may be started: one row for all replicas, so that together they keep the pace.
@@ -45,4 +47,5 @@ ALTER TABLE router.decisions
     DROP COLUMN max_age,
     DROP COLUMN held_by,
     DROP COLUMN held_words,
-    DROP COLUMN held_time;
+    DROP COLUMN held_time,
+    DROP COLUMN start_time;
