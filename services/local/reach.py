@@ -47,7 +47,8 @@ async def wait_serving(mesh: Mesh, name: str, seconds: float = SERVING_SECONDS) 
         ("grpc.ssl_target_name_override", name),
         # a service that is still importing refuses connections: ask again soon
         ("grpc.initial_reconnect_backoff_ms", 50),
-        ("grpc.min_reconnect_backoff_ms", 50),
+        # In gRPC this is how long a connection, TLS included, may take.
+        ("grpc.min_reconnect_backoff_ms", 3_000),
         ("grpc.max_reconnect_backoff_ms", 200),
     ]
     async with grpc.aio.secure_channel(mesh.peers()[name], credentials(mesh), options=options) as channel:

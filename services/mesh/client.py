@@ -146,7 +146,8 @@ def connect(address: str, service: str, credentials: grpc.ChannelCredentials) ->
         ("grpc.enable_retries", 1),
         ("grpc.max_receive_message_length", 4 * 1024 * 1024),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # In gRPC this is how long a connection, TLS included, may take: too little of it fails under load for ever.
+        ("grpc.min_reconnect_backoff_ms", 3_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 5_000),
