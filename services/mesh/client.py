@@ -28,7 +28,16 @@ MARGIN: Final = 0.020
 TIMEOUT_MIN: Final = 0.001
 # Writes without request_id whose requests carry a key of their own (DESIGN, section 5).
 IDEMPOTENT: Final = frozenset(
-    {"AppendEvents", "DecideIncident", "SubmitSignals", "PollLease", "RenewLock", "AuthorizeAction", "ReportStops"}
+    {
+        "AppendEvents",
+        "DecideIncident",
+        "SubmitSignals",
+        "PollLease",
+        "RenewLock",
+        "RenewClaim",
+        "AuthorizeAction",
+        "ReportStops",
+    }
 )
 RETRY: Final = {
     "maxAttempts": 4,
