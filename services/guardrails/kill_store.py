@@ -167,7 +167,9 @@ async def engage(
             return await read(connection, newest["kill_id"])
         limit = f"{SCOPED_MAX} kills; engage everything"
         raise Refusal(error_reason_pb2.ERROR_REASON_OVERLOADED, retry_after=1.0, limit=limit)
-    await connection.execute(INSERT, order.kill_id, epoch, kind, value, order.reason, order.caller, when)
+    # No text of PostgreSQL holds a NUL: a kill that could never be stored would take all leases away for ever.
+    reason = order.reason.replace("\0", " ")
+    await connection.execute(INSERT, order.kill_id, epoch, kind, value, reason, order.caller, when)
     await void(connection, [pb.LeasedKill(kill_id=str(order.kill_id), scope=order.scope, epoch=epoch)])
     return await read(connection, order.kill_id)
 

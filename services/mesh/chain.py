@@ -23,7 +23,7 @@ from google.protobuf.message import Message
 from opsmesh.type.v1 import error_reason_pb2
 from services.mesh import policy, telemetry, tls
 from services.mesh.call import Call, current, enter, maybe_current, working
-from services.mesh.errors import STATUS_KEY, FieldViolation, Refusal, from_rpc_error, to_status, unavailable
+from services.mesh.errors import STATUS_KEY, FieldViolation, Refusal, from_rpc_error, to_status, unavailable, unstorable
 from services.mesh.identities import Identities
 from services.mesh.shares import Shares
 
@@ -138,7 +138,7 @@ async def errors_link(visit: Visit, proceed: Proceed) -> Any:
     except grpc.aio.AbortError:
         raise
     except Exception as error:  # noqa: BLE001  the one place where what nobody expected ends
-        found = _store_is_gone(error, visit) or _unexpected(visit)
+        found = _store_is_gone(error, visit) or unstorable(error) or _unexpected(visit)
     filled = {"method": visit.call.method, "service": visit.served.service} | found.metadata
     answer = Refusal(found.reason, violations=found.violations, retry_after=found.retry_after, **filled)
     visit.code, visit.reason = answer.code, answer.name

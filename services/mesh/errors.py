@@ -73,6 +73,7 @@ class _Unfilled(dict[str, str]):
 
 
 _unavailable: list[tuple[str, tuple[type[Exception], ...]]] = []
+_unstorable: Final[list[type[Exception]]] = []
 
 
 def name_unavailable(store: str, *kinds: type[Exception]) -> None:
@@ -86,6 +87,19 @@ def unavailable(error: Exception) -> Refusal | None:
         if isinstance(error, kinds):
             return Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store=store, retry_after=1.0)
     return None
+
+
+def name_unstorable(*kinds: type[Exception]) -> None:
+    """Say once, at import, which exceptions mean that a text of the request fits no store: INVALID_ARGUMENT."""
+    _unstorable.extend(kinds)
+
+
+def unstorable(error: Exception) -> Refusal | None:
+    """Return the refusal for an exception by which a store says that it cannot keep a text, else None."""
+    if not isinstance(error, tuple(_unstorable)):
+        return None
+    violation = FieldViolation("(text)", "a text of it has a character that is not kept, such as NUL")
+    return Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=[violation])
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from services.mesh.errors import BootError, name_unavailable
+from services.mesh.errors import BootError, name_unavailable, name_unstorable
 from services.mesh.settings import PostgresSettings
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ ABSENT: Final = (
     # Raised when a connection is used that the server has just ended.
     asyncpg.InternalClientError,
 )
+name_unstorable(asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 name_unavailable("PostgreSQL", ConnectionError, asyncpg.QueryCanceledError, *ABSENT[2:])
 
 

@@ -8,7 +8,8 @@ import pytest
 from opsmesh.config.v1 import policies_pb2
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from services.guardrails.kill_status import STORED_MAX
-from tests.guardrails.killing import Stop, engage, release, report, status
+from tests.guardrails.killing import Stop, engage, lease, release, report, status
+from tests.guardrails.people import asks, waiting
 from tests.guardrails.world import CHECKOUT, PAYMENTS, House, failures, reason_of, restart
 
 CAP = policies_pb2.EffectCap(cap_id="one", scope=policies_pb2.EffectCap.SCOPE_TARGET, effects_per_hour=1)
@@ -70,3 +71,23 @@ async def test_reports_have_an_end(home: House) -> None:
         await report(home, kill, Stop(kind=Stop.KIND_RUN, subject="more", state=Stop.STATE_STOPPED), name="agents")
     assert reason_of(raised.value) == "OVERLOADED"
     await report(home, kill, name="agents")
+
+
+async def test_words_that_the_database_refuses_stop_all_the_same(home: House) -> None:
+    """A kill whose reason PostgreSQL cannot store as it is, is stored without it: leases are not lost for ever."""
+    await home.publish()
+    kill = await engage(home, reason="stop\x00now")
+    assert kill.durable
+    assert (await lease(home)).kills[0].kill_id == kill.kill_id
+    assert (await status(home, kill))[0].reason == "stop now"
+    released = await release(home, kill, "operator", "approver")
+    assert released.state == pb.Kill.STATE_RELEASED
+
+
+async def test_words_that_the_database_refuses_are_a_wrong_argument(home: House) -> None:
+    """Text with a NUL in an answer is refused by name, not as an unexpected error."""
+    await home.publish(asks())
+    case = await waiting(home)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await case.reject(comment="no\x00no")
+    assert reason_of(raised.value) == "INVALID_ARGUMENT"
