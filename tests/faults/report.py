@@ -39,7 +39,8 @@ class Run:
 def markdown(run: Run) -> str:
     """Return the tables of a run."""
     forged = run.contained.calls
-    where = f"{os.cpu_count()} cores, Linux {platform.release().partition('-')[0]}, load average {os.getloadavg()[0]:.1f} at its end"
+    system = f"Linux {platform.release().partition('-')[0]}"
+    where = f"{os.cpu_count()} cores, {system}, load average {os.getloadavg()[0]:.1f} at its end"
     worth = f"with 95 % confidence fewer than {bound(forged):.3%} of such calls have one"
     parts = [
         f"One run at {_version()}, seed {run.seed}, {run.seconds:.0f} s, {where}.",
