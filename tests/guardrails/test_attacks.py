@@ -1,5 +1,6 @@
 """What somebody with a real certificate tries beyond what it may: each of these once worked, or nearly."""
 
+import asyncio
 import uuid
 
 import grpc.aio
@@ -10,7 +11,7 @@ from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from services.guardrails.kill_status import STORED_MAX
 from tests.guardrails.killing import Stop, engage, lease, release, report, status
 from tests.guardrails.people import asks, waiting
-from tests.guardrails.world import CHECKOUT, PAYMENTS, House, failures, reason_of, restart
+from tests.guardrails.world import CHECKOUT, PAYMENTS, House, RestartRequest, failures, reason_of, restart
 
 CAP = policies_pb2.EffectCap(cap_id="one", scope=policies_pb2.EffectCap.SCOPE_TARGET, effects_per_hour=1)
 
@@ -91,3 +92,17 @@ async def test_words_that_the_database_refuses_are_a_wrong_argument(home: House)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await case.reject(comment="no\x00no")
     assert reason_of(raised.value) == "INVALID_ARGUMENT"
+
+
+async def test_a_request_id_for_two_targets_at_once(home: House) -> None:
+    """The same request id for two targets at the same instant is granted for one of them, which is counted."""
+    await home.publish(effect_caps=[CAP])
+    about = {target: await home.ready(target) for target in (CHECKOUT, PAYMENTS)}
+    for _ in range(10):
+        await home.fetch("DELETE FROM guardrails.effects_ledger RETURNING true")
+        one = restart()
+        both = [RestartRequest(request_id=one.request_id, target_id=target, reason="race") for target in about]
+        answers = await asyncio.gather(*(home.authorize(each, about[each.target_id]) for each in both))
+        (granted,) = [answer.judgement.target_id for answer in answers if answer.grant]
+        (row,) = await home.fetch("SELECT target_id FROM guardrails.effects_ledger")
+        assert row["target_id"] == granted
