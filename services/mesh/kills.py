@@ -53,7 +53,9 @@ def covers(scope: pb.KillScope, about: Facts) -> bool:
         return scope.target_id in about.targets
     if kind == "tool":
         return scope.tool in about.tools
-    return bool(getattr(scope, kind)) and getattr(scope, kind) == getattr(about, kind)
+    # An id is the same id in capitals: whoever pastes it so means it.
+    told = getattr(scope, kind).lower()
+    return bool(told) and told == getattr(about, kind).lower()
 
 
 def stopping(kills: Iterable[pb.LeasedKill], about: Facts, granted_epoch: int | None = None) -> pb.LeasedKill | None:

@@ -106,3 +106,11 @@ async def test_a_request_id_for_two_targets_at_once(home: House) -> None:
         (granted,) = [answer.judgement.target_id for answer in answers if answer.grant]
         (row,) = await home.fetch("SELECT target_id FROM guardrails.effects_ledger")
         assert row["target_id"] == granted
+
+
+async def test_an_id_in_capitals_is_the_same_id(home: House) -> None:
+    """A kill of one execution stops it however its id is written."""
+    await home.publish()
+    context = await home.ready()
+    await engage(home, pb.KillScope(execution_id=context.execution_id.upper()))
+    assert failures(await home.authorize(restart(), context)) == {"safety": "KILLED"}
