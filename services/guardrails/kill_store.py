@@ -87,6 +87,10 @@ FROM kill_stops JOIN kills USING (kill_id)
 WHERE kill_stops.subject = ANY(ARRAY[$2, $3]) AND (kill_stops.kind, kill_stops.subject) IN ((1, $2), (2, $3))
 ORDER BY epoch
 """
+POLICY_AT: Final = """
+SELECT coalesce(max(version), 0) FROM policy_sets
+WHERE publish_time <= (SELECT engage_time FROM kills WHERE kill_id = $1)
+"""
 COLUMNS: Final = "kill_id, epoch, kind, value, reason, engager, engage_time, releasers_needed, release_time"
 READ: Final = f"SELECT {COLUMNS} FROM kills WHERE kill_id = $1"  # noqa: S608  constants only
 LATELY: Final = f"""
@@ -182,6 +186,11 @@ async def remember(connection: Connection, method: str, order: Order, response: 
 async def known(connection: Connection, kill_id: UUID) -> bool:
     """Say whether a kill is stored."""
     return bool(await connection.fetchval(KNOWN, kill_id))
+
+
+async def policy_at(connection: Connection, kill_id: UUID) -> int:
+    """Return the version of the policy set that was active when a kill was engaged; 0 when none was."""
+    return int(await connection.fetchval(POLICY_AT, kill_id))
 
 
 async def read(connection: Connection, kill_id: UUID) -> KillRow:

@@ -152,7 +152,10 @@ class KillSwitch:
         releaser, kill_id = current().identity, UUID(request.kill_id)
 
         async def change(connection: Connection) -> pb.ReleaseResponse:
-            needed = await self._needed(connection)
+            then = await kill_store.policy_at(connection, kill_id)
+            # Whoever publishes must not be able to release alone: what was asked for when it was engaged stays.
+            both = [await self._needed(connection, version) for version in (then, None)]
+            needed = max(one[0] for one in both), max(one[1] for one in both)
             kill = await kill_store.release(connection, kill_id, releaser, request.reason, needed)
             return pb.ReleaseResponse(kill=self._message(kill))
 
@@ -161,11 +164,12 @@ class KillSwitch:
         self._board.changed()
         return response
 
-    async def _needed(self, connection: Connection) -> tuple[int, int]:
-        """Return how many people must release everything, and anything else."""
-        version = await self._policies.active_version(connection)
-        active = await self._policies.at(version, connection) if version else domain.PolicySet()
-        return active.kill_release
+    async def _needed(self, connection: Connection, version: int | None = None) -> tuple[int, int]:
+        """Return how many people must release everything, and anything else, by the active policy set or another."""
+        if version is None:
+            version = await self._policies.active_version(connection)
+        found = await self._policies.at(version, connection) if version else domain.PolicySet()
+        return found.kill_release
 
     async def status(
         self, before: int, kill_id: UUID | None, limit: int, *, released: bool

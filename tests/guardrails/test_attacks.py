@@ -114,3 +114,14 @@ async def test_an_id_in_capitals_is_the_same_id(home: House) -> None:
     context = await home.ready()
     await engage(home, pb.KillScope(execution_id=context.execution_id.upper()))
     assert failures(await home.authorize(restart(), context)) == {"safety": "KILLED"}
+
+
+async def test_who_publishes_releases_no_kill_alone(home: House) -> None:
+    """A policy set that asks for fewer people, published while a kill holds, is none for that kill."""
+    await home.publish()
+    kill = await engage(home)
+    await home.publish(kill_release=policies_pb2.KillRelease(everything=1))
+    assert (await release(home, kill, "operator")).state == pb.Kill.STATE_RELEASE_PENDING
+    assert (await release(home, kill, "approver")).state == pb.Kill.STATE_RELEASED
+    later = await engage(home)
+    assert (await release(home, later, "operator")).state == pb.Kill.STATE_RELEASED
