@@ -29,8 +29,6 @@ PERIOD: Final = 1.0
 SILENCE: Final = 30.0
 DETAIL_MAX: Final = 1024
 DETAILS_MAX: Final = 32
-REQUESTS_DAYS: Final = 7
-FORGET_PERIOD: Final = 3600.0
 log = structlog.get_logger("opsmesh.writes")
 
 
@@ -197,19 +195,11 @@ class Writes:
 
     async def outbox_worker(self, stop: asyncio.Event) -> None:
         """Deliver ready events to audit until `stop`; woken after each commit, backs off while audit is down."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(every(stop, PERIOD, self.deliver, self._wake))
-            group.create_task(every(stop, FORGET_PERIOD, self.forget))
+        await every(stop, PERIOD, self.deliver, self._wake)
 
     async def deliver(self) -> None:
         """Deliver every event that is ready; raises what audit or the store answered otherwise."""
         await self._outbox.deliver()
-
-    async def forget(self) -> None:
-        """Delete stored answers older than a week: nobody repeats a request after that."""
-        await self._pool.execute(
-            "DELETE FROM requests WHERE create_time < now() - make_interval(days => $1)", REQUESTS_DAYS
-        )
 
 
 class _Claim:
