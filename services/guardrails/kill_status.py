@@ -13,6 +13,8 @@ from services.mesh.postgres import Pool
 
 # What one report or one answer shows.
 STOPS_MAX: Final = 1000
+# What one answer shows of all kills together: it must fit into a message, whatever the words of the reporters.
+SHOWN_MAX: Final = 1200
 # What one service may ever report of one kill; none of it is ever forgotten.
 STORED_MAX: Final = 20_000
 # What each service runs, and may speak for.
@@ -40,14 +42,16 @@ SET state = excluded.state, detail = excluded.detail, deadline_time = excluded.d
 """
 STORED: Final = "SELECT count(*) FROM kill_stops WHERE kill_id = $1 AND reporter = $2"
 REPORTERS: Final = "SELECT kill_id, reporter FROM kill_reports WHERE kill_id = ANY($1)"
-# What goes on comes first, so that it is shown where not everything has room.
+# What goes on comes first, and reporters take turns, so that it is shown where not everything has room.
 STOPS: Final = """
 SELECT kill_id, reporter, kind, subject, state, detail, deadline_time, report_time FROM (
-    SELECT kill_stops.*, row_number() OVER (
-        PARTITION BY kill_id ORDER BY array_position(ARRAY[2, 4, 1]::smallint[], state), subject
-    ) AS place
-    FROM kill_stops WHERE kill_id = ANY($1)
-) AS ranked WHERE place <= $2 ORDER BY kill_id, place
+    SELECT ranked.*, row_number() OVER (PARTITION BY kill_id ORDER BY turn, weight, reporter) AS place FROM (
+        SELECT stops.*, row_number() OVER (PARTITION BY kill_id, reporter ORDER BY weight, subject) AS turn FROM (
+            SELECT kill_stops.*, array_position(ARRAY[2, 4, 1]::smallint[], state) AS weight
+            FROM kill_stops WHERE kill_id = ANY($1)
+        ) AS stops
+    ) AS ranked
+) AS placed WHERE place <= $2 ORDER BY kill_id, weight, subject
 """
 
 
@@ -61,7 +65,7 @@ async def page(
         ids = [kill.kill_id for kill in found]
         stops: dict[UUID, list[Any]] = {one: [] for one in ids}
         reporters: dict[UUID, set[str]] = {one: set() for one in ids}
-        for row in await connection.fetch(STOPS, ids, STOPS_MAX) if ids else ():
+        for row in await connection.fetch(STOPS, ids, _room(len(ids))) if ids else ():
             stops[row["kill_id"]].append(row)
         for row in await connection.fetch(REPORTERS, ids) if ids else ():
             reporters[row["kill_id"]].add(row["reporter"])
@@ -86,6 +90,11 @@ async def report(pool: Pool, kill_id: UUID, reporter: str, stops: Collection[pb.
             raise Refusal(error_reason_pb2.ERROR_REASON_OVERLOADED, retry_after=60.0, limit=f"{STORED_MAX} stops")
         # In one order, so that two reports never wait for each other.
         await connection.executemany(REPORT, sorted(rows, key=lambda row: (row[2], row[3])))
+
+
+def _room(kills: int) -> int:
+    """Return how many stops of each of so many kills are shown: all together they must fit into a message."""
+    return min(STOPS_MAX, max(len(KINDS), SHOWN_MAX // max(1, kills)))
 
 
 def _deadline(stop: pb.Stop) -> datetime | None:

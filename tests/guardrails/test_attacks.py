@@ -125,3 +125,19 @@ async def test_who_publishes_releases_no_kill_alone(home: House) -> None:
     assert (await release(home, kill, "approver")).state == pb.Kill.STATE_RELEASED
     later = await engage(home)
     assert (await release(home, later, "operator")).state == pb.Kill.STATE_RELEASED
+
+
+async def test_nobody_crowds_a_status_out(home: House) -> None:
+    """However much one service reports, people see what the others say, and the answer fits into a message."""
+    kills = [await engage(home, pb.KillScope(environment=f"e{n}")) for n in range(12)]
+    mine = Stop(kind=Stop.KIND_EXECUTION, subject=str(uuid.uuid4()), state=Stop.STATE_UNSTOPPED)
+    for kill in kills:
+        await report(home, kill, mine)
+        await home.fetch(
+            "INSERT INTO guardrails.kill_stops (kill_id, reporter, kind, subject, state, detail, report_time) "
+            "SELECT $1, 'service/agents', 2, n::text, 2, repeat(chr(128512), 512), now() FROM generate_series(1, 1000) AS n "
+            "RETURNING true",
+            uuid.UUID(kill.kill_id),
+        )
+    for told in [*await status(home), *await status(home, kills[0])]:
+        assert mine.subject in {stop.subject for stop in told.stops}
