@@ -135,8 +135,8 @@ async def test_nobody_crowds_a_status_out(home: House) -> None:
         await report(home, kill, mine)
         await home.fetch(
             "INSERT INTO guardrails.kill_stops (kill_id, reporter, kind, subject, state, detail, report_time) "
-            "SELECT $1, 'service/agents', 2, n::text, 2, repeat(chr(128512), 512), now() FROM generate_series(1, 1000) AS n "
-            "RETURNING true",
+            "SELECT $1, 'service/agents', 2, n::text, 2, repeat(chr(128512), 512), now() "
+            "FROM generate_series(1, 1000) AS n RETURNING true",
             uuid.UUID(kill.kill_id),
         )
     for told in [*await status(home), *await status(home, kills[0])]:
