@@ -188,7 +188,9 @@ async def test_without_valkey_503_and_recovery(mesh: Mesh) -> None:
 async def test_without_ingest_503_and_recovery(mesh: Mesh) -> None:
     """Ingest killed and started again: 503 meanwhile, naming it, then 202."""
     ingest = next(one for one in mesh.programs() if one.name == "ingest")
-    found = [one for one in psutil.Process().children(recursive=True) if one.cmdline()[-2:] == ["services", "ingest"]]
+    # Other meshes may run below the same test process.
+    running = [one for one in psutil.Process().children(recursive=True) if one.cmdline()[-2:] == ["services", "ingest"]]
+    found = [one for one in running if one.environ()["OPSMESH_LISTEN"] == ingest.env["OPSMESH_LISTEN"]]
     assert len(found) == 1
     found[0].kill()
     await mesh.says(503, "ingest")
