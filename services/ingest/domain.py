@@ -155,6 +155,8 @@ class Tally:
     duplicates: int = 0
     opened: bool = False
     revised: bool = False
+    # It was only observed, and its alert has fired anew: that is another incident, which may be more than observed.
+    replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +207,10 @@ class Book:
             return self._joined(Disposition.SUPPRESSED, found.incident_id if found and not found.over else None)
         if signal.status is Status.RESOLVED:
             return self._resolved_unseen(signal, latest)
-        if latest and not latest.over:
-            # The sender has begun anew without saying that the last one was over.
-            self._put(replace(latest, over=True))
+        for before in (latest, known):
+            if before and not before.over:
+                # The sender has begun anew without saying that the last one was over.
+                self._put(replace(before, over=True))
         return self._begin(signal)
 
     def _is_afresh(self, known: Alert, signal: SignalFacts) -> bool:
@@ -247,6 +250,9 @@ class Book:
     def _begin(self, signal: SignalFacts) -> Verdict:
         """Join the open incident of the same correlation key, or open one."""
         incident_id = self._open.get(signal.correlation_key)
+        if incident_id and (found := self.incidents[incident_id]).state is State.OBSERVED and not found.active:
+            found.replaced = True
+            incident_id = None
         opened = incident_id is None
         if incident_id is None:
             incident_id = signal.incident_id

@@ -246,7 +246,7 @@ async def _write_incidents(
     traces = {line.facts.incident_id: line.traceparent for line in lines}
     opened, known = [], []
     for tally in book.incidents.values():
-        if not tally.signals:
+        if not (tally.signals or tally.replaced):
             continue
         snapshot = snapshots[tally.incident_id]
         words = (
@@ -263,15 +263,11 @@ async def _write_incidents(
             trace = traces.get(tally.incident_id, "")
             opened.append((*words, snapshot.source, tally.correlation_key, State.OPEN.name, trace, *birth))
         else:
-            revised = tally.revised and not tally.active
+            revised = tally.revised and not tally.active and not tally.replaced
             again = revised and tally.revision < REVISIONS_MAX
-            known.append((*words, again, revised and not again))
-    await connection.executemany(
-        "INSERT INTO incidents (incident_id, title, severity, target_ids, firing, signal_count, duplicate_count, "
-        "snapshot, source, correlation_key, state, traceparent, due_time, inventory_version) VALUES ($1, $2, $3, "
-        "string_to_array($4, chr(31)), $5, $6, $7, $8, $9, $10, $11, $12, now() + $13::interval, $14)",
-        opened,
-    )
+            why = "it fired anew after it was observed" if tally.replaced else "the sender resolved every alert"
+            known.append((*words, again, tally.replaced or (revised and not again), why))
+    # What is replaced is closed first: of one correlation key there is one open incident.
     await connection.executemany(
         "UPDATE incidents SET title = $2, severity = $3, target_ids = string_to_array($4, chr(31)), firing = $5, "
         "signal_count = signal_count + $6, duplicate_count = duplicate_count + $7, snapshot = $8, update_time = now(), "
@@ -280,8 +276,14 @@ async def _write_incidents(
         "attempts = CASE WHEN $9 THEN 0 ELSE attempts END, "
         "state = CASE WHEN $9 THEN 'OPEN' WHEN $10 THEN 'RESOLVED' ELSE state END, "
         "resolve_time = CASE WHEN $10 THEN now() ELSE resolve_time END, "
-        "state_detail = CASE WHEN $9 OR $10 THEN 'the sender resolved every alert' ELSE state_detail END "
+        "state_detail = CASE WHEN $9 OR $10 THEN $11 ELSE state_detail END "
         "WHERE incident_id = $1",
         known,
+    )
+    await connection.executemany(
+        "INSERT INTO incidents (incident_id, title, severity, target_ids, firing, signal_count, duplicate_count, "
+        "snapshot, source, correlation_key, state, traceparent, due_time, inventory_version) VALUES ($1, $2, $3, "
+        "string_to_array($4, chr(31)), $5, $6, $7, $8, $9, $10, $11, $12, now() + $13::interval, $14)",
+        opened,
     )
     return bool(opened) or any(row[8] for row in known)

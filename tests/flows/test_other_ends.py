@@ -80,7 +80,10 @@ async def test_the_senders_resolve_closes_what_nobody_answered(world: World) -> 
 
 
 async def test_observe_runs_the_reads_and_changes_nothing(world: World) -> None:
-    """Where policy observes, execution and incident end OBSERVED, and nothing is restarted."""
+    """Where policy observes, execution and incident end OBSERVED, and nothing is restarted.
+
+    A sender that fires anew without a resolve opens the next incident: the first one would swallow it.
+    """
     starts = world.workloads[SPARE].start_count()
     await world.break_down(SPARE)
     signal_id = await world.accepted("alertmanager", alertmanager(now(), env="observed"))
@@ -96,6 +99,11 @@ async def test_observe_runs_the_reads_and_changes_nothing(world: World) -> None:
     assert "notify_failure" not in steps
     assert world.notices(incident_id) == []
     assert await world.events(incident_id, RESTART) == []
+    signal_id = await world.accepted("alertmanager", alertmanager(now(), env="observed"))
+    disposition, following = await world.recorded(signal_id)
+    assert (disposition, following == incident_id) == ("OPENED", False)
+    assert "fired anew" in (await world.reaches(incident_id, Incident.STATE_RESOLVED)).state_detail
+    await world.reaches(following, Incident.STATE_OBSERVED)
     assert world.workloads[SPARE].start_count() == starts
 
 

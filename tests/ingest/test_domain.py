@@ -106,6 +106,29 @@ def test_alerts_of_one_correlation_key_are_one_incident() -> None:
     assert incident.active == 0
 
 
+@pytest.mark.parametrize("start", [100, None])
+def test_what_was_only_observed_does_not_swallow_the_next_firing(start: int | None) -> None:
+    """A new firing opens another incident and closes the observed one, also when the sender never resolves."""
+    first = book()
+    incident = first.judge(facts(start=start)).incident_id
+    assert incident
+    one = Book(NOW + timedelta(hours=2), timedelta(hours=1))
+    one.load(first.alerts.values(), [Tally(incident, "a", State.OBSERVED, active=1, decided=True)])
+    assert judged(one, facts(at=300, start=start and 300)) == [OPENED]
+    assert one.incidents[incident].replaced
+    assert judged(one, facts(at=301, start=start and 300)) == [DUPLICATE]
+
+
+def test_another_alert_joins_what_was_observed_while_that_fires() -> None:
+    """While an observed incident has an alert that is not over, it stays the one of its rule and target."""
+    first = book()
+    incident = first.judge(facts(where="k")).incident_id
+    assert incident
+    one = book()
+    one.load(first.alerts.values(), [Tally(incident, "k", State.OBSERVED, active=1, decided=True)])
+    assert judged(one, facts(key="b", where="k")) == [JOINED]
+
+
 @pytest.mark.parametrize(
     ("state", "decided", "revised"),
     [
