@@ -54,7 +54,7 @@ def _asked(approval: Approval, kind: "Request.Kind.ValueType", title: str) -> Te
     short = approval.short_digest or approval.request_digest[:12]
     detail = (
         f"asked by {approval.requester}; digest {short}; no answer until {until} means no. "
-        f"See: opsmesh approvals show {approval.approval_id}. {approval.judgement.risk_detail}"
+        f"{approval.judgement.risk_detail}"
     )
     return _about(approval, kind, title, detail)
 

@@ -5,6 +5,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from opsmesh.gateway.v1 import effect_service_pb2
 from opsmesh.tools.notify.v1 import notify_tool_service_pb2 as pb
 from services.gateway.backends import ConfiguredUrl, Inbox, Webhook
 from services.gateway.domain import State
-from services.gateway.tools.notify import NotifyTools, append_once, contains
+from services.gateway.tools.notify import NotifyTools, append_once, contains, notice
 from services.gateway.tools.toolbox import EffectFailedError
 from services.mesh.call import working
 from services.mesh.errors import Refusal
@@ -146,6 +147,15 @@ async def test_an_unknown_channel_is_a_failure(mesh: Mesh) -> None:
     assert "nowhere" in caught.value.metadata["detail"]
     effect = await mesh.effect(request, NOTICE)
     assert effect.state == effect_service_pb2.Effect.STATE_FAILED
+
+
+def test_a_notice_names_the_approval_it_is_about() -> None:
+    """Who reads that something was answered can look it up."""
+    approval_id = str(uuid.uuid4())
+    kind = pb.SendNoticeRequest.KIND_APPROVAL_ANSWERED
+    line = json.loads(notice(a_notice(kind=kind, approval_id=approval_id), datetime.now(UTC)))
+    assert line["approval_id"] == approval_id
+    assert line["text"] == f"Answered: checkout\nApproval: opsmesh approvals show {approval_id}"
 
 
 async def test_untrusted_text_is_one_plain_line(tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ HEADLINES: Final = {
     pb.SendNoticeRequest.KIND_PERSON_NEEDED: "A person is needed",
     pb.SendNoticeRequest.KIND_REPAIRED: "Repaired",
     pb.SendNoticeRequest.KIND_FAILED: "A playbook failed",
+    pb.SendNoticeRequest.KIND_APPROVAL_REQUESTED: "A person must answer",
+    pb.SendNoticeRequest.KIND_APPROVAL_REMINDER: "Nobody has answered yet",
+    pb.SendNoticeRequest.KIND_APPROVAL_ANSWERED: "Answered",
+    pb.SendNoticeRequest.KIND_APPROVAL_EXPIRED: "No answer counts any more",
+    pb.SendNoticeRequest.KIND_KILL_ENGAGED: "Stopped",
+    pb.SendNoticeRequest.KIND_KILL_RELEASED: "Let go",
 }
 # Answers that say "not now": the notice may be sent again under the same id, by which the receiver knows it.
 NOT_NOW: Final = frozenset({408, 425, 429})
@@ -114,12 +120,16 @@ def notice(request: pb.SendNoticeRequest, now: datetime) -> str:
     lines = [f"{HEADLINES.get(request.kind, kind)}: {title}"]
     lines += [f"Target: {request.target_id}"] if request.target_id else []
     lines += [f"Incident: opsmesh incidents show {request.incident_id}"] if request.incident_id else []
+    lines += [f"Approval: opsmesh approvals show {request.approval_id}"] if request.approval_id else []
+    lines += [f"Kill: {request.kill_id}"] if request.kill_id else []
     lines += [detail] if detail else []
     document = {
         "notice_id": request.request_id,
         "channel": request.channel,
         "kind": kind,
         "incident_id": request.incident_id,
+        "approval_id": request.approval_id,
+        "kill_id": request.kill_id,
         "target_id": request.target_id,
         "title": title,
         "detail": detail,
