@@ -81,8 +81,9 @@ async def show_approval(session: Session, approval_id: str) -> None:
     approval = await read(session, approval_id)
     sheet.show(session, approval)
     if not session.as_json and approval.state == Approval.STATE_PENDING:
-        words = ("opsmesh approvals approve", approval_id, "--digest", approval.short_digest, "--as NAME")
-        console().print(Text(f"\nNEXT: {' '.join(words)}   (or reject, or amend)"), soft_wrap=True)
+        words = ("approvals", "approve", approval_id, "--digest", approval.short_digest)
+        following = typed(session, *words, person="NAME")
+        console().print(Text(f"\nNEXT: {following}   (or reject, or amend)"), soft_wrap=True)
 
 
 @command(app, "watch")

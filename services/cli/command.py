@@ -97,13 +97,14 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., Any]], Calla
     return decorate
 
 
-def typed(session: Session, *words: str) -> str:
-    """Return the `opsmesh` command of these WORDS on the same mesh, by the same person, as one types it."""
+def typed(session: Session, *words: str, person: str = "") -> str:
+    """Return the `opsmesh` command of these WORDS on the same mesh, by the same PERSON or another, as one types it."""
     command_line = ["opsmesh", *words]
     if session.state != STATE_DEFAULT:
         command_line += ["--state", str(session.state)]
-    if session.person != PERSON_DEFAULT:
-        command_line += ["--as", session.person]
+    person = person or session.person
+    if person != PERSON_DEFAULT:
+        command_line += ["--as", person]
     return shlex.join(command_line)
 
 

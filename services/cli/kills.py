@@ -137,7 +137,8 @@ async def release(
         return
     said = f"RELEASE_PENDING: {len(kill.releasers)} of {kill.releasers_needed} people released it; the kill holds"
     console().print(cell(said, str))
-    console().print(cell(f"NEXT: another person: opsmesh kill release {kill_id} --as NAME", str), soft_wrap=True)
+    following = typed(session, "kill", "release", kill_id, person="NAME")
+    console().print(cell(f"NEXT: another person: {following}", str), soft_wrap=True)
 
 
 @command(app, "status")

@@ -79,6 +79,7 @@ def check_policy(case: Case, policy: PolicySet, ruling: Ruling, approval: Approv
         return failed("policy", "NO_POLICY_SET")
     if ruling.verdict is Verdict.DENY:
         words = f"rule {ruling.rule_id}" if ruling.rule_id else "no rule of the policy set matches"
+        words += f" ({ruling.description})" if ruling.description else ""
         target = case.target_id or case.channel or "(no target)"
         return failed("policy", "POLICY_DENIED", method=case.method, target=target, rule=words)
     words = f"rule {ruling.rule_id} of version {policy.version} says {ruling.verdict.name}"

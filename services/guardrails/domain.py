@@ -200,7 +200,7 @@ class PolicySet:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What a policy set says: the strongest verdict and, of the rules that say it, the first by id."""
+    """What a policy set says: the strongest verdict and, of the rules that say it, the first by id and in words."""
 
     verdict: Verdict
     rule_id: str = ""
@@ -216,7 +216,14 @@ def rule_on(policy: PolicySet, case: Case, now: datetime) -> Ruling:
     verdict = max(rule.verdict for rule in matching)
     strongest = sorted((rule for rule in matching if rule.verdict is verdict), key=lambda rule: rule.rule_id)
     need = joined(rule.need or Need() for rule in strongest) if verdict is Verdict.REQUIRE_APPROVAL else None
-    return Ruling(verdict, strongest[0].rule_id, strongest[0].description, need)
+    return Ruling(verdict, strongest[0].rule_id, in_words(strongest[0]), need)
+
+
+def in_words(rule: Rule) -> str:
+    """Return what a rule is for, and the change windows it goes by: whoever is refused must know how long."""
+    during = [f"in change window {window.name}" for window in rule.match.during]
+    outside = [f"outside change window {window.name}" for window in rule.match.outside]
+    return "; ".join(filter(None, [rule.description, *during, *outside]))
 
 
 def joined(needs: Iterable[Need]) -> Need:
