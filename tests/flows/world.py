@@ -43,6 +43,9 @@ RESTART = demo.RESTART
 SPARE = "spare"
 TILLS = tuple(f"till-{number}" for number in range(1, 6))
 APPROVAL_SECONDS = 3
+# Like production, but people have time to answer.
+GUARDED = "guarded"
+GUARDED_SECONDS = 90
 
 
 async def until(fact: Callable[[], Awaitable[T]], what: str, seconds: float = 20, pause: float = 0.05) -> T:
@@ -208,16 +211,21 @@ class World:
 
 
 def lay_out(config: Path, workloads: Mapping[str, Workload]) -> None:
-    """Write the demo's configuration, with an observed environment, approvals that expire soon, and more workloads."""
+    """Write the demo's configuration, with more workloads and environments: observed, and with approvals.
+
+    In `production` an approval expires soon, in `guarded` late.
+    """
     demo.write_config(config, workloads[NAME])
     backends = yaml.safe_load((config / "backends.yaml").read_text(encoding="utf-8"))
     inventory = yaml.safe_load((config / "inventory.yaml").read_text(encoding="utf-8"))
     policies = yaml.safe_load((config / "policies" / "demo.yaml").read_text(encoding="utf-8"))
     inventory["entries"].append({"target_id": "svc:observed/checkout", "kind": "service", "environment": "observed"})
+    guarded = {"target_id": f"svc:{GUARDED}/checkout", "kind": "service", "environment": GUARDED}
+    inventory["entries"].append(guarded | {"min_risk": "RISK_HIGH"})
     inventory["entries"] += [
         {"target_id": f"svc:demo/{one}", "kind": "service", "environment": "demo"} for one in TILLS
     ]
-    targets = {"svc:observed/checkout": SPARE, "svc:production/checkout": SPARE} | {
+    targets = {f"svc:{one}/checkout": SPARE for one in ("observed", "production", GUARDED)} | {
         f"svc:demo/{one}": one for one in TILLS
     }
     backends["workloads"] += [
@@ -229,6 +237,15 @@ def lay_out(config: Path, workloads: Mapping[str, Workload]) -> None:
     for rule in policies["rules"]:
         if rule["verdict"] == "VERDICT_REQUIRE_APPROVAL":
             rule["approval"]["ttl_duration"] = f"{APPROVAL_SECONDS}s"
+            rule["match"]["environments"] = ["production"]
+    policies["rules"].append(
+        {
+            "rule_id": "guarded-writes",
+            "match": {"environments": [GUARDED], "access": ["ACCESS_WRITE"]},
+            "verdict": "VERDICT_REQUIRE_APPROVAL",
+            "approval": {"ttl_duration": f"{GUARDED_SECONDS}s"},
+        }
+    )
     for cap in policies["notice_caps"]:
         cap["per_hour"] = 2000
     for name, content in (
