@@ -9,10 +9,12 @@ from services.mesh.postgres import Pool
 
 # Turns that were not used add up to at most those of one second.
 BURST_SECONDS: Final = 1.0
+# A turn further away than one pause is of a clock that was set back since.
 TAKE: Final = """
 UPDATE pace
-SET next_time = greatest(next_time, clock_timestamp() - make_interval(secs => $2)) + make_interval(secs => $1)
-WHERE next_time <= clock_timestamp()
+SET next_time = make_interval(secs => $1)
+    + greatest(least(next_time, clock_timestamp()), clock_timestamp() - make_interval(secs => $2))
+WHERE next_time <= clock_timestamp() OR next_time > clock_timestamp() + make_interval(secs => $1)
 """
 GIVE_BACK: Final = "UPDATE pace SET next_time = next_time - make_interval(secs => $1)"
 PAUSE: Final = "SELECT extract(epoch FROM next_time - clock_timestamp())::float FROM pace"
