@@ -42,7 +42,7 @@ async def test_show_tells_everything_a_yes_would_mean(mesh: Mesh) -> None:
         "reason noise checkout answers 503",
         f"digest {made.short_digest}",
         "left)",
-        f"opsmesh approvals approve {FIRST} --digest {made.short_digest} --as NAME",
+        f"opsmesh approvals approve {FIRST} --digest {made.short_digest} --state {mesh.state} --as NAME",
     ):
         assert fact in said
 

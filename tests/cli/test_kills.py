@@ -70,7 +70,7 @@ async def test_everything_is_released_by_two_people(mesh: Mesh) -> None:
     first = await mesh.run("kill", "release", kill_id)
     assert first.code == 0
     assert "RELEASE_PENDING: 1 of 2 people released it; the kill holds" in first.out
-    assert f"opsmesh kill release {kill_id} --as NAME" in first.out
+    assert f"opsmesh kill release {kill_id} --state {mesh.state} --as NAME" in first.out
     second = await mesh.run("kill", "release", kill_id, "--as", "approver", "--reason", "found it", "--json")
     assert second.answer["state"] == "STATE_RELEASED"
     assert (await mesh.run("kill", "status", "--json")).answer["kills"] == []

@@ -130,9 +130,12 @@ async def guarded(world: World, env: str = GUARDED) -> tuple[str, Approval]:
     return incident_id, await approval_of(world, incident_id)
 
 
+def inbox(world: World) -> Sequence[Mapping[str, str]]:
+    """Return what people were told, in order."""
+    path = world.mesh.state / "services" / "gateway" / "inbox.jsonl"
+    return [json.loads(one) for one in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def told(world: World, approval: Approval) -> Sequence[str]:
     """Return the kinds of the notices about an approval, in order."""
-    inbox = world.mesh.state / "services" / "gateway" / "inbox.jsonl"
-    lines = inbox.read_text(encoding="utf-8").splitlines() if inbox.exists() else []
-    notices: Sequence[Mapping[str, str]] = [json.loads(one) for one in lines]
-    return [one["kind"] for one in notices if one["approval_id"] == approval.approval_id]
+    return [one["kind"] for one in inbox(world) if one["approval_id"] == approval.approval_id]
