@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
+import asyncpg
 import structlog
+from google.protobuf.message import DecodeError
 
 from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
@@ -30,6 +33,9 @@ T = TypeVar("T")
 DURABLE_SECONDS: Final = 1.0
 METHOD: Final = "opsmesh.guardrails.v1.KillSwitchService"
 NOT_SO: Final = frozenset({error_reason_pb2.ERROR_REASON_REQUEST_ID_REUSED, error_reason_pb2.ERROR_REASON_OVERLOADED})
+# What is wrong with a kill itself, however often it is tried.
+UNFIT: Final = (DecodeError, Refusal, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+UNTOLD: Final = "a kill of kills.jsonl could not be stored as it was told"
 log = structlog.get_logger("opsmesh.guardrails.kills")
 
 
@@ -130,22 +136,28 @@ class KillSwitch:
         if not orders:
             return
         for order in orders:
-            async with self._pool.acquire() as connection, connection.transaction():
-                await self._bring(connection, order)
+            try:
+                await self._bring(order)
+            except UNFIT as error:
+                # One that can never be stored as it was told would take all leases away for ever.
+                log.exception("stored as a kill of everything", kill_id=str(order.kill_id), error=repr(error))
+                everything = replace(order, scope=pb.KillScope(everything=True), reason=UNTOLD, event=b"")
+                await self._bring(everything)
         await self._file.remove([order.kill_id for order in orders])
         self._board.changed()
         self._writes.wake()
         log.info("kills of the file are stored", count=len(orders))
 
-    async def _bring(self, connection: Connection, order: Order) -> None:
+    async def _bring(self, order: Order) -> None:
         """Store one kill of the file as if it had been stored at once: with its answer and its audit record."""
-        if await kill_store.known(connection, order.kill_id):
-            return
-        kill = await kill_store.engage(connection, order, when=order.engage_time, limited=False)
-        response = pb.EngageResponse(kill=self._message(kill))
-        await kill_store.remember(connection, f"{METHOD}/Engage", order, response.SerializeToString())
-        if order.event:
-            await self._own.enqueue(connection, audit_service_pb2.AuditEvent.FromString(order.event))
+        async with self._pool.acquire() as connection, connection.transaction():
+            if await kill_store.known(connection, order.kill_id):
+                return
+            kill = await kill_store.engage(connection, order, when=order.engage_time, limited=False)
+            response = pb.EngageResponse(kill=self._message(kill))
+            await kill_store.remember(connection, f"{METHOD}/Engage", order, response.SerializeToString())
+            if order.event:
+                await self._own.enqueue(connection, audit_service_pb2.AuditEvent.FromString(order.event))
 
     async def release(self, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
         """Let one more person agree; audit must acknowledge it before."""

@@ -2,16 +2,22 @@
 
 import asyncio
 import uuid
+from datetime import UTC, datetime
+from pathlib import Path
 
 import grpc.aio
 import pytest
 
 from opsmesh.config.v1 import policies_pb2
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
+from services.guardrails.kill_file import Order
 from services.guardrails.kill_status import STORED_MAX
+from services.local.waiting import until
 from tests.guardrails.killing import Stop, engage, lease, release, report, status
 from tests.guardrails.people import asks, waiting
-from tests.guardrails.world import CHECKOUT, PAYMENTS, House, RestartRequest, failures, reason_of, restart
+from tests.guardrails.world import CHECKOUT, PAYMENTS, House, RestartRequest, failures, house, reason_of, restart
+from tests.mesh.world import World
+from tests.stores import Database
 
 CAP = policies_pb2.EffectCap(cap_id="one", scope=policies_pb2.EffectCap.SCOPE_TARGET, effects_per_hour=1)
 
@@ -141,3 +147,32 @@ async def test_nobody_crowds_a_status_out(home: House) -> None:
         )
     for told in [*await status(home), *await status(home, kills[0])]:
         assert mine.subject in {stop.subject for stop in told.stops}
+
+
+async def test_a_kill_that_cannot_be_stored_as_told_stops_everything(
+    pki: World, postgres: Database, tmp_path: Path
+) -> None:
+    """What the file holds is stored in any case: as a kill of everything, which people can see and release."""
+    told = Order(
+        kill_id=uuid.uuid4(),
+        caller="human/operator",
+        request_id=uuid.uuid4(),
+        digest=b"",
+        scope=pb.KillScope(environment="demo"),
+        reason="a test",
+        engage_time=datetime.now(UTC),
+        event=b"no audit event",
+    )
+    (tmp_path / "kills.jsonl").write_bytes(told.line)
+    async with postgres.fresh() as database, house(pki, database, tmp_path) as home:
+        stopped = pb.Kill(kill_id=str(told.kill_id))
+
+        async def stored() -> None:
+            if not (await status(home, stopped))[0].durable:
+                raise LookupError
+
+        await until(stored, "the kill", 10, LookupError)
+        (found,) = await status(home)
+        assert found.scope.everything
+        assert [kill.kill_id for kill in (await lease(home)).kills] == [stopped.kill_id]
+        assert (await release(home, stopped, "operator", "approver")).state == pb.Kill.STATE_RELEASED
