@@ -157,10 +157,14 @@ def conclude(findings: Sequence[Finding], ruling: Ruling) -> tuple[Verdict, str]
 
 
 def inventory_lines(target_id: str) -> str:
-    """Return the lines that add a target to deploy/inventory.yaml, its environment guessed from the id."""
+    """Return the lines that add a target to deploy/inventory.yaml, its environment guessed from the id.
+
+    What is to be done with them is a comment, so that all of it can be pasted.
+    """
     scheme, _, rest = target_id.partition(":")
     environment, _, name = rest.partition("/")
     kind = scheme if scheme in {"host", "database"} else "service"
     known = scheme == "svc" and name and environment.islower()
     where = environment if known else "production"
-    return f'\n  - target_id: "{target_id}"\n    kind: {kind}\n    environment: {where}'
+    lines = (f'- target_id: "{target_id}"', f"  kind: {kind}", f"  environment: {where}")
+    return "".join(f"\n  {line}" for line in (*lines, "# and then: opsmesh check && opsmesh policies publish"))
