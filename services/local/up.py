@@ -62,6 +62,7 @@ async def run_up(
         with _only_one(mesh):
             mesh.endpoints_file.unlink(missing_ok=True)
             await _end_of_predecessor(mesh, say)
+            _check_secrets(mesh)
             _check_ports(mesh)
             return await _run(_Children(mesh, services, say), stop)
     finally:
@@ -119,6 +120,15 @@ async def _end_of_predecessor(mesh: Mesh, say: Say) -> None:
             await asyncio.to_thread(process.wait, STOP_SECONDS)
         except psutil.TimeoutExpired as error:
             raise LocalError(f"process {process.pid} of a previous mesh does not stop; kill it") from error
+
+
+def _check_secrets(mesh: Mesh) -> None:
+    """Refuse to start with a key or password that others may read: not every one is read by a service that looks."""
+    kept = (*mesh.pki.glob("*.key"), *(path for path in (mesh.state / "secrets").rglob("*") if path.is_file()))
+    opened = sorted(path for path in kept if path.stat().st_mode & 0o077)
+    if opened:
+        names = " ".join(map(str, opened))
+        raise LocalError(f"secret files that others may read: {names}. NEXT: chmod 600 {names}")
 
 
 def _check_ports(mesh: Mesh) -> None:

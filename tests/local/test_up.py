@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from services.cli.session import Session
 from services.local import certs, up
-from services.local.files import LocalError, free_port_base
+from services.local.files import LocalError, ensure_secret, free_port_base
 from services.local.layout import SERVICES, Mesh, plan
 from services.local.programs import Stores, environment
 
@@ -181,12 +181,17 @@ async def test_a_service_that_cannot_start_ends_up_with_its_words(folder: Path) 
     assert not _left(folder)
 
 
-async def test_a_secret_that_others_may_read_stops_up(folder: Path) -> None:
-    """A service whose key was opened to others does not start, and `up` ends with the chmod to run."""
-    key = certs.ensure(folder / "state") / "bridge.key"
-    key.chmod(0o644)
-    with pytest.raises(LocalError, match=rf"(?s)bridge does not start: exit status 78.*NEXT: chmod 600 .*{key.name}"):
-        await up.run_up(folder / "state", folder / "config", port_base=free_port_base(), services=("bridge",))
+@pytest.mark.parametrize(
+    "secret", ["pki/bridge.key", "pki/ca.key", "pki/operator.key", "secrets/postgres/opsmesh_owner"]
+)
+async def test_a_secret_that_others_may_read_stops_up(folder: Path, secret: str) -> None:
+    """Whoever's it is, also a person's or the owner's: nothing is started, and `up` ends with the chmod to run."""
+    state = folder / "state"
+    certs.ensure(state)
+    ensure_secret(state / secret)
+    (state / secret).chmod(0o640)
+    with pytest.raises(LocalError, match=rf"others may read: {state / secret}. NEXT: chmod 600 {state / secret}$"):
+        await up.run_up(state, folder / "config", port_base=free_port_base(), services=("bridge",))
     assert not _left(folder)
 
 
