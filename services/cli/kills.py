@@ -155,6 +155,8 @@ async def status(
     show_list(session, answer, "kills", COLUMNS)
     if session.as_json:
         return
+    if any(not kill.durable for kill in answer.kills):
+        console().print("PostgreSQL is down: kills from before are not shown here, and hold all the same")
     for kill in answer.kills:
         if not kill.stops:
             continue

@@ -19,7 +19,7 @@ from opsmesh.guardrails.v1 import guardrails_service_pb2_grpc as guardrails_grpc
 from opsmesh.guardrails.v1 import target_lock_service_pb2 as locks
 from opsmesh.guardrails.v1 import target_lock_service_pb2_grpc as locks_grpc
 from opsmesh.policy.v1 import policy_pb2
-from services.cli.command import Limit, PageToken, RequestId, command, group
+from services.cli.command import Limit, PageToken, RequestId, command, group, typed
 from services.cli.output import Column, cell, console, error_console, print_json, show_list, word
 from services.cli.session import RefusedError, Session, UsageError, pages
 from services.mesh import policy
@@ -170,10 +170,11 @@ async def _authorise(
     elif judgement.checks:
         _show_judgement(judgement)
     verdict = word(guardrails.Verdict.DESCRIPTOR, judgement.verdict)
+    show = typed(session, "approvals", "show", answer.approval_id)
     steps = {
         guardrails.VERDICT_REQUIRE_APPROVAL: (
             f"a person must approve it; approval {answer.approval_id} is pending",
-            f"opsmesh approvals show {answer.approval_id}",
+            f"{show}\nTHEN: once another person has approved it: {_again(session, tool, request, context)}",
         ),
         guardrails.VERDICT_OBSERVE: (
             "policy only observes: this would have happened",
@@ -184,6 +185,13 @@ async def _authorise(
     where = f"{tool.name} on {judgement.target_id or 'no target'}, policy set {judgement.policy_set_version}"
     rule = f", rule {judgement.policy_rule_id}" if judgement.policy_rule_id else ""
     raise RefusedError(f"{verdict}: {what}\nWHERE: {where}{rule}\nNEXT: {following}")
+
+
+def _again(session: Session, tool: Tool, request: Message, context: guardrails.ActionContext) -> str:
+    """Return the command that makes exactly this call again: an approval is for these bytes, request id included."""
+    content = json_format.MessageToDict(request, preserving_proto_field_name=True)
+    incident = ("--incident", context.incident_id) if context.incident_id else ()
+    return typed(session, "tools", "call", tool.rpc, json.dumps(content, ensure_ascii=False), *incident)
 
 
 def _show_judgement(judgement: guardrails.Judgement) -> None:

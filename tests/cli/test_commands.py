@@ -163,6 +163,7 @@ async def test_a_tool_call_without_a_grant_ends_and_releases(mesh: Mesh) -> None
         assert done.code == 1
         assert text in done.err
         assert mesh.steps == ["lock", "authorise", "release 4"]
+    assert 'THEN: once another person has approved it: opsmesh tools call RestartWorkload \'{"request_id": ' in done.err
 
 
 async def test_the_request_may_be_json_in_place_of_pairs(mesh: Mesh) -> None:

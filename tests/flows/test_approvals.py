@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import subprocess
 from collections import Counter
 
@@ -193,7 +194,8 @@ async def test_a_waiting_approval_blocks_nobody_on_its_target(world: World) -> N
     )
     async with people(world, "approver", "approver2") as (approver, other):
         await approver.approve(own)
-        again = await typed(world, *call, "--request-id", own.request_id)
+        _, *then = shlex.split(said.stderr.partition("has approved it: ")[2])
+        again = await typed(world, *then)
         assert again.returncode == 0, again.stderr
         assert world.workloads[SPARE].start_count() == starts + 1
         assert (await world.incident(first)).state == Incident.STATE_AWAITING_APPROVAL
