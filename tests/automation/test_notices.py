@@ -88,7 +88,7 @@ async def test_question_reminder_answer(mesh: Mesh) -> None:
     await mesh.reached(execution_id)
     assert {one.channel for one in mesh.gateway.told} == {"ops"}
     assert mesh.gateway.told[0].target_id == TARGET
-    assert approval_id in mesh.gateway.told[0].detail
+    assert mesh.gateway.told[0].approval_id == approval_id
 
 
 async def test_across_restarts(mesh: Mesh) -> None:
