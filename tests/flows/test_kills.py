@@ -66,8 +66,8 @@ async def test_an_execution_restarts_at_most_once(storm: Storm) -> None:
 
 async def test_every_intent_has_its_outcome(storm: Storm) -> None:
     """Each try that audit knows the intent of has exactly one outcome, and the other way round."""
-    query = "SELECT event_id, phase FROM audit.events WHERE action = $1 AND target = ANY($2)"
-    events = await storm.world.rows(query, RESTART, [f"svc:demo/{name}" for name in TILLS])
+    query = "SELECT event_id, phase FROM audit.events WHERE action = $1 AND incident_id::text = ANY($2)"
+    events = await storm.world.rows(query, RESTART, list(storm.ends))
     intents = {row["event_id"] for row in events if row["phase"] == Event.PHASE_INTENT}
     outcomes = {row["event_id"] for row in events if row["phase"] == Event.PHASE_OUTCOME}
     tries = [
