@@ -161,7 +161,7 @@ def _sources(found: Configuration) -> None:
 
 def _policies(found: Configuration) -> None:
     """Find what guardrails would refuse to publish."""
-    from services.guardrails.review import problems  # noqa: PLC0415  see the module's first words
+    from services.guardrails.policies.review import problems  # noqa: PLC0415  see the module's first words
 
     merged, places = policies_pb2.PolicySet(), Places()
     for path, message in found.of(policies_pb2.PolicySet).items():

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from opsmesh.policy.v1 import policy_pb2
-from services.guardrails.approvals import Change, differences, flat
+from services.guardrails.approvals.rules import Change, differences, flat
 from services.guardrails.domain import Access, Blast, Risk
 from services.mesh import policy
 from services.mesh.errors import Refusal

@@ -9,18 +9,21 @@ from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
 from services.guardrails import action as actions
-from services.guardrails import approval_store, asking, convert, ledger
+from services.guardrails import convert
 from services.guardrails.action import Action, SyntaxFault
-from services.guardrails.approval_board import ApprovalBoard
-from services.guardrails.approvals import Approval, Change, told
-from services.guardrails.caps import matching
+from services.guardrails.approvals import asking
+from services.guardrails.approvals import store as approval_store
+from services.guardrails.approvals.board import ApprovalBoard
+from services.guardrails.approvals.rules import Approval, Change, told
 from services.guardrails.checks import failed
 from services.guardrails.domain import Access, Verdict
 from services.guardrails.grants import Minter
 from services.guardrails.judge import Judge, Proposal, refuse_if_passing
 from services.guardrails.judgement import Asked, Judged
-from services.guardrails.ledger import Effect
-from services.guardrails.policies import Policies
+from services.guardrails.policies import ledger
+from services.guardrails.policies.caps import matching
+from services.guardrails.policies.ledger import Effect
+from services.guardrails.policies.store import Policies
 from services.guardrails.store import JudgementStore, Session
 from services.mesh.errors import Refusal
 from services.mesh.postgres import Connection

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from services.guardrails.approvals import Approval, State, Terms
-from services.guardrails.approvals import terms as terms_for
-from services.guardrails.approvals import told as diff_words
+from services.guardrails.approvals.rules import Approval, State, Terms
+from services.guardrails.approvals.rules import terms as terms_for
+from services.guardrails.approvals.rules import told as diff_words
 from services.guardrails.domain import Access, Case, Need, PolicySet, Ruling, Verdict
 
 HUMAN: Final = "human/"

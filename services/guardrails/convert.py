@@ -12,8 +12,8 @@ from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.policy.v1 import policy_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.guardrails import checks, domain
-from services.guardrails.caps import EffectCap, Scope
-from services.guardrails.windows import ChangeWindow, Window
+from services.guardrails.policies.caps import EffectCap, Scope
+from services.guardrails.policies.windows import ChangeWindow, Window
 from services.mesh.errors import PREFIX, Refusal, describe
 from services.mesh.tools import find_tool
 

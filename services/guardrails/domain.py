@@ -11,8 +11,8 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Final
 
-from services.guardrails.caps import EffectCap
-from services.guardrails.windows import ChangeWindow, Window
+from services.guardrails.policies.caps import EffectCap
+from services.guardrails.policies.windows import ChangeWindow, Window
 
 APPROVAL_TTL: Final = timedelta(minutes=5)
 NOTICES_PER_HOUR: Final = 60

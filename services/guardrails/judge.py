@@ -9,14 +9,16 @@ from uuid import UUID
 
 import structlog
 
-from services.guardrails import asking, checks, convert, domain, kill_store
+from services.guardrails import checks, convert, domain
 from services.guardrails.action import Action
-from services.guardrails.approvals import Approval
+from services.guardrails.approvals import asking
+from services.guardrails.approvals.rules import Approval
 from services.guardrails.checks import Finding, Incident, failed
 from services.guardrails.domain import Access, Case, PolicySet, Ruling, Verdict
 from services.guardrails.judgement import Asked, Judged, Look
-from services.guardrails.kill_store import Standing
-from services.guardrails.policies import Policies
+from services.guardrails.kills import store as kill_store
+from services.guardrails.kills.store import Standing
+from services.guardrails.policies.store import Policies
 from services.guardrails.store import Key, Moment, Session
 from services.guardrails.surroundings import PeerTrouble, Surroundings
 from services.mesh import kills

@@ -8,7 +8,7 @@ from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from services.guardrails import action as actions
 from services.guardrails import checks, convert
 from services.guardrails.action import Action
-from services.guardrails.approvals import Approval, State, Terms
+from services.guardrails.approvals.rules import Approval, State, Terms
 from services.guardrails.checks import Finding, Incident
 from services.guardrails.domain import Case, PolicySet, Ruling, Verdict
 from services.guardrails.store import Key, Moment

@@ -16,22 +16,24 @@ from opsmesh.guardrails.v1 import (
     policy_service_pb2_grpc,
     target_lock_service_pb2_grpc,
 )
-from services.guardrails import claims, ledger, locks
-from services.guardrails.approval_board import ApprovalBoard
-from services.guardrails.approval_servicer import ApprovalServicer
-from services.guardrails.approval_store import ApprovalStore
+from services.guardrails.approvals.board import ApprovalBoard
+from services.guardrails.approvals.expiry import Expiry
+from services.guardrails.approvals.servicer import ApprovalServicer
+from services.guardrails.approvals.store import ApprovalStore
 from services.guardrails.authority import Authority
-from services.guardrails.expiry import Expiry
 from services.guardrails.grants import Minter
 from services.guardrails.judge import Judge
-from services.guardrails.kill_file import KillFile
-from services.guardrails.kill_servicer import KillSwitchServicer
-from services.guardrails.kills import KillSwitch
-from services.guardrails.lease import LeaseBoard
-from services.guardrails.lock_servicer import TargetLockServicer
+from services.guardrails.kills.file import KillFile
+from services.guardrails.kills.lease import LeaseBoard
+from services.guardrails.kills.servicer import KillSwitchServicer
+from services.guardrails.kills.switch import KillSwitch
+from services.guardrails.locks import claims
+from services.guardrails.locks import queue as locks
+from services.guardrails.locks.servicer import TargetLockServicer
 from services.guardrails.places import Places
-from services.guardrails.policies import Policies
-from services.guardrails.publishing import PolicyServicer
+from services.guardrails.policies import ledger
+from services.guardrails.policies.servicer import PolicyServicer
+from services.guardrails.policies.store import Policies
 from services.guardrails.servicer import GuardrailsServicer
 from services.guardrails.settings import GuardrailsSettings
 from services.guardrails.store import JudgementStore

@@ -8,8 +8,8 @@ from typing import Final
 from uuid import UUID
 
 from opsmesh.audit.v1 import audit_service_pb2
-from services.guardrails import approval_store
-from services.guardrails.approvals import Approval
+from services.guardrails.approvals import store as approval_store
+from services.guardrails.approvals.rules import Approval
 from services.guardrails.checks import Lock
 from services.mesh.postgres import Connection, Pool
 from services.mesh.writes import Writes

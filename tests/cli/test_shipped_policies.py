@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from opsmesh.config.v1 import inventory_pb2, policies_pb2
-from services.guardrails import convert, domain, review
+from services.guardrails import convert, domain
+from services.guardrails.policies import review
 from services.mesh import policy
 from services.mesh.config import load_yaml
 from services.mesh.identities import Identities

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from google.protobuf import json_format
 
 from services.guardrails.action import changes
-from services.guardrails.approvals import (
+from services.guardrails.approvals.rules import (
     CHANGES_MAX,
     VALUE_MAX,
     Answer,

@@ -10,8 +10,8 @@ import pytest
 
 from opsmesh.config.v1 import policies_pb2
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
-from services.guardrails.kill_file import Order
-from services.guardrails.kill_status import STORED_MAX
+from services.guardrails.kills.file import Order
+from services.guardrails.kills.status import STORED_MAX
 from services.local.waiting import until
 from tests.guardrails.killing import Stop, engage, lease, release, report, status
 from tests.guardrails.people import asks, waiting

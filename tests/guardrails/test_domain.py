@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opsmesh.config.v1 import inventory_pb2
 from services.guardrails import checks, domain
 from services.guardrails.domain import Access, Blast, Case, Entry, Match, Need, PolicySet, Risk, Rule, Verdict
-from services.guardrails.windows import ChangeWindow, Window
+from services.guardrails.policies.windows import ChangeWindow, Window
 from services.mesh import policy
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)  # a Monday

@@ -16,7 +16,7 @@ import pytest
 
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as rpc
-from services.guardrails.kill_file import KillFile
+from services.guardrails.kills.file import KillFile
 from services.local import postgres as pg
 from services.local.files import free_port
 from services.mesh import tls

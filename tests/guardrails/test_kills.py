@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opsmesh.guardrails.v1 import approval_service_pb2 as approval_pb
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as judge_pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
-from services.guardrails import kill_store
+from services.guardrails.kills import store as kill_store
 from services.mesh import kills
 from tests.guardrails.killing import Kill, engage, lease, release
 from tests.guardrails.world import (

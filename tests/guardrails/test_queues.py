@@ -9,8 +9,8 @@ import pytest
 
 from opsmesh.guardrails.v1 import target_lock_service_pb2 as pb
 from opsmesh.guardrails.v1 import target_lock_service_pb2_grpc as rpc
-from services.guardrails import locks
-from services.guardrails.locks import Held, Rank, rank_of
+from services.guardrails.locks import queue as locks
+from services.guardrails.locks.queue import Held, Rank, rank_of
 from services.mesh.client import refusal_of
 from services.mesh.errors import Refusal
 from tests.guardrails.test_locks import lapse, releasing

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from opsmesh.config.v1 import inventory_pb2, policies_pb2
-from services.guardrails import review
+from services.guardrails.policies import review
 from services.local.publish import read_policies
 from services.mesh import policy
 from services.mesh.config import load_yaml

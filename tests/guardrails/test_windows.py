@@ -9,7 +9,7 @@ import pytest
 from opsmesh.config.v1 import policies_pb2
 from services.guardrails import convert, domain
 from services.guardrails.domain import Access, Case, Entry, Match, PolicySet, Risk, Rule, Verdict
-from services.guardrails.windows import ChangeWindow, Window
+from services.guardrails.policies.windows import ChangeWindow, Window
 from tests.guardrails.test_review import look
 from tests.guardrails.world import inventory, rule
 

@@ -18,7 +18,7 @@ from uuid import UUID
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.policy.v1 import policy_pb2
 from opsmesh.type.v1 import error_reason_pb2
-from services.guardrails.kill_file import Order
+from services.guardrails.kills.file import Order
 from services.mesh import kills
 from services.mesh.errors import Refusal
 from services.mesh.postgres import Connection, Pool

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from services.guardrails.caps import EffectCap, Scope
+from services.guardrails.policies.caps import EffectCap, Scope
 from services.mesh.postgres import Connection, Pool
 
 RECENT: Final = "reserve_time > statement_timestamp() - interval '1 hour'"

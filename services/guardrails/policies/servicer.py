@@ -7,10 +7,11 @@ from typing import Any, Final
 from opsmesh.guardrails.v1 import policy_service_pb2 as pb
 from opsmesh.guardrails.v1 import policy_service_pb2_grpc as rpc
 from opsmesh.type.v1 import error_reason_pb2
-from services.guardrails import policies, review
 from services.guardrails.convert import timestamp
-from services.guardrails.lease import LeaseBoard
-from services.guardrails.policies import Head, Policies
+from services.guardrails.kills.lease import LeaseBoard
+from services.guardrails.policies import review
+from services.guardrails.policies import store as policies
+from services.guardrails.policies.store import Head, Policies
 from services.mesh import paging
 from services.mesh.call import current
 from services.mesh.errors import FieldViolation, Refusal

@@ -7,9 +7,9 @@ from typing import Final
 from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as kill_pb
-from services.guardrails import approval_store as approvals
-from services.guardrails.approval_store import End, Question
-from services.guardrails.approvals import Approval, Change, State, differences, terms, told
+from services.guardrails.approvals import store as approvals
+from services.guardrails.approvals.rules import Approval, Change, State, differences, terms, told
+from services.guardrails.approvals.store import End, Question
 from services.guardrails.domain import Need
 from services.guardrails.judgement import Asked, Judged
 from services.guardrails.store import Session

@@ -9,9 +9,9 @@ from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as rpc
 from opsmesh.type.v1 import error_reason_pb2
 from services.guardrails.convert import timestamp
-from services.guardrails.kill_store import NO_EPOCH, Lease
-from services.guardrails.kills import KillSwitch
-from services.guardrails.lease import LeaseBoard
+from services.guardrails.kills.lease import LeaseBoard
+from services.guardrails.kills.store import NO_EPOCH, Lease
+from services.guardrails.kills.switch import KillSwitch
 from services.mesh import paging
 from services.mesh.errors import Refusal
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
-from services.guardrails.kill_store import COLUMNS, KillRow, read, with_releasers
+from services.guardrails.kills.store import COLUMNS, KillRow, read, with_releasers
 from services.mesh.errors import FieldViolation, Refusal
 from services.mesh.postgres import Pool
 

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from services.guardrails.approval_store import ApprovalStore
-from services.guardrails.approvals import Approval
+from services.guardrails.approvals.rules import Approval
+from services.guardrails.approvals.store import ApprovalStore
 
 LOOK_SECONDS: Final = 0.5
 REPEAT_SECONDS: Final = 10.0

@@ -10,14 +10,14 @@ from opsmesh.guardrails.v1 import approval_service_pb2 as pb
 from opsmesh.guardrails.v1 import approval_service_pb2_grpc as rpc
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as judging
 from opsmesh.type.v1 import error_reason_pb2
-from services.guardrails import amending, answers
-from services.guardrails.answers import Said
-from services.guardrails.approval_board import ApprovalBoard
-from services.guardrails.approval_store import ApprovalStore
-from services.guardrails.approvals import Approval, State
+from services.guardrails.approvals import amending, answers
+from services.guardrails.approvals.answers import Said
+from services.guardrails.approvals.board import ApprovalBoard
+from services.guardrails.approvals.expiry import subject_of
+from services.guardrails.approvals.rules import Approval, State
+from services.guardrails.approvals.store import ApprovalStore
 from services.guardrails.authority import Authority
 from services.guardrails.convert import timestamp
-from services.guardrails.expiry import subject_of
 from services.mesh import paging
 from services.mesh.call import current
 from services.mesh.errors import Refusal

@@ -10,9 +10,9 @@ import structlog
 
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
-from services.guardrails import kill_store
-from services.guardrails.kill_file import KillFile
-from services.guardrails.kill_store import Lease
+from services.guardrails.kills import store as kill_store
+from services.guardrails.kills.file import KillFile
+from services.guardrails.kills.store import Lease
 from services.mesh import kills
 from services.mesh.errors import Refusal, unavailable
 from services.mesh.postgres import ABSENT, Pool

@@ -8,9 +8,11 @@ from uuid import UUID
 from opsmesh.guardrails.v1 import target_lock_service_pb2 as pb
 from opsmesh.guardrails.v1 import target_lock_service_pb2_grpc as rpc
 from opsmesh.type.v1 import error_reason_pb2
-from services.guardrails import checks, claims, locks
+from services.guardrails import checks
 from services.guardrails.convert import timestamp
-from services.guardrails.policies import Policies
+from services.guardrails.locks import claims
+from services.guardrails.locks import queue as locks
+from services.guardrails.policies.store import Policies
 from services.mesh import paging, policy
 from services.mesh.call import current
 from services.mesh.errors import FieldViolation, Refusal

@@ -14,12 +14,14 @@ from google.protobuf.message import DecodeError
 from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
-from services.guardrails import domain, kill_status, kill_store
+from services.guardrails import domain
 from services.guardrails.convert import timestamp
-from services.guardrails.kill_file import KillFile, Order, kill_id_of
-from services.guardrails.kill_store import KillRow
-from services.guardrails.lease import LeaseBoard
-from services.guardrails.policies import Policies
+from services.guardrails.kills import status as kill_status
+from services.guardrails.kills import store as kill_store
+from services.guardrails.kills.file import KillFile, Order, kill_id_of
+from services.guardrails.kills.lease import LeaseBoard
+from services.guardrails.kills.store import KillRow
+from services.guardrails.policies.store import Policies
 from services.mesh import kills, policy
 from services.mesh.call import current
 from services.mesh.errors import Refusal

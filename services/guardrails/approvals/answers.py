@@ -6,9 +6,9 @@ from uuid import UUID
 
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
-from services.guardrails import approval_store as store
-from services.guardrails.approval_store import End, Question
-from services.guardrails.approvals import VOTES_MAX, Answer, Approval, State, shortened
+from services.guardrails.approvals import store
+from services.guardrails.approvals.rules import VOTES_MAX, Answer, Approval, State, shortened
+from services.guardrails.approvals.store import End, Question
 from services.guardrails.checks import HUMAN
 from services.mesh.errors import Refusal
 from services.mesh.postgres import Connection

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from services.guardrails.approvals import UNANSWERED, UNEXECUTED, Answer, Approval, Change, State, Terms, Vote
+from services.guardrails.approvals.rules import UNANSWERED, UNEXECUTED, Answer, Approval, Change, State, Terms, Vote
 from services.mesh.postgres import Connection, Pool
 
 UNANSWERED_NOW: Final = "(state = 'PENDING' AND expire_time <= clock_timestamp())"

@@ -7,10 +7,11 @@ from typing import Any, Final
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
 from services.guardrails import action as actions
-from services.guardrails import answers, asking, convert
+from services.guardrails import convert
 from services.guardrails.action import SyntaxFault
-from services.guardrails.answers import Said
-from services.guardrails.approvals import Approval
+from services.guardrails.approvals import answers, asking
+from services.guardrails.approvals.answers import Said
+from services.guardrails.approvals.rules import Approval
 from services.guardrails.authority import Authority
 from services.guardrails.domain import Verdict
 from services.guardrails.judge import Proposal

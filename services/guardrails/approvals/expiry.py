@@ -3,9 +3,9 @@
 from typing import Final
 
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
-from services.guardrails import approval_store
-from services.guardrails.approval_board import ApprovalBoard
-from services.guardrails.approvals import Approval
+from services.guardrails.approvals import store as approval_store
+from services.guardrails.approvals.board import ApprovalBoard
+from services.guardrails.approvals.rules import Approval
 from services.mesh.call import working
 from services.mesh.postgres import Pool
 from services.mesh.writes import Event, Subject, Writes, event

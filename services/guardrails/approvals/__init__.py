@@ -1,0 +1,1 @@
+"""The life of an approval: asked for, answered, amended, expired, watched."""

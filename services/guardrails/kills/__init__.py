@@ -1,0 +1,1 @@
+"""The kill switch: engaged, released, reported, and the leases that carry it."""

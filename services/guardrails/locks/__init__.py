@@ -1,0 +1,1 @@
+"""Target locks with their queue, and the claims of agents."""

@@ -1,0 +1,1 @@
+"""Policy sets: published, reviewed, stored; windows, caps and the ledger of effects."""
