@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from buf.validate import validate_pb2
 from google.protobuf import json_format, struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from buf.validate import validate_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2
 from opsmesh.policy.v1 import policy_pb2
 from services.automation.domain import Part, Path, PathError

@@ -5,9 +5,9 @@ import re
 from typing import Any
 
 import pytest
-from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
+from buf.validate import validate_pb2
 from opsmesh.policy.v1 import policy_pb2
 from services.mesh import policy, snapshot
 
