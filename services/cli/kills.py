@@ -13,6 +13,7 @@ import typer
 
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as guardrails
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as guardrails_grpc
+from opsmesh.guardrails.v1 import policy_service_pb2, policy_service_pb2_grpc
 from services.cli.command import Limit, PageToken, RequestId, command, group, typed
 from services.cli.output import Column, age, cell, console, print_json, show_list
 from services.cli.session import Session, UnreachableError, UsageError, pages
@@ -54,6 +55,7 @@ STOPS: Final[list[Column]] = [
 ]
 # What still needs an eye comes first; of what has stopped, a few are enough for a terminal.
 SHOWN: Final = 20
+LOOK_SECONDS: Final = 2.0
 SCOPES: Final = "--all, --environment, --target, --tool, --playbook, --execution or --run"
 
 
@@ -109,7 +111,23 @@ async def engage(
         cell(f"{words(kill.scope)} is stopped: kill {kill.kill_id}, acknowledged after {took:.0f} ms, {stored}", str),
         soft_wrap=True,
     )
+    if not await _borne(session, kill.scope):
+        warning = f"WARNING: nothing in the inventory is {words(kill.scope)}: is it a typo? The kill holds all the same"
+        console().print(cell(warning, str), soft_wrap=True)
     console().print(cell(f"NEXT: {typed(session, 'kill', 'status')}", str), soft_wrap=True)
+
+
+async def _borne(session: Session, scope: guardrails.KillScope) -> bool:
+    """Say whether the inventory has what a scope names; yes where it cannot be asked: a stop never waits for it."""
+    if not scope.environment and not scope.target_id:
+        return True
+    stub = policy_service_pb2_grpc.PolicyServiceStub(session.channel("guardrails"))
+    try:
+        answer = await stub.GetPolicySet(policy_service_pb2.GetPolicySetRequest(), timeout=LOOK_SECONDS)
+    except grpc.aio.AioRpcError:
+        return True
+    entries = answer.policy_set.inventory.entries
+    return any(one.environment == scope.environment or one.target_id == scope.target_id for one in entries)
 
 
 def _scope_words(scope: guardrails.KillScope) -> list[str]:

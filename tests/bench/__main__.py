@@ -29,7 +29,7 @@ PARTS: dict[str, tuple[Callable[[Path], Awaitable[list[Row]]], float]] = {
     "mesh": (mesh.rows, 180),
     "audit": (audit.rows, 90),
     "kill": (kill.rows, 600),
-    "demo": (demo.rows, 120),
+    "demo": (demo.rows, 240),
 }
 
 

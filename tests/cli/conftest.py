@@ -14,11 +14,12 @@ from opsmesh.gateway.v1.effect_service_pb2_grpc import add_EffectServiceServicer
 from opsmesh.guardrails.v1.approval_service_pb2_grpc import add_ApprovalServiceServicer_to_server
 from opsmesh.guardrails.v1.guardrails_service_pb2_grpc import add_GuardrailsServiceServicer_to_server
 from opsmesh.guardrails.v1.kill_switch_service_pb2_grpc import add_KillSwitchServiceServicer_to_server
+from opsmesh.guardrails.v1.policy_service_pb2_grpc import add_PolicyServiceServicer_to_server
 from opsmesh.guardrails.v1.target_lock_service_pb2_grpc import add_TargetLockServiceServicer_to_server
 from opsmesh.ingest.v1.ingest_service_pb2_grpc import add_IngestServiceServicer_to_server
 from opsmesh.router.v1.decision_service_pb2_grpc import add_DecisionServiceServicer_to_server
 from opsmesh.tools.workload.v1.workload_tool_service_pb2_grpc import add_WorkloadToolServiceServicer_to_server
-from tests.cli import fakes
+from tests.cli import fakes, guarded_fakes
 from tests.cli.mesh import Mesh
 from tests.mesh.world import World
 
@@ -46,6 +47,7 @@ async def serving(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mes
             (add_TargetLockServiceServicer_to_server, mesh.guardrails),
             (add_ApprovalServiceServicer_to_server, mesh.approvals),
             (add_KillSwitchServiceServicer_to_server, mesh.kill_switch),
+            (add_PolicyServiceServicer_to_server, guarded_fakes.Policies()),
         ],
         "automation": [(add_AutomationServiceServicer_to_server, mesh.automation)],
         "gateway": [

@@ -19,6 +19,8 @@ from opsmesh.guardrails.v1 import approval_service_pb2_grpc as approvals_grpc
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as kills
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as kills_grpc
+from opsmesh.guardrails.v1 import policy_service_pb2 as policies
+from opsmesh.guardrails.v1 import policy_service_pb2_grpc as policies_grpc
 from opsmesh.policy.v1 import policy_pb2
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2 as workload
 from opsmesh.type.v1 import error_reason_pb2
@@ -188,6 +190,26 @@ class KillSwitch(kills_grpc.KillSwitchServiceServicer):
     async def ReportStops(self, request: kills.ReportStopsRequest, _: Any) -> kills.ReportStopsResponse:
         """Answer nothing."""
         return kills.ReportStopsResponse()
+
+
+class Policies(policies_grpc.PolicyServiceServicer):
+    """Knows an inventory of one production service."""
+
+    async def PublishPolicySet(self, request: policies.PublishPolicySetRequest, context: Any) -> Any:
+        """Publish nothing."""
+        raise Refusal(error_reason_pb2.ERROR_REASON_NO_POLICY_SET)
+
+    async def ListPolicySets(self, request: policies.ListPolicySetsRequest, context: Any) -> Any:
+        """List nothing."""
+        return policies.ListPolicySetsResponse()
+
+    async def GetPolicySet(self, request: policies.GetPolicySetRequest, context: Any) -> Any:
+        """Tell the inventory."""
+        answer = policies.GetPolicySetResponse()
+        answer.policy_set.inventory.entries.add(
+            target_id="svc:production/checkout", kind="service", environment="production"
+        )
+        return answer
 
 
 @dataclass

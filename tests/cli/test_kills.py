@@ -63,6 +63,16 @@ async def test_only_guardrails_is_needed_to_stop(mesh: Mesh, tmp_path: Path) -> 
     assert f"NEXT: opsmesh kill engage --all --reason 'so odd' --state {tmp_path}" in done.err
 
 
+async def test_a_scope_that_nothing_bears_is_stopped_with_a_warning(mesh: Mesh) -> None:
+    """A typo stops nothing: the command says so, and engages all the same, for a stop is never refused."""
+    typo = await mesh.run("kill", "engage", "--environment", "prodution", "--reason", "odd")
+    assert (typo.code, len(mesh.kill_switch.engaged)) == (0, 1)
+    assert "WARNING: nothing in the inventory is environment prodution" in typo.out
+    known = await mesh.run("kill", "engage", "--target", "svc:production/checkout", "--reason", "odd")
+    assert known.code == 0
+    assert "WARNING" not in known.out
+
+
 async def test_everything_is_released_by_two_people(mesh: Mesh) -> None:
     """The first release leaves it RELEASE_PENDING and names the next step; another person's ends it."""
     await mesh.run("kill", "engage", "--all", "--reason", "odd")
