@@ -93,8 +93,8 @@ async def report(pool: Pool, kill_id: UUID, reporter: str, stops: Collection[pb.
 
 
 def _room(kills: int) -> int:
-    """Return how many stops of each of so many kills are shown: all together they must fit into a message."""
-    return min(STOPS_MAX, max(len(KINDS), SHOWN_MAX // max(1, kills)))
+    """Return how many stops of each of so many kills fit into an answer, beside who has said nothing."""
+    return min(STOPS_MAX - len(KINDS), max(len(KINDS), SHOWN_MAX // max(1, kills)))
 
 
 def _deadline(stop: pb.Stop) -> datetime | None:
