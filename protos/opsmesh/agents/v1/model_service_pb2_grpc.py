@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Says which models there are.
+    """Asks models, and says which there are.
     """
 
     def __init__(self, channel):
@@ -35,6 +35,11 @@ class ModelServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Generate = channel.unary_unary(
+                '/opsmesh.agents.v1.ModelService/Generate',
+                request_serializer=opsmesh_dot_agents_dot_v1_dot_model__service__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_agents_dot_v1_dot_model__service__pb2.GenerateResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/opsmesh.agents.v1.ModelService/ListModels',
                 request_serializer=opsmesh_dot_agents_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
@@ -43,11 +48,18 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Says which models there are.
+    """Asks models, and says which there are.
     """
 
+    def Generate(self, request, context):
+        """Let the model of a role answer: with text, or with calls of the tools that were offered. Nothing is called here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
-        """List the roles and their models; none means automation-only mode.
+        """List the roles and their models, what state they are in and what is left of the budgets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -56,6 +68,11 @@ class ModelServiceServicer:
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Generate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=opsmesh_dot_agents_dot_v1_dot_model__service__pb2.GenerateRequest.FromString,
+                    response_serializer=opsmesh_dot_agents_dot_v1_dot_model__service__pb2.GenerateResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=opsmesh_dot_agents_dot_v1_dot_model__service__pb2.ListModelsRequest.FromString,
@@ -70,8 +87,35 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Says which models there are.
+    """Asks models, and says which there are.
     """
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.agents.v1.ModelService/Generate',
+            opsmesh_dot_agents_dot_v1_dot_model__service__pb2.GenerateRequest.SerializeToString,
+            opsmesh_dot_agents_dot_v1_dot_model__service__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ListModels(request,

@@ -128,6 +128,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Another agent works on the target."""
     ERROR_REASON_CLAIM_REQUIRED: _ErrorReason.ValueType  # 52
     """The claim was lost."""
+    ERROR_REASON_BACKEND_REFUSED: _ErrorReason.ValueType  # 70
+    """The backend understood the question and says that it is wrong."""
+    ERROR_REASON_ANSWER_TOO_LARGE: _ErrorReason.ValueType  # 71
+    """More than a tool may hand on."""
+    ERROR_REASON_BLAST_RADIUS_WRONG: _ErrorReason.ValueType  # 72
+    """The size that was authorised is not the size of the change."""
+    ERROR_REASON_MODEL_UNAVAILABLE: _ErrorReason.ValueType  # 60
+    """No model of the role can answer now: no provider, a breaker is open, or every try failed."""
+    ERROR_REASON_BUDGET_EXHAUSTED: _ErrorReason.ValueType  # 61
+    """What may be spent is spent."""
+    ERROR_REASON_MODEL_REPLY_INVALID: _ErrorReason.ValueType  # 62
+    """The model's reply is nothing that can be used."""
+    ERROR_REASON_MODEL_REFUSED: _ErrorReason.ValueType  # 63
+    """The provider refuses the request or the key."""
+    ERROR_REASON_GENERATION_IN_FLIGHT: _ErrorReason.ValueType  # 64
+    """The same request is being answered."""
+    ERROR_REASON_CONTEXT_TOO_LARGE: _ErrorReason.ValueType  # 65
+    """The conversation does not fit into the model."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of a google.rpc.ErrorInfo, without its prefix; its domain is `opsmesh.<service>`."""
@@ -238,4 +256,22 @@ ERROR_REASON_CLAIM_HELD: ErrorReason.ValueType  # 51
 """Another agent works on the target."""
 ERROR_REASON_CLAIM_REQUIRED: ErrorReason.ValueType  # 52
 """The claim was lost."""
+ERROR_REASON_BACKEND_REFUSED: ErrorReason.ValueType  # 70
+"""The backend understood the question and says that it is wrong."""
+ERROR_REASON_ANSWER_TOO_LARGE: ErrorReason.ValueType  # 71
+"""More than a tool may hand on."""
+ERROR_REASON_BLAST_RADIUS_WRONG: ErrorReason.ValueType  # 72
+"""The size that was authorised is not the size of the change."""
+ERROR_REASON_MODEL_UNAVAILABLE: ErrorReason.ValueType  # 60
+"""No model of the role can answer now: no provider, a breaker is open, or every try failed."""
+ERROR_REASON_BUDGET_EXHAUSTED: ErrorReason.ValueType  # 61
+"""What may be spent is spent."""
+ERROR_REASON_MODEL_REPLY_INVALID: ErrorReason.ValueType  # 62
+"""The model's reply is nothing that can be used."""
+ERROR_REASON_MODEL_REFUSED: ErrorReason.ValueType  # 63
+"""The provider refuses the request or the key."""
+ERROR_REASON_GENERATION_IN_FLIGHT: ErrorReason.ValueType  # 64
+"""The same request is being answered."""
+ERROR_REASON_CONTEXT_TOO_LARGE: ErrorReason.ValueType  # 65
+"""The conversation does not fit into the model."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
