@@ -1,7 +1,7 @@
 """Reads the backends file: the only place where a URL, a socket or a credential of the infrastructure enters."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NewType
 
@@ -57,12 +57,72 @@ class Webhook:
 
 
 @dataclass(frozen=True, slots=True)
+class Prometheus:
+    """A server that speaks the HTTP API of Prometheus; `headers` carry a token or tenant."""
+
+    instant_url: ConfiguredUrl
+    range_url: ConfiguredUrl
+    login: Login | None
+    headers: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Elasticsearch:
+    """The `_search` of some indices; `tiebreaker` orders lines of one moment."""
+
+    url: ConfiguredUrl
+    login: Login | None
+    tiebreaker: str
+    headers: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLines:
+    """Files with a JSON object a line."""
+
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogSource:
+    """Where the lines of one target are; each of them carries `terms`, so that no search reads another target's."""
+
+    terms: Mapping[str, str]
+    time_field: str
+    message_field: str
+    fields: tuple[str, ...]
+    store: Elasticsearch | JsonLines
+
+
+@dataclass(frozen=True, slots=True)
+class AwsAccount:
+    """An AWS account in one region, and the address of its Auto Scaling API."""
+
+    region: str
+    url: ConfiguredUrl
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+    session_token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A group of machines."""
+
+    name: str
+    account: AwsAccount
+
+
+@dataclass(frozen=True, slots=True)
 class Backends:
-    """Everything the gateway can reach, by target and by channel."""
+    """Everything the gateway can reach, by target and by channel; metrics under "" are every other target's."""
 
     workloads: Mapping[str, Workload]
     channels: Mapping[str, Inbox | Webhook]
     runbooks: Path | None
+    metrics: Mapping[str, Prometheus]
+    logs: Mapping[str, LogSource]
+    groups: Mapping[str, Group]
 
 
 def load(path: Path, state: Path) -> Backends:
@@ -71,19 +131,90 @@ def load(path: Path, state: Path) -> Backends:
     folder = path.resolve().parent
     _refuse_twice(path, "workloads", (one.target_id for one in message.workloads))
     _refuse_twice(path, "channels", (one.channel for one in message.channels))
+    _refuse_twice(path, "metrics", (name or "(the rest)" for one in message.metrics for name in one.targets or [""]))
+    _refuse_twice(path, "logs", (target.target_id for one in message.logs for target in one.targets))
+    _refuse_twice(path, "autoscaling", (one.target_id for one in message.autoscaling))
     return Backends(
         workloads={one.target_id: _workload(one, folder) for one in message.workloads},
         channels={one.channel: _channel(one, folder, state) for one in message.channels},
         runbooks=folder / message.runbook_folder if message.runbook_folder else None,
+        metrics=_metrics(message.metrics, folder),
+        logs=_logs(message.logs, folder),
+        groups={one.target_id: Group(one.group, _account(one, folder)) for one in message.autoscaling},
     )
+
+
+def _metrics(entries: Iterable[pb.MetricsBackend], folder: Path) -> dict[str, Prometheus]:
+    """Return the servers by target."""
+    found: dict[str, Prometheus] = {}
+    for entry in entries:
+        one = entry.prometheus
+        headers = {"X-Scope-OrgID": one.tenant} if one.tenant else {}
+        if one.bearer_token_file:
+            headers["Authorization"] = f"Bearer {_secret(folder / one.bearer_token_file, one.url)}"
+        url = one.url.rstrip("/")
+        server = Prometheus(
+            instant_url=ConfiguredUrl(f"{url}/api/v1/query"),
+            range_url=ConfiguredUrl(f"{url}/api/v1/query_range"),
+            login=_login(one.username, one.password_file, folder, one.url),
+            headers=headers,
+        )
+        found |= dict.fromkeys(entry.targets or [""], server)
+    return found
+
+
+def _logs(entries: Iterable[pb.LogsBackend], folder: Path) -> dict[str, LogSource]:
+    """Return the log stores by target."""
+    found: dict[str, LogSource] = {}
+    for entry in entries:
+        store: Elasticsearch | JsonLines
+        if entry.HasField("json_lines"):
+            store = JsonLines(tuple(folder / path for path in entry.json_lines.paths))
+        else:
+            one = entry.elasticsearch
+            headers = {}
+            if one.api_key_file:
+                headers["Authorization"] = f"ApiKey {_secret(folder / one.api_key_file, one.url)}"
+            store = Elasticsearch(
+                url=ConfiguredUrl(f"{one.url.rstrip('/')}/{one.index}/_search?ignore_unavailable=true"),
+                login=_login(one.username, one.password_file, folder, one.url),
+                tiebreaker=one.tiebreaker_field or "_doc",
+                headers=headers,
+            )
+        for target in entry.targets:
+            found[target.target_id] = LogSource(
+                terms=dict(target.terms),
+                time_field=entry.time_field or "@timestamp",
+                message_field=entry.message_field or "message",
+                fields=tuple(entry.fields),
+                store=store,
+            )
+    return found
+
+
+def _account(message: pb.AutoscalingBackend, folder: Path) -> AwsAccount:
+    """Return the account of a group."""
+    one, owner = message.aws, message.target_id
+    # What AWS calls its partitions; elsewhere the file says the address.
+    suffix = "amazonaws.com.cn" if one.region.startswith("cn-") else "amazonaws.com"
+    return AwsAccount(
+        region=one.region,
+        url=ConfiguredUrl(one.endpoint_url.rstrip("/") or f"https://autoscaling.{one.region}.{suffix}"),
+        access_key_id=one.access_key_id,
+        secret_access_key=_secret(folder / one.secret_access_key_file, owner),
+        session_token=_secret(folder / one.session_token_file, owner) if one.session_token_file else "",
+    )
+
+
+def _login(username: str, password_file: str, folder: Path, owner: str) -> Login | None:
+    """Return user and password, where there is a user."""
+    return Login(username, _secret(folder / password_file, owner)) if username else None
 
 
 def _workload(message: pb.WorkloadBackend, folder: Path) -> Workload:
     """Return one workload."""
     supervisord = message.supervisord
-    login = None
-    if supervisord.username:
-        login = Login(supervisord.username, _secret(folder / supervisord.password_file, message.target_id))
+    login = _login(supervisord.username, supervisord.password_file, folder, message.target_id)
     socket = None
     url = supervisord.server_url.rstrip("/") + "/RPC2"
     if supervisord.server_url.startswith("unix://"):

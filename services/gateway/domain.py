@@ -233,7 +233,9 @@ def outcome_id(key: Key, tries: int) -> uuid.UUID:
 
 def plain(text: str, limit: int) -> str:
     """Return untrusted text as one line of at most `limit` characters without control or formatting characters."""
-    cleaned = "".join(" " if unicodedata.category(one) in {"Cc", "Zl", "Zp"} else one for one in text)
-    visible = "".join(one for one in cleaned if unicodedata.category(one)[0] != "C")
+    visible = text
+    if not text.isprintable():  # most text is, and a look at each character takes long
+        cleaned = "".join(" " if unicodedata.category(one) in {"Cc", "Zl", "Zp"} else one for one in text)
+        visible = "".join(one for one in cleaned if unicodedata.category(one)[0] != "C")
     line = " ".join(visible.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -13,14 +13,19 @@ from services.gateway.lease import LeaseKeeper
 from services.gateway.pipeline import Pipeline
 from services.gateway.record import MeshAudit
 from services.gateway.resolver import Resolver
+from services.gateway.runbook_index import PostgresRunbooks
 from services.gateway.servicer import CatalogServicer, EffectServicer
 from services.gateway.settings import GatewaySettings
 from services.gateway.stop_store import PostgresStops
 from services.gateway.stops import StopReporter
 from services.gateway.store import PostgresEffects, finished
+from services.gateway.tools.autoscaling import AutoscalingTools
+from services.gateway.tools.inventory import InventoryTools
+from services.gateway.tools.logs import LogsTools
+from services.gateway.tools.metrics import MetricsTools
 from services.gateway.tools.notify import NotifyTools
 from services.gateway.tools.runbook import RunbookTools
-from services.gateway.tools.toolbox import Toolbox
+from services.gateway.tools.toolbox import ConnectedFamily, Toolbox
 from services.gateway.tools.workload import WorkloadTools
 from services.mesh.client import Peers
 from services.mesh.identities import Identities
@@ -33,6 +38,7 @@ from services.mesh.writes import Writes
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 RESOLVE_PERIOD = 1.0
+INDEX_PERIOD = 60.0
 
 
 async def run() -> None:
@@ -41,9 +47,6 @@ async def run() -> None:
     reader = GrantReader.load(settings.grant_public_key_file)
     reachable = backends.load(settings.backends_file, settings.state)
     identities = Identities.load(settings.identities)
-    workloads, notices = WorkloadTools(reachable.workloads), NotifyTools(reachable.channels)
-    toolbox = Toolbox([workloads, notices, RunbookTools(reachable.runbooks)])
-
     peers = Peers(settings)
     pool = await open_pool(settings, "gateway")
     await check_revision(pool, MIGRATIONS)
@@ -51,6 +54,19 @@ async def run() -> None:
     store = PostgresEffects(pool, writes)
     audit = MeshAudit(peers.channel("audit"))
     lease = LeaseKeeper(peers.channel("guardrails"), instance=f"gateway-{secrets.token_hex(4)}")
+    runbooks = RunbookTools(reachable.runbooks, PostgresRunbooks(pool))
+    acting: list[ConnectedFamily] = [
+        WorkloadTools(reachable.workloads),
+        NotifyTools(reachable.channels),
+        MetricsTools(reachable.metrics),
+        LogsTools(reachable.logs),
+        AutoscalingTools(reachable.groups),
+    ]
+
+    def version() -> int | None:
+        return lease.lease.policy_set_version if lease.lease else None
+
+    toolbox = Toolbox([*acting, runbooks, InventoryTools(peers.channel("guardrails"), version)])
     resolver = Resolver(store, audit, toolbox)
     pipeline = Pipeline(
         store=store,
@@ -68,6 +84,9 @@ async def run() -> None:
     async def resolve(stop: asyncio.Event) -> None:
         await every(stop, RESOLVE_PERIOD, resolver.sweep)
 
+    async def index(stop: asyncio.Event) -> None:
+        await every(stop, INDEX_PERIOD, runbooks.refresh)
+
     try:
         await serve(
             settings,
@@ -76,9 +95,11 @@ async def run() -> None:
                 (catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server, CatalogServicer(toolbox)),
                 (effect_service_pb2_grpc.add_EffectServiceServicer_to_server, EffectServicer(store, resolver, writes)),
             ],
-            workers=[lease.follow, stops.run, resolve, writes.outbox_worker, pipeline.drain, retention.run],
+            workers=[lease.follow, stops.run, resolve, index, writes.outbox_worker, pipeline.drain, retention.run],
             ready=partial(answers, pool),
         )
     finally:
-        for resource in (workloads, notices, peers, pool):
-            await resource.close()
+        for family in acting:
+            await family.close()
+        await peers.close()
+        await pool.close()

@@ -13,6 +13,11 @@ from opsmesh.tools.runbook.v1 import runbook_tool_service_pb2_grpc as runbook_rp
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2 as workload_pb
 from services.gateway import backends, catalog
 from services.gateway.domain import State
+from services.gateway.runbook_index import Hit, Indexed
+from services.gateway.tools.autoscaling import AutoscalingTools
+from services.gateway.tools.inventory import InventoryTools
+from services.gateway.tools.logs import LogsTools
+from services.gateway.tools.metrics import MetricsTools
 from services.gateway.tools.notify import NotifyTools
 from services.gateway.tools.runbook import RunbookTools
 from services.gateway.tools.toolbox import Toolbox
@@ -90,7 +95,7 @@ async def test_the_catalog_lists_the_tools_with_policy_and_digest(mesh: Mesh) ->
     async with mesh.channel("operator") as channel:
         stub = catalog_service_pb2_grpc.CatalogServiceStub(channel)
         first = await stub.ListTools(catalog_service_pb2.ListToolsRequest(page_size=4))
-        request = catalog_service_pb2.ListToolsRequest(page_size=4, page_token=first.next_page_token)
+        request = catalog_service_pb2.ListToolsRequest(page_token=first.next_page_token)
         second = await stub.ListTools(request)
     found = {one.tool: one for one in (*first.tools, *second.tools)}
     assert list(found) == sorted(tools())
@@ -136,7 +141,7 @@ async def test_an_unhealthy_workload_is_an_answer(tmp_path: Path) -> None:
         assert "not reached" in health.detail
         with pytest.raises(Refusal, match="BACKEND_UNAVAILABLE"):
             await family.get_workload(workload_pb.GetWorkloadRequest(target_id=TARGET), {})
-        with pytest.raises(Refusal, match=r"BACKEND_MISSING.*no backend is configured"):
+        with pytest.raises(Refusal, match=r"BACKEND_MISSING.*no backend is configured.*workloads: "):
             await family.get_workload(workload_pb.GetWorkloadRequest(target_id="svc:demo/other"), {})
     await family.close()
 
@@ -150,7 +155,7 @@ async def test_runbooks_are_listed_read_and_searched(mesh: Mesh) -> None:
         read = await stub.ReadRunbook(runbook_pb.ReadRunbookRequest(runbook_id="checkout-down"))
         assert read.markdown.startswith("# Checkout is down")
         found = await stub.SearchRunbooks(runbook_pb.SearchRunbooksRequest(query="RESTART checkout"))
-        assert [(hit.line, hit.excerpt) for hit in found.hits] == [(1, "# Checkout is down")]
+        assert [(hit.line, hit.heading, hit.excerpt) for hit in found.hits] == [(1, "Checkout is down", "Restart it.")]
         nothing = await stub.SearchRunbooks(runbook_pb.SearchRunbooksRequest(query="checkout submarine"))
         assert not nothing.hits
         with pytest.raises(grpc.aio.AioRpcError, match="there is no runbook nope"):
@@ -165,7 +170,7 @@ async def test_no_runbook_id_leads_out_of_the_folder(tmp_path: Path, name: str) 
     (folder / "sub" / "inner.md").write_text("# inner")
     (tmp_path / "secret.md").write_text("# secret")
     (folder / "link.md").symlink_to(tmp_path / "secret.md")
-    family = RunbookTools(folder)
+    family = RunbookTools(folder, Unused())
     with pytest.raises(Refusal, match="NOT_FOUND"):
         await family.read_runbook(runbook_pb.ReadRunbookRequest(runbook_id=name), {})
     listed = await family.list_runbooks(runbook_pb.ListRunbooksRequest(), {})
@@ -175,7 +180,7 @@ async def test_no_runbook_id_leads_out_of_the_folder(tmp_path: Path, name: str) 
 async def test_a_long_runbook_is_cut_and_says_so(tmp_path: Path) -> None:
     """256 KiB of any bytes are shown."""
     (tmp_path / "long.md").write_bytes(b"# Long\x1b title\n" + b"\xff\x00x" * 200_000)
-    family = RunbookTools(tmp_path)
+    family = RunbookTools(tmp_path, Unused())
     found = await family.read_runbook(runbook_pb.ReadRunbookRequest(runbook_id="long"), {})
     assert found.truncated
     assert len(found.markdown) <= 262144
@@ -186,7 +191,7 @@ async def test_runbooks_come_in_pages(tmp_path: Path) -> None:
     """Two pages hold three runbooks by id."""
     for name in ("a", "a-b", "b"):
         (tmp_path / f"{name}.md").write_text(f"# {name}")
-    family = RunbookTools(tmp_path)
+    family = RunbookTools(tmp_path, Unused())
     first = await family.list_runbooks(runbook_pb.ListRunbooksRequest(page_size=2), {})
     request = runbook_pb.ListRunbooksRequest(page_size=2, page_token=first.next_page_token)
     second = await family.list_runbooks(request, {})
@@ -212,6 +217,32 @@ def test_a_wrong_backends_file_stops_the_boot(tmp_path: Path) -> None:
         backends.load(path, tmp_path)
 
 
+class Unused:
+    """An index that nobody asks."""
+
+    async def put(self, runbook: Indexed) -> None:
+        """Stay unused."""
+        raise NotImplementedError
+
+    async def keep(self, runbook_ids: list[str]) -> None:
+        """Stay unused."""
+        raise NotImplementedError
+
+    async def search(self, query: str, limit: int) -> list[Hit]:
+        """Stay unused."""
+        raise NotImplementedError
+
+
 def toolbox() -> Toolbox:
     """Return every family, on no backends."""
-    return Toolbox([WorkloadTools({}), NotifyTools({}), RunbookTools(None)])
+    return Toolbox(
+        [
+            WorkloadTools({}),
+            NotifyTools({}),
+            RunbookTools(None, Unused()),
+            MetricsTools({}),
+            LogsTools({}),
+            AutoscalingTools({}),
+            InventoryTools(grpc.aio.insecure_channel("127.0.0.1:9"), lambda: None),
+        ]
+    )

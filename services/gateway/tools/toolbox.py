@@ -50,6 +50,13 @@ class Family(Protocol):
         """Return the generated `add_..._to_server`."""
 
 
+class ConnectedFamily(Family, Protocol):
+    """A family that holds connections."""
+
+    async def close(self) -> None:
+        """Close them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Implementation:
     """The methods behind one tool; reads have no `resolve`."""

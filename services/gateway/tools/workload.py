@@ -6,21 +6,24 @@ from typing import Final
 
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2 as pb
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2_grpc as rpc
-from opsmesh.type.v1 import error_reason_pb2
 from services.gateway import domain
 from services.gateway.backends import Workload
 from services.gateway.domain import Ending, plain
 from services.gateway.tools import supervisord as manager
+from services.gateway.tools.asking import missing, unavailable
 from services.gateway.tools.http import Http, NoAnswerError, NotDeliveredError
 from services.gateway.tools.supervisord import FaultError, Supervisord
 from services.gateway.tools.toolbox import EffectFailedError
 from services.mesh.call import current
-from services.mesh.errors import Refusal
 
 HEALTH_BYTES_MAX: Final = 64 * 1024
 DETAIL_MAX: Final = 512
 # A health check says "not healthy" itself, this long before its caller's deadline, in seconds.
 MARGIN: Final = 0.2
+LINES: Final = (
+    "workloads: [{{target_id: {target!r}, health_url: 'http://HOST:PORT/healthz', "
+    "supervisord: {{server_url: 'unix:///run/supervisor.sock', program: NAME}}}}]"
+)
 STATES: Final = {
     manager.STOPPED: pb.Workload.STATE_STOPPED,
     manager.STARTING: pb.Workload.STATE_STARTING,
@@ -127,7 +130,7 @@ class WorkloadTools:
     def _find(self, target: str) -> Workload:
         """Return a configured workload, or refuse."""
         if target not in self._workloads:
-            raise Refusal(error_reason_pb2.ERROR_REASON_BACKEND_MISSING, target=target)
+            raise missing(target, LINES.format(target=target))
         return self._workloads[target]
 
 
@@ -146,11 +149,6 @@ def restart_ending(target: str, precondition: Mapping[str, str], found: pb.GetWo
     return domain.succeeded(
         response.SerializeToString(deterministic=True), f"process {found.process_id} runs in place of {before}"
     )
-
-
-def unavailable(target: str, detail: str) -> Refusal:
-    """Return the refusal for a backend that does not answer."""
-    return Refusal(error_reason_pb2.ERROR_REASON_BACKEND_UNAVAILABLE, retry_after=1.0, target=target, detail=detail)
 
 
 def _since(started: float) -> int:

@@ -169,6 +169,312 @@ class NoticeChannel(_message.Message):
 Global___NoticeChannel: _TypeAlias = NoticeChannel  # noqa: Y015
 
 @_typing.final
+class PrometheusBackend(_message.Message):
+    """A Prometheus, or what speaks its HTTP API."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    PASSWORD_FILE_FIELD_NUMBER: _builtins.int
+    BEARER_TOKEN_FILE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Where `/api/v1/query` is, without that path."""
+    username: _builtins.str
+    """User; empty without basic authentication."""
+    password_file: _builtins.str
+    """File with the password."""
+    bearer_token_file: _builtins.str
+    """File with a bearer token, in place of user and password."""
+    tenant: _builtins.str
+    """Sent as X-Scope-OrgID to what keeps tenants apart (Mimir, Cortex, Thanos)."""
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        username: _builtins.str = ...,
+        password_file: _builtins.str = ...,
+        bearer_token_file: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bearer_token_file", b"bearer_token_file", "password_file", b"password_file", "tenant", b"tenant", "url", b"url", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrometheusBackend: _TypeAlias = PrometheusBackend  # noqa: Y015
+
+@_typing.final
+class MetricsBackend(_message.Message):
+    """Where the metrics of some targets are. An expression may read whatever this server has: give teams that must not
+    read each other's metrics servers or tenants of their own.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    PROMETHEUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which targets; none: every target that no other entry names."""
+
+    @_builtins.property
+    def prometheus(self) -> Global___PrometheusBackend:
+        """The server."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        prometheus: Global___PrometheusBackend | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prometheus", b"prometheus"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prometheus", b"prometheus", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricsBackend: _TypeAlias = MetricsBackend  # noqa: Y015
+
+@_typing.final
+class LogsTarget(_message.Message):
+    """A target whose lines are in a log store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TermsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TARGET_ID_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    target_id: _builtins.str
+    """Target id of the inventory."""
+    @_builtins.property
+    def terms(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Fields, dotted, and the exact value that each line of this target has in them: no search reads other lines."""
+
+    def __init__(
+        self,
+        *,
+        target_id: _builtins.str = ...,
+        terms: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["target_id", b"target_id", "terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogsTarget: _TypeAlias = LogsTarget  # noqa: Y015
+
+@_typing.final
+class ElasticsearchBackend(_message.Message):
+    """An index of Elasticsearch or OpenSearch, searched as Kibana does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    PASSWORD_FILE_FIELD_NUMBER: _builtins.int
+    API_KEY_FILE_FIELD_NUMBER: _builtins.int
+    TIEBREAKER_FIELD_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Its address, without the index."""
+    index: _builtins.str
+    """Indices, data streams or aliases."""
+    username: _builtins.str
+    """User; empty without basic authentication."""
+    password_file: _builtins.str
+    """File with the password."""
+    api_key_file: _builtins.str
+    """File with an API key as Elasticsearch encodes it, in place of user and password."""
+    tiebreaker_field: _builtins.str
+    """Field that makes the order of lines of one moment stable; empty: `_doc`, as Kibana does."""
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        index: _builtins.str = ...,
+        username: _builtins.str = ...,
+        password_file: _builtins.str = ...,
+        api_key_file: _builtins.str = ...,
+        tiebreaker_field: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_file", b"api_key_file", "index", b"index", "password_file", b"password_file", "tiebreaker_field", b"tiebreaker_field", "url", b"url", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ElasticsearchBackend: _TypeAlias = ElasticsearchBackend  # noqa: Y015
+
+@_typing.final
+class JsonLinesBackend(_message.Message):
+    """Files of this machine with a JSON object a line."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATHS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The files; of each the last 64 MiB are searched."""
+
+    def __init__(
+        self,
+        *,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paths", b"paths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JsonLinesBackend: _TypeAlias = JsonLinesBackend  # noqa: Y015
+
+@_typing.final
+class LogsBackend(_message.Message):
+    """Where the logs of some targets are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    ELASTICSEARCH_FIELD_NUMBER: _builtins.int
+    JSON_LINES_FIELD_NUMBER: _builtins.int
+    time_field: _builtins.str
+    """Field with the time; empty: `@timestamp`."""
+    message_field: _builtins.str
+    """Field with the text; empty: `message`."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogsTarget]:
+        """Which targets."""
+
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields to return when a search names none."""
+
+    @_builtins.property
+    def elasticsearch(self) -> Global___ElasticsearchBackend:
+        """Elasticsearch or OpenSearch."""
+
+    @_builtins.property
+    def json_lines(self) -> Global___JsonLinesBackend:
+        """Files."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[Global___LogsTarget] | None = ...,
+        time_field: _builtins.str = ...,
+        message_field: _builtins.str = ...,
+        fields: _abc.Iterable[_builtins.str] | None = ...,
+        elasticsearch: Global___ElasticsearchBackend | None = ...,
+        json_lines: Global___JsonLinesBackend | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "elasticsearch", b"elasticsearch", "json_lines", b"json_lines"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "elasticsearch", b"elasticsearch", "fields", b"fields", "json_lines", b"json_lines", "message_field", b"message_field", "targets", b"targets", "time_field", b"time_field"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_backend: _TypeAlias = _typing.Literal["elasticsearch", "json_lines"]  # noqa: Y015
+    _WhichOneofArgType_backend: _TypeAlias = _typing.Literal["backend", b"backend"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_backend) -> _WhichOneofReturnType_backend | None: ...
+
+Global___LogsBackend: _TypeAlias = LogsBackend  # noqa: Y015
+
+@_typing.final
+class AwsAccount(_message.Message):
+    """An AWS account in one region. Nothing is taken from the gateway's environment or its machine's role."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    ENDPOINT_URL_FIELD_NUMBER: _builtins.int
+    ACCESS_KEY_ID_FIELD_NUMBER: _builtins.int
+    SECRET_ACCESS_KEY_FILE_FIELD_NUMBER: _builtins.int
+    SESSION_TOKEN_FILE_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    """Region."""
+    endpoint_url: _builtins.str
+    """Address in place of the region's own, such as a VPC endpoint's."""
+    access_key_id: _builtins.str
+    """Access key id."""
+    secret_access_key_file: _builtins.str
+    """File with the secret access key."""
+    session_token_file: _builtins.str
+    """File with a session token, for temporary keys."""
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        endpoint_url: _builtins.str = ...,
+        access_key_id: _builtins.str = ...,
+        secret_access_key_file: _builtins.str = ...,
+        session_token_file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "endpoint_url", b"endpoint_url", "region", b"region", "secret_access_key_file", b"secret_access_key_file", "session_token_file", b"session_token_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwsAccount: _TypeAlias = AwsAccount  # noqa: Y015
+
+@_typing.final
+class AutoscalingBackend(_message.Message):
+    """A group of machines."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_ID_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    AWS_FIELD_NUMBER: _builtins.int
+    target_id: _builtins.str
+    """Target id of the inventory."""
+    group: _builtins.str
+    """Name of the Auto Scaling group."""
+    @_builtins.property
+    def aws(self) -> Global___AwsAccount:
+        """Where it is."""
+
+    def __init__(
+        self,
+        *,
+        target_id: _builtins.str = ...,
+        group: _builtins.str = ...,
+        aws: Global___AwsAccount | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aws", b"aws"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aws", b"aws", "group", b"group", "target_id", b"target_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AutoscalingBackend: _TypeAlias = AutoscalingBackend  # noqa: Y015
+
+@_typing.final
 class Backends(_message.Message):
     """All backends of a gateway."""
 
@@ -177,6 +483,9 @@ class Backends(_message.Message):
     WORKLOADS_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
     RUNBOOK_FOLDER_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    LOGS_FIELD_NUMBER: _builtins.int
+    AUTOSCALING_FIELD_NUMBER: _builtins.int
     runbook_folder: _builtins.str
     """Folder with runbooks in Markdown."""
     @_builtins.property
@@ -187,16 +496,31 @@ class Backends(_message.Message):
     def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___NoticeChannel]:
         """Notice channels."""
 
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricsBackend]:
+        """Metrics."""
+
+    @_builtins.property
+    def logs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogsBackend]:
+        """Logs."""
+
+    @_builtins.property
+    def autoscaling(self) -> _containers.RepeatedCompositeFieldContainer[Global___AutoscalingBackend]:
+        """Groups of machines."""
+
     def __init__(
         self,
         *,
         workloads: _abc.Iterable[Global___WorkloadBackend] | None = ...,
         channels: _abc.Iterable[Global___NoticeChannel] | None = ...,
         runbook_folder: _builtins.str = ...,
+        metrics: _abc.Iterable[Global___MetricsBackend] | None = ...,
+        logs: _abc.Iterable[Global___LogsBackend] | None = ...,
+        autoscaling: _abc.Iterable[Global___AutoscalingBackend] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "runbook_folder", b"runbook_folder", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoscaling", b"autoscaling", "channels", b"channels", "logs", b"logs", "metrics", b"metrics", "runbook_folder", b"runbook_folder", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

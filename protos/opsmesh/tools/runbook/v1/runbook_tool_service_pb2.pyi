@@ -165,7 +165,9 @@ class SearchRunbooksRequest(_message.Message):
     QUERY_FIELD_NUMBER: _builtins.int
     MAX_RESULTS_FIELD_NUMBER: _builtins.int
     query: _builtins.str
-    """Words, all of which must occur; case does not matter."""
+    """Words that all occur in a section, its heading or the runbook's title, in any inflection; `a or b`, `"a phrase"`
+    and `-word` as in web search.
+    """
     max_results: _builtins.int
     """Most hits; 0 means 10."""
     def __init__(
@@ -184,17 +186,23 @@ Global___SearchRunbooksRequest: _TypeAlias = SearchRunbooksRequest  # noqa: Y015
 
 @_typing.final
 class RunbookHit(_message.Message):
-    """A hit."""
+    """A section that fits: cite it as runbook, heading and line."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RUNBOOK_FIELD_NUMBER: _builtins.int
     LINE_FIELD_NUMBER: _builtins.int
     EXCERPT_FIELD_NUMBER: _builtins.int
+    HEADING_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
     line: _builtins.int
-    """Line number of the first hit, from 1."""
+    """Line of the section's heading, from 1."""
     excerpt: _builtins.str
-    """That line."""
+    """The passages of the section that mention the words."""
+    heading: _builtins.str
+    """The section's heading; the title when it has none."""
+    rank: _builtins.float
+    """How well it fits; compares only within one answer."""
     @_builtins.property
     def runbook(self) -> Global___Runbook:
         """The runbook."""
@@ -205,10 +213,12 @@ class RunbookHit(_message.Message):
         runbook: Global___Runbook | None = ...,
         line: _builtins.int = ...,
         excerpt: _builtins.str = ...,
+        heading: _builtins.str = ...,
+        rank: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["runbook", b"runbook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["excerpt", b"excerpt", "line", b"line", "runbook", b"runbook"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["excerpt", b"excerpt", "heading", b"heading", "line", b"line", "rank", b"rank", "runbook", b"runbook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -223,7 +233,7 @@ class SearchRunbooksResponse(_message.Message):
     HITS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunbookHit]:
-        """Most words found first."""
+        """Best first."""
 
     def __init__(
         self,

@@ -71,7 +71,7 @@ class RunbookToolServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SearchRunbooks(self, request, context):
-        """Find the runbooks that mention all given words.
+        """Find the sections of runbooks that mention all given words, best first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

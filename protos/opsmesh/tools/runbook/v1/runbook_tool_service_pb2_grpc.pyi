@@ -38,7 +38,7 @@ class RunbookToolServiceStub:
     ReadRunbook: _grpc.UnaryUnaryMultiCallable[_runbook_tool_service_pb2.ReadRunbookRequest, _runbook_tool_service_pb2.ReadRunbookResponse]
     """Read one runbook."""
     SearchRunbooks: _grpc.UnaryUnaryMultiCallable[_runbook_tool_service_pb2.SearchRunbooksRequest, _runbook_tool_service_pb2.SearchRunbooksResponse]
-    """Find the runbooks that mention all given words."""
+    """Find the sections of runbooks that mention all given words, best first."""
 
 @_typing.type_check_only
 class RunbookToolServiceAsyncStub(RunbookToolServiceStub):
@@ -50,7 +50,7 @@ class RunbookToolServiceAsyncStub(RunbookToolServiceStub):
     ReadRunbook: _aio.UnaryUnaryMultiCallable[_runbook_tool_service_pb2.ReadRunbookRequest, _runbook_tool_service_pb2.ReadRunbookResponse]  # type: ignore[assignment]
     """Read one runbook."""
     SearchRunbooks: _aio.UnaryUnaryMultiCallable[_runbook_tool_service_pb2.SearchRunbooksRequest, _runbook_tool_service_pb2.SearchRunbooksResponse]  # type: ignore[assignment]
-    """Find the runbooks that mention all given words."""
+    """Find the sections of runbooks that mention all given words, best first."""
 
 class RunbookToolServiceServicer(metaclass=_abc_1.ABCMeta):
     """Finds and reads runbooks."""
@@ -77,6 +77,6 @@ class RunbookToolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runbook_tool_service_pb2.SearchRunbooksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runbook_tool_service_pb2.SearchRunbooksResponse, _abc.Awaitable[_runbook_tool_service_pb2.SearchRunbooksResponse]]:
-        """Find the runbooks that mention all given words."""
+        """Find the sections of runbooks that mention all given words, best first."""
 
 def add_RunbookToolServiceServicer_to_server(servicer: RunbookToolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
