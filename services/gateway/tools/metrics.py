@@ -88,7 +88,7 @@ class MetricsTools:
         self, server: Prometheus, url: ConfiguredUrl, target: str, form: dict[str, str]
     ) -> tuple[Mapping[str, Any], list[str]]:
         """Return the data of an answer and what it warns of."""
-        form["timeout"] = f"{max(0.1, seconds_left()):.1f}s"
+        form["timeout"] = f"{max(1, int(seconds_left() * 1000))}ms"
         answer = await ask(
             self._http[server.instant_url], url, target, urlencode(form).encode(), {**FORM, **server.headers}
         )
