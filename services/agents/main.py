@@ -1,31 +1,81 @@
-"""The composition root of agents: the model boundary, without a provider in this version."""
+"""The composition root of agents: the model boundary with its ledger, and what it tells guardrails."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Final
 
 import structlog
 
 from opsmesh.agents.v1 import model_service_pb2_grpc
+from opsmesh.audit.v1 import audit_service_pb2_grpc
+from services.agents import models as models_file
+from services.agents.boundary import Boundary
+from services.agents.domain import Models
+from services.agents.providers import hosted
+from services.agents.providers.recorded import Recorded, Recorder, Recordings
 from services.agents.servicer import ModelServicer
 from services.agents.settings import AgentsSettings
 from services.agents.stops import StopReports
+from services.agents.store import PostgresLedger, forgotten
 from services.mesh.client import Peers
+from services.mesh.loop import every
+from services.mesh.postgres import answers, check_revision, open_pool
+from services.mesh.retention import Retention, request_ids
 from services.mesh.server import serve
 from services.mesh.settings import load
+from services.mesh.writes import Writes
 
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+SWEEP_PERIOD: Final = 30.0
 log = structlog.get_logger("opsmesh.agents")
 
 
 async def run() -> None:
     """Serve until told to stop."""
     settings = load(AgentsSettings)
-    if settings.models_file:
-        # Not a boot error: the mesh works without a model, and ListModels says that there is none.
-        log.warning("this version has no model providers: the models file is not used", file=str(settings.models_file))
-    servicer, peers = ModelServicer({}), Peers(settings)
-    reports = StopReports(peers.channel("guardrails"))
+    models = models_file.load(settings.models_path) if settings.models_path else Models()
+    recordings = read_recordings(models)
+
+    peers = Peers(settings)
+    pool = await open_pool(settings, "agents")
     try:
+        await check_revision(pool, MIGRATIONS)
+        writes = Writes(pool, "agents", audit_service_pb2_grpc.AuditServiceStub(peers.channel("audit")))
+        ledger = PostgresLedger(pool, writes, models.limits)
+        boundary = Boundary(models, ledger, Recorder(hosted.Hosted()), Recorded(recordings))
+        reports = StopReports(peers.channel("guardrails"))
+        retention = Retention(pool, request_ids(settings.request_retention_days), *forgotten(settings.retention_days))
+
+        async def sweep(stop: asyncio.Event) -> None:
+            await every(stop, SWEEP_PERIOD, ledger.sweep)
+
+        async def warm(stop: asyncio.Event) -> None:
+            if any(not one.replays for one in models_file.endpoints(models)):
+                await hosted.warm()
+            await stop.wait()
+
         await serve(
             settings,
-            [(model_service_pb2_grpc.add_ModelServiceServicer_to_server, servicer)],
-            workers=[reports.run],
+            [(model_service_pb2_grpc.add_ModelServiceServicer_to_server, ModelServicer(boundary, ledger))],
+            workers=[reports.run, writes.outbox_worker, retention.run, sweep, warm],
+            ready=partial(answers, pool),
         )
     finally:
         await peers.close()
+        pool.terminate()
+
+
+def read_recordings(models: Models) -> dict[str, Recordings]:
+    """Read the folders that are replayed, and say so: nobody shall take a recording for a model."""
+    found: dict[str, Recordings] = {}
+    for role, endpoints in models.roles.items():
+        for one in endpoints:
+            if one.replays:
+                log.warning("replies come from recordings, not from a model", role=role, folder=one.replays)
+                found.setdefault(one.replays, Recordings.load(Path(one.replays)))
+            if one.records:
+                log.warning("exchanges are recorded", role=role, model=one.model, folder=one.records)
+    if not models.roles:
+        log.info("no model is configured: rules go on, what they do not know waits")
+    return found

@@ -1,13 +1,27 @@
-"""What agents is told by its environment: what every service is, and no store."""
+"""What agents is told by its environment, beside what every service with a store is told."""
 
 from pathlib import Path
 
 from pydantic import Field
 
-from services.mesh.settings import MeshSettings
+from services.agents.models import FILE
+from services.mesh.settings import PostgresSettings
 
 
-class AgentsSettings(MeshSettings):
-    """Settings of agents; OPSMESH_PEERS must name guardrails."""
+class AgentsSettings(PostgresSettings):
+    """Settings of agents; OPSMESH_PEERS must name guardrails and audit."""
 
-    models_file: Path | None = Field(default=None, description="the models and their providers; none = rules alone")
+    models_file: Path | None = Field(
+        default=None, description="YAML of the models and their providers; unset: models.yaml of the configuration"
+    )
+    retention_days: int = Field(
+        default=365, ge=1, le=3650, description="days after which the ledger of model calls is deleted"
+    )
+
+    @property
+    def models_path(self) -> Path | None:
+        """Return the models file; none is there in a configuration without models."""
+        if self.models_file:
+            return self.models_file
+        path = self.config / FILE
+        return path if path.exists() else None

@@ -17,6 +17,7 @@ from opsmesh.config.v1 import (
     backends_pb2,
     identities_pb2,
     inventory_pb2,
+    models_pb2,
     playbooks_pb2,
     policies_pb2,
     rules_pb2,
@@ -40,6 +41,8 @@ FILES: Final[Mapping[str, type[Message]]] = {
     "inventory.yaml": inventory_pb2.Inventory,
     "backends.yaml": backends_pb2.Backends,
 }
+# Without it, there is no model.
+OPTIONAL: Final[Mapping[str, type[Message]]] = {"models.yaml": models_pb2.Models}
 FOLDERS: Final[Mapping[str, type[Message]]] = {
     "rules": rules_pb2.RuleFile,
     "policies": policies_pb2.PolicySet,
@@ -102,12 +105,15 @@ def read(folder: Path) -> Configuration:
             _load(found, folder / name, kind)
         else:
             found.problems.append(Problem(folder / name, 1, "", "is missing"))
+    for name, kind in OPTIONAL.items():
+        if (folder / name).exists():
+            _load(found, folder / name, kind)
     for name, kind in FOLDERS.items():
         for path in sorted((folder / name).glob("*.yaml")):
             _load(found, path, kind)
     for path in sorted([*folder.glob("*.y*ml"), *(path for name in FOLDERS for path in (folder / name).glob("*.yml"))]):
-        if path.name not in FILES:
-            known = ", ".join([*FILES, *(f"{name}/*.yaml" for name in FOLDERS)])
+        if path.name not in {*FILES, *OPTIONAL}:
+            known = ", ".join([*FILES, *OPTIONAL, *(f"{name}/*.yaml" for name in FOLDERS)])
             found.problems.append(Problem(path, 1, "", f"nobody reads this file; there are: {known}"))
     return found
 
@@ -129,6 +135,7 @@ def cross_check(found: Configuration) -> None:
     _playbooks(found)
     _rules(found)
     _backends(found)
+    _models(found)
 
 
 def _identities(found: Configuration) -> None:
@@ -248,6 +255,19 @@ def _backends(found: Configuration) -> None:
             if inventory and one.target_id not in inventory:
                 where = f"workloads[{index}].target_id"
                 found.add(path, where, f"{one.target_id} is not in inventory.yaml: no action on it is ever allowed")
+
+
+def _models(found: Configuration) -> None:
+    """Find what agents would not start with, keys aside, and recordings that cannot be read."""
+    from services.agents.models import check as check_models  # noqa: PLC0415  see the module's first words
+    from services.agents.models import replayed  # noqa: PLC0415  the same
+
+    for path, message in found.of(models_pb2.Models).items():
+        for where, description in check_models(message, path):
+            found.add(path, where, description)
+        for folder in replayed(message, path):
+            for recordings in sorted(folder.glob("*.yaml")):
+                _load(found, recordings, models_pb2.RecordedExchanges)
 
 
 def _unique(found: Configuration, path: Path, listed: str, name: str, values: Iterable[str]) -> None:

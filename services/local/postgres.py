@@ -20,7 +20,7 @@ from services.local.files import LocalError, ensure_secret, private_directory
 from services.local.process import Program, base_environment
 from services.local.waiting import until
 
-SERVICES = ("ingest", "router", "automation", "guardrails", "gateway", "audit")
+SERVICES = ("ingest", "router", "agents", "automation", "guardrails", "gateway", "audit")
 OWNER = "opsmesh_owner"
 READER = "opsmesh_reader"
 ROLES = (OWNER, READER, *(f"opsmesh_{name}" for name in SERVICES))

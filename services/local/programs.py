@@ -10,7 +10,7 @@ from services.local import postgres, supervise, temporal, valkey
 from services.local.layout import LOOPBACK, Mesh, join
 from services.local.process import HOUSE, Program, write_spec
 
-WITHOUT_DATABASE = ("agents", "bridge")
+WITHOUT_DATABASE = ("bridge",)
 LONGEST_DRAIN = 10
 # What an operator may set for the whole mesh in the environment of `up`; nothing else of it reaches a service.
 TUNABLE = (

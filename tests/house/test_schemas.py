@@ -5,7 +5,7 @@ import pytest
 
 from tests.stores import Database
 
-SCHEMAS = ("ingest", "router", "automation", "guardrails", "gateway", "audit")
+SCHEMAS = ("ingest", "router", "agents", "automation", "guardrails", "gateway", "audit")
 WITH_OUTBOX = [name for name in SCHEMAS if name != "audit"]
 
 

@@ -204,7 +204,7 @@ def test_a_service_gets_its_own_secrets_only() -> None:
     assert {name for name in SERVICES if "OPSMESH_BACKENDS_FILE" in settings[name]} == {"gateway"}
     assert {name for name in SERVICES if "OPSMESH_REDIS_URL" in settings[name]} == {"ingest"}
     assert {name for name in SERVICES if "OPSMESH_SECRETS" in settings[name]} == {"bridge"}
-    assert {name for name in SERVICES if "OPSMESH_POSTGRES_DSN" not in settings[name]} == {"agents", "bridge"}
+    assert {name for name in SERVICES if "OPSMESH_POSTGRES_DSN" not in settings[name]} == {"bridge"}
     for name in SERVICES:
         assert settings[name]["OPSMESH_TLS_KEY"] == f"/x/pki/{name}.key"
         assert (

@@ -1,0 +1,52 @@
+"""Providers: whoever turns a question into a reply, behind one Protocol; every failure is one of three kinds."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from services.agents.domain import Endpoint, Question, RawReply, Usage
+
+
+class Kind(Enum):
+    """What a failure means for another try."""
+
+    TRANSIENT = "transient"  # nothing was answered, and nothing spent: try again, later
+    PERMANENT = "permanent"  # the same again will fail the same
+    UNKNOWN = "unknown"  # it may have been answered, and paid for: try again once at most
+
+
+class Why(Enum):
+    """What a caller is told about a failure."""
+
+    UNAVAILABLE = "unavailable"
+    REFUSED = "refused"
+    UNREADABLE = "unreadable"
+    TOO_LARGE = "context too large"
+
+
+@dataclass(slots=True, eq=False)
+class ProviderError(Exception):
+    """A provider did not give a reply.
+
+    `detail` is in our words: a provider's own may hold anything. `at_fault` says whether it counts against the
+    provider (a wrong request does not). `retry_after` is in seconds; `usage` is what it cost, where that is known.
+    """
+
+    kind: Kind
+    detail: str
+    why: Why = Why.UNAVAILABLE
+    at_fault: bool = True
+    retry_after: float | None = None
+    usage: Usage | None = None
+
+    def __str__(self) -> str:
+        """Return what happened."""
+        return f"{self.kind.value}: {self.detail}"
+
+
+class Provider(Protocol):
+    """Turns a question into a reply."""
+
+    async def generate(self, endpoint: Endpoint, question: Question) -> RawReply:
+        """Answer; raises ProviderError. The caller bounds the time by cancelling."""
+        ...
