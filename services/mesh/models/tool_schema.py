@@ -172,7 +172,7 @@ def _offer(
         name=name,
         description=text,
         schema=MappingProxyType(schema),
-        notes=tuple(maker.notes),
+        notes=tuple(dict.fromkeys(maker.notes)),
         method=method,
         message_class=message_class,
         digest=hashlib.sha256(plain.encode()).hexdigest(),
