@@ -120,6 +120,8 @@ class Mesh:
     proxy: Proxy
     peers: dict[str, str]
     channels: list[dict[str, Any]]
+    # Further entries of the backends file.
+    backends: dict[str, Any] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: asyncio.subprocess.Process | None = None
 
@@ -134,6 +136,7 @@ class Mesh:
         one = {"target_id": TARGET, "health_url": self.workload.health_url, "supervisord": supervisord}
         gone = one | {"target_id": "svc:demo/gone", "supervisord": {"server_url": "unix:///nowhere", "program": "x"}}
         document = {"workloads": [one, gone], "channels": self.channels, "runbook_folder": "runbooks"}
+        document |= self.backends
         # The router, marked `reads_need_grant`, is given what it does not have outside of tests.
         known = yaml.safe_load((ROOT / "deploy" / "identities.yaml").read_text())
         next(one for one in known["identities"] if one["identity"] == "service/router")["permissions"].append(

@@ -13,7 +13,7 @@ from opsmesh.type.v1 import error_reason_pb2
 from services.gateway import domain
 from services.gateway.backends import Group
 from services.gateway.domain import Ending, plain
-from services.gateway.tools.asking import DETAIL_MAX, missing, refused, seconds_left, unavailable
+from services.gateway.tools.asking import DETAIL_MAX, missing, refused, seconds_left, unavailable, wrong
 from services.gateway.tools.aws import AutoScaling, AwsError
 from services.gateway.tools.http import NoAnswerError, NotDeliveredError
 from services.gateway.tools.toolbox import EffectFailedError
@@ -71,6 +71,9 @@ class AutoscalingTools:
         group = self._find(target)
         if detail := falsehood(request, before):
             raise Refusal(error_reason_pb2.ERROR_REASON_BLAST_RADIUS_WRONG, target=target, detail=detail)
+        least, most = int(precondition["min_size"]), int(precondition["max_size"])
+        if not least <= request.desired_capacity <= most:
+            raise wrong("desired_capacity", f"the group takes from {least} to {most}")
         try:
             await self._accounts[group.account].call(
                 "set_desired_capacity",
