@@ -105,6 +105,8 @@ def arguments(endpoint: Endpoint, question: Question) -> dict[str, Any]:
         "num_retries": 0,
         "max_retries": 0,
         "caching": False,
+        # Tools are ours to call; and without its optional package the library fails on any tool at all (1.106).
+        "_skip_mcp_handler": True,
     }
     found["messages"] += [_message(one) for one in question.messages]
     if endpoint.api_base:
