@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]  # it ships no types
-from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf import descriptor_pb2, descriptor_pool, struct_pb2, timestamp_pb2
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -98,9 +98,9 @@ def nearly(draw: Any, schema: Any) -> Any:
 def compile_proto(folder: Path, name: str, body: str) -> dict[str, type[Message]]:
     """Compile messages written as proto source, with our options, and return their classes by name."""
     known = descriptor_pb2.FileDescriptorSet()
-    _add(policy_pb2.DESCRIPTOR, known, set())
-    for needed in ("google/protobuf/timestamp.proto", "google/protobuf/struct.proto"):
-        descriptor_pool.Default().FindFileByName(needed).CopyToProto(known.file.add())
+    seen: set[str] = set()
+    for needed in (policy_pb2.DESCRIPTOR, timestamp_pb2.DESCRIPTOR, struct_pb2.DESCRIPTOR):
+        _add(needed, known, seen)
     (folder / "known.binpb").write_bytes(known.SerializeToString())
     imports = "".join(
         f'import "{one}";\n'
@@ -132,7 +132,7 @@ def compile_proto(folder: Path, name: str, body: str) -> dict[str, type[Message]
 
 def _add(file: FileDescriptor, known: descriptor_pb2.FileDescriptorSet, seen: set[str]) -> None:
     """Add a file and all it imports."""
-    if file.name in seen or file.name in {"google/protobuf/timestamp.proto", "google/protobuf/struct.proto"}:
+    if file.name in seen:
         return
     seen.add(file.name)
     for one in file.dependencies:

@@ -142,6 +142,9 @@ _MARKUP: Final[tuple[tuple[Any, Any], ...]] = (
     (re2.compile(r"!\[([^\[\]]*)\]\([^()]*\)"), _image),
     (re2.compile(r"!\[([^\[\]]*)\]\s?\[[^\[\]]*\]"), _image),
     (re2.compile(r"\[([^\[\]]*)\]\(([^()]*)\)"), _link),
+    # What is not closed, or has brackets in its address, is taken apart.
+    (re2.compile(r"<([A-Za-z/!?])"), _opened),
+    (re2.compile(r"\]\("), "] ("),
     (re2.compile(r"(?m)^( {0,3})\[([^\[\]\n]+)\]:[ \t]{0,8}\S*(?:/|\.)[^\n]*$"), r"\1(\2: link)"),
     (re2.compile(r"(?i)\bdata:[a-z]{1,20}/[a-z0-9.+-]+(?:;[a-z0-9=-]+){0,3},[^\s\"')]{8,}"), "(data)"),
     (re2.compile(r"(?i)\b(javascript|vbscript):"), r"\1 "),

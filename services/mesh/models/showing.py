@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from opsmesh.policy.v1 import policy_pb2
 from services.mesh.models import bounds
 from services.mesh.models.tool_schema import value_kind
-from services.mesh.models.untrusted import Marks, sanitise
+from services.mesh.models.untrusted import LIMIT_MIN, Marks, sanitise
 
 MASKED: Final = "(masked)"
 LEFT_OUT: Final = "(left out: too long)"
@@ -124,7 +124,7 @@ class _Walk:
 
     def _text(self, one: FieldDescriptor, text: str, *, untrusted: bool) -> str:
         """Return a text harmless, within the limits, and marked unless it is an identifier of ours."""
-        if self.room <= 0:
+        if self.room < LIMIT_MIN:
             return str(self._left_out())
         harmless = sanitise(text, min(self.limits.text, self.room))
         self.room -= len(harmless.text)

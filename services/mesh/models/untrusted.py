@@ -23,10 +23,11 @@ LIMIT: Final = 2000
 READ_FACTOR: Final = 16
 READ_MIN: Final = 65_536
 PASSES_MAX: Final = 6
-TOKEN_BYTES: Final = 8
+TOKEN_BYTES: Final = 6
 VALUES_MAX: Final = 40
 VALUE_MAX: Final = 120
-CUT_ROOM: Final = 40
+# What the note about a cut may take; no text is cut shorter than this.
+LIMIT_MIN: Final = 40
 _LABEL: Final = re.compile(r"[^A-Za-z0-9_.:/-]")
 
 
@@ -42,8 +43,10 @@ class Harmless:
 def sanitise(text: str, limit: int = LIMIT) -> Harmless:
     """Return a text without control, invisible and markup characters and secrets, of at most `limit` characters.
 
-    Doing it again changes nothing. Time is linear in the text, which is read up to sixteen times the limit.
+    Doing it again changes nothing. Time is linear in the text, which is read up to sixteen times the limit. A limit
+    below LIMIT_MIN is taken as that.
     """
+    limit = max(limit, LIMIT_MIN)
     readable = max(READ_MIN, READ_FACTOR * limit)
     unread = max(0, len(text) - readable)
     found = Counter[str]()
@@ -74,12 +77,12 @@ def _cut(text: str, limit: int, unread: int) -> tuple[str, int]:
     """Return a text that fits, says so when it did not, and how many characters are missing."""
     if len(text) <= limit and not unread:
         return text, 0
-    kept = text[: max(0, limit - CUT_ROOM)]
+    kept = text[: limit - LIMIT_MIN]
     # A note of ours is either whole or not there.
     if kept.rfind(LEFT) > kept.rfind(RIGHT):
         kept = kept[: kept.rfind(LEFT)]
     missing = len(text) - len(kept) + unread
-    return f"{kept.rstrip()}{LEFT}cut:{missing}{RIGHT}"[:limit], missing
+    return f"{kept.rstrip()}{LEFT}cut:{missing}{RIGHT}", missing
 
 
 @dataclass(frozen=True, slots=True)
