@@ -17,11 +17,12 @@ from tenacity import AsyncRetrying, retry_if_exception_type
 from opsmesh.agents.v1 import model_service_pb2 as pb
 from opsmesh.audit.v1 import audit_service_pb2 as audit_pb
 from opsmesh.type.v1 import error_reason_pb2
-from services.agents import domain, structured
+from services.agents import domain
 from services.agents.breaker import Breaker, State
 from services.agents.domain import Endpoint, Finish, Models, Question, RawReply, Reply, Usage
 from services.agents.messages import Generation, attribution_of, question_of, response_of
-from services.agents.providers import Kind, Provider, ProviderError, Why
+from services.agents.providers import Kind, Provider, ProviderError, Why, useless
+from services.agents.providers.structured import without_fences
 from services.agents.retries import RetryBudget, pause, stop_when
 from services.agents.store import METHOD, Hold, Ledger, Purpose, Verdict
 from services.agents.strict_json import UnreadableError, canonical, read_object
@@ -32,6 +33,8 @@ from services.mesh.writes import Subject, event
 
 # What is kept of the caller's time to settle and to answer, in seconds.
 MARGIN: Final = 0.5
+# Of the time left, what one model may take while others come after it.
+SHARE: Final = 0.6
 SHORTEST: Final = 0.2
 # A reservation outlives its call by this, in seconds: then nobody will settle it.
 SETTLING: Final = 10.0
@@ -60,6 +63,7 @@ class _Journey:
     index: int = 0
     attempts: int = 0
     cost_micros: int = 0
+    more: bool = False
     failures: list[tuple[Endpoint, ProviderError]] = field(default_factory=list)
 
 
@@ -85,7 +89,9 @@ class Boundary:
         if stored := await self._ledger.stored(journey.purpose):
             return stored
         wait = [0.0]
-        for journey.index, endpoint in enumerate(self.models.roles.get(request.role, ())):
+        endpoints = self.models.roles.get(request.role, ())
+        for journey.index, endpoint in enumerate(endpoints):
+            journey.more = journey.index + 1 < len(endpoints)
             try:
                 return await self._ask(journey, endpoint)
             except ProviderError as error:
@@ -101,7 +107,10 @@ class Boundary:
     def _begin(self, request: pb.GenerateRequest) -> _Journey:
         """Look at the question as a whole."""
         question = question_of(request)
-        if found := domain.problems(question):
+        found = domain.problems(question)
+        if not (request.attribution.incident_id or request.attribution.conversation_id):
+            found.append(("attribution", "tokens are spent for an incident or a conversation: name one"))
+        if found:
             violations = [FieldViolation(where, what) for where, what in found]
             raise Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=violations)
         purpose = Purpose(
@@ -118,7 +127,7 @@ class Boundary:
         call = current()
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(ProviderError),
-            stop=stop_when(self._retries, lambda: call.remaining - MARGIN),
+            stop=stop_when(self._retries, lambda: call.remaining - MARGIN, more=journey.more),
             wait=pause,
             reraise=True,
         )
@@ -127,7 +136,9 @@ class Boundary:
     async def _once(self, journey: _Journey, endpoint: Endpoint) -> pb.GenerateResponse:
         """One call to one provider, reserved before and settled after."""
         breaker = self.breakers[endpoint.provider]
-        seconds = min(endpoint.seconds, current().remaining - MARGIN)
+        remaining = current().remaining - MARGIN
+        # A model that hangs must leave time for those after it.
+        seconds = min(endpoint.seconds, remaining * SHARE if journey.more else remaining)
         if seconds < SHORTEST:
             raise _ClosedError(Kind.PERMANENT, "there was no time left", at_fault=False)
         if not breaker.enter(seconds + MARGIN):
@@ -156,18 +167,11 @@ class Boundary:
     async def _call(self, endpoint: Endpoint, question: Question, seconds: float) -> RawReply:
         """Ask, within `seconds`; a provider that hangs is left alone."""
         provider = self._recorded if endpoint.replays else self._hosted
-        shown = question if endpoint.native_tools or endpoint.replays else structured.flatten(question)
         try:
             async with asyncio.timeout(seconds):
-                raw = await provider.generate(endpoint, shown)
+                return await provider.generate(endpoint, question)
         except TimeoutError:
             raise ProviderError(Kind.UNKNOWN, f"it did not answer within {seconds:.1f} s") from None
-        if endpoint.native_tools or endpoint.replays:
-            return raw
-        try:
-            return structured.unfold(question, raw)
-        except UnreadableError as error:
-            raise _useless(question, raw, str(error)) from None
 
     async def _failed(self, journey: _Journey, endpoint: Endpoint, hold: Hold, error: ProviderError) -> None:
         """Settle a call without a reply: what may have been paid for stays counted."""
@@ -183,7 +187,7 @@ class Boundary:
         CALLS.labels(journey.request.role, endpoint.provider, error.kind.value).inc()
         log.warning("model failed", **_words(journey, endpoint), failure=str(error))
         verdict = Verdict("UNKNOWN" if unknown else "FAILED", usage, cost, str(error))
-        await self._ledger.settle(journey.purpose, hold, verdict)
+        await asyncio.shield(self._ledger.settle(journey.purpose, hold, verdict))
 
     async def _succeeded(
         self, journey: _Journey, endpoint: Endpoint, hold: Hold, raw: RawReply, reply: Reply
@@ -216,7 +220,9 @@ class Boundary:
         COST.labels(journey.request.role).inc(cost)
         log.info("model answered", **words, seconds=round(made.seconds, 3), calls=len(reply.tool_calls))
         done = self._event(journey, Event.OUTCOME_SUCCEEDED, words)
-        await self._ledger.settle(journey.purpose, hold, Verdict("SUCCEEDED", usage, cost), response, done)
+        verdict = Verdict("SUCCEEDED", usage, cost)
+        # It is paid for: whether the caller still waits or not, it is kept for its next try.
+        await asyncio.shield(self._ledger.settle(journey.purpose, hold, verdict, response, done))
         return response
 
     def _event(self, journey: _Journey, outcome: "Event.Outcome.ValueType", detail: Mapping[str, str]) -> Event:
@@ -241,30 +247,18 @@ def _look(question: Question, raw: RawReply) -> Reply:
     text, finish = raw.text, raw.finish
     if question.response_schema:
         try:
-            text = canonical(read_object(structured.without_fences(text)))
+            text = canonical(read_object(without_fences(text)))
         except UnreadableError as error:
-            raise _useless(question, raw, f"the answer is {error}") from None
+            raise useless(question, raw, f"the answer is {error}") from None
     elif question.must_call and not raw.tool_calls:
-        raise _useless(question, raw, "no tool was called")
+        raise useless(question, raw, "no tool was called")
     elif not raw.tool_calls and not text.strip():
-        raise _useless(question, raw, "it is empty")
+        raise useless(question, raw, "it is empty")
     if kept or dropped:
         finish = Finish.TOOL_CALLS if finish is Finish.STOP else finish
     elif finish is Finish.TOOL_CALLS:
         finish = Finish.STOP
     return Reply(text, kept, dropped, finish)
-
-
-def _useless(question: Question, raw: RawReply, detail: str) -> ProviderError:
-    """Return the failure of a reply that came, and was paid for, but is of no use; the provider works."""
-    cut = " (cut at its largest length)" if raw.finish is Finish.LENGTH else ""
-    return ProviderError(
-        Kind.UNKNOWN,
-        f"the reply cannot be used: {detail}{cut}",
-        Why.UNREADABLE,
-        at_fault=False,
-        usage=domain.counted(question, raw),
-    )
 
 
 def _words(journey: _Journey, endpoint: Endpoint) -> dict[str, str]:

@@ -14,6 +14,7 @@ from services.agents.boundary import Boundary
 from services.agents.domain import Models
 from services.agents.providers import hosted
 from services.agents.providers.recorded import Recorded, Recorder, Recordings
+from services.agents.providers.structured import Structured
 from services.agents.servicer import ModelServicer
 from services.agents.settings import AgentsSettings
 from services.agents.stops import StopReports
@@ -43,7 +44,7 @@ async def run() -> None:
         await check_revision(pool, MIGRATIONS)
         writes = Writes(pool, "agents", audit_service_pb2_grpc.AuditServiceStub(peers.channel("audit")))
         ledger = PostgresLedger(pool, writes, models.limits)
-        boundary = Boundary(models, ledger, Recorder(hosted.Hosted()), Recorded(recordings))
+        boundary = Boundary(models, ledger, Recorder(Structured(hosted.Hosted())), Recorded(recordings))
         reports = StopReports(peers.channel("guardrails"))
         retention = Retention(pool, request_ids(settings.request_retention_days), *forgotten(settings.retention_days))
 

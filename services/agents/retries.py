@@ -42,12 +42,19 @@ def pause(state: RetryCallState) -> float:
     return asked + _backoff(state)
 
 
-def stop_when(budget: RetryBudget, remaining: Callable[[], float]) -> Callable[[RetryCallState], bool]:
-    """Return tenacity's `stop`: tries of this kind of failure, time left, then the budget."""
+def stop_when(
+    budget: RetryBudget, remaining: Callable[[], float], *, more: bool = False
+) -> Callable[[RetryCallState], bool]:
+    """Return tenacity's `stop`: tries of this kind of failure, time left, then the budget.
+
+    While `more` models come after this one, they are asked rather than this one again after an unknown outcome.
+    """
 
     def stop(state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
         if not isinstance(error, ProviderError) or state.attempt_number >= TRIES[error.kind]:
+            return True
+        if more and error.kind is Kind.UNKNOWN:
             return True
         longest = (error.retry_after or 0.0) + LONGEST_PAUSE / 4
         return remaining() < longest + WORTH or not budget.take()

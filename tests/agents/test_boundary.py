@@ -107,6 +107,30 @@ async def test_a_fallback_answers_when_the_first_cannot(
         assert listed.models[1].breaker_state == pb.Model.BREAKER_STATE_CLOSED
 
 
+async def test_a_model_that_hangs_leaves_time_for_the_next(
+    ground: tuple[World, Database, Path], provider: fakes.Provider
+) -> None:
+    """Within the caller's deadline the fallback still answers; what the first may have used is counted."""
+    provider.will(fakes.hang())
+    async with fakes.providing() as second:
+        first = role(provider.api_base, fallbacks=[role(second.api_base)])
+        async with living(*ground, {"roles": {"routing": first}}) as house:
+            made = await house.stub.Generate(ask(), timeout=5.0)
+            assert (made.text, made.fallback_index, made.attempt_count) == ("all is well", 1, 2)
+            states = await house.rows("SELECT state FROM agents.model_calls ORDER BY start_time")
+            assert [one["state"] for one in states] == ["UNKNOWN", "SUCCEEDED"]
+
+
+async def test_a_failure_is_on_record_too(ground: tuple[World, Database, Path], provider: fakes.Provider) -> None:
+    """Audit learns that nobody answered, and why."""
+    provider.will(fakes.refuse("401 No"))
+    async with living(*ground, {"roles": {"routing": role(provider.api_base)}}) as house:
+        await refused(house, ask())
+        event = await asyncio.wait_for(house.audit.events.get(), 10)
+        assert (event.outcome, event.reason) == (audit_pb.AuditEvent.OUTCOME_FAILED, "MODEL_REFUSED")
+        assert event.details["failure"] == "openai/tiny: it answers 401"
+
+
 @pytest.mark.parametrize("scope", ["incident", "day", "requester"])
 async def test_a_budget_is_never_passed(
     ground: tuple[World, Database, Path], provider: fakes.Provider, scope: str
@@ -196,6 +220,23 @@ async def test_what_is_recorded_is_replayed_under_other_ids(
     assert len(provider.requests) == 1
 
 
+async def test_a_recording_does_not_know_how_tools_were_offered(
+    ground: tuple[World, Database, Path], provider: fakes.Provider
+) -> None:
+    """What was recorded of a model without tool calling is replayed like any other."""
+    recorder = role(provider.api_base, recordings_folder="tape", tool_mode="TOOL_MODE_JSON_SCHEMA")
+    request = ask(tools=("GetWorkload",))
+    async with living(*ground, {"roles": {"routing": recorder}}) as house:
+        calls = '{"text": "", "calls": [{"name": "GetWorkload", "arguments": {"target_id": "a"}}]}'
+        provider.will(fakes.answer(fakes.completion(calls)))
+        first = await house.stub.Generate(request)
+    async with living(*ground, {"roles": {"routing": {"model": "recorded", "recordings_folder": "tape"}}}) as house:
+        request.request_id = str(uuid.uuid4())
+        again = await house.stub.Generate(request)
+        assert again.recorded
+        assert [one.name for one in again.tool_calls] == [one.name for one in first.tool_calls] == ["GetWorkload"]
+
+
 async def test_an_exchange_may_be_written_by_hand(ground: tuple[World, Database, Path]) -> None:
     """By role, turn and texts of the conversation; the first that fits."""
     tape = ground[2] / "tape"
@@ -242,6 +283,7 @@ async def test_without_a_model_there_is_automation_only(ground: tuple[World, Dat
         ({"messages": [pb.Message(role=pb.Message.ROLE_TOOL, call_id="x", text="hm")]}, "messages[0].call_id"),
         ({"tools": ("A", "A")}, "tools"),
         ({"attribution": pb.Attribution(incident_id=INCIDENT)}, "attribution.requester"),
+        ({"attribution": pb.Attribution(person="human/operator")}, "attribution"),
     ],
 )
 async def test_a_question_that_makes_no_sense_is_not_asked(

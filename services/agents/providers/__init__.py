@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from services.agents.domain import Endpoint, Question, RawReply, Usage
+from services.agents.domain import Endpoint, Finish, Question, RawReply, Usage, counted
 
 
 class Kind(Enum):
@@ -42,6 +42,18 @@ class ProviderError(Exception):
     def __str__(self) -> str:
         """Return what happened."""
         return f"{self.kind.value}: {self.detail}"
+
+
+def useless(question: Question, raw: RawReply, detail: str) -> ProviderError:
+    """Return the failure of a reply that came, and was paid for, but is of no use; the provider works."""
+    cut = " (cut at its largest length)" if raw.finish is Finish.LENGTH else ""
+    return ProviderError(
+        Kind.UNKNOWN,
+        f"the reply cannot be used: {detail}{cut}",
+        Why.UNREADABLE,
+        at_fault=False,
+        usage=counted(question, raw),
+    )
 
 
 class Provider(Protocol):

@@ -101,7 +101,6 @@ def arguments(endpoint: Endpoint, question: Question) -> dict[str, Any]:
         "max_tokens": output_limit(question, endpoint),
         "temperature": 0,
         "timeout": endpoint.seconds,
-        "api_key": endpoint.api_key or NO_KEY,
         "num_retries": 0,
         "max_retries": 0,
         "caching": False,
@@ -111,6 +110,9 @@ def arguments(endpoint: Endpoint, question: Question) -> dict[str, Any]:
     found["messages"] += [_message(one) for one in question.messages]
     if endpoint.api_base:
         found["api_base"] = endpoint.api_base
+    if endpoint.api_key or endpoint.api_base:
+        # Without either, the provider has credentials of another kind, which its client finds.
+        found["api_key"] = endpoint.api_key or NO_KEY
     if question.tools:
         found["tools"] = [
             {

@@ -1,6 +1,6 @@
 """Tools for models without tool calling: offered in the instructions, called through a JSON-schema answer.
 
-Both functions are pure. What comes back is as little believed as a native call: it goes the same way afterwards.
+What comes back is as little believed as a native call: it goes the same way afterwards.
 """
 
 import re
@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from services.agents.domain import (
     CALLS_MAX,
+    Endpoint,
     Finish,
     Message,
     Question,
@@ -16,6 +17,7 @@ from services.agents.domain import (
     Speaker,
     ToolCall,
 )
+from services.agents.providers import Provider, useless
 from services.agents.strict_json import UnreadableError, canonical, read_object
 
 # Some models put their JSON between fences, whatever they are told.
@@ -24,6 +26,23 @@ HOW: Final = """
 You may call tools. Answer with one JSON object and nothing else: {"text": "...", "calls": [{"name": TOOL, \
 "arguments": {...}}]}. `calls` is empty when you call none. Results come in the next message. The tools:
 """
+
+
+class Structured:
+    """Asks another provider; translates for endpoints that know no tools."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+
+    async def generate(self, endpoint: Endpoint, question: Question) -> RawReply:
+        """Answer as the provider does; raises what it raises, and when the answer is not the object asked for."""
+        if endpoint.native_tools:
+            return await self._provider.generate(endpoint, question)
+        raw = await self._provider.generate(endpoint, flatten(question))
+        try:
+            return unfold(question, raw)
+        except UnreadableError as error:
+            raise useless(question, raw, f"the answer is {error}") from None
 
 
 def without_fences(text: str) -> str:
