@@ -7,7 +7,7 @@ choose from is not offered at all. The reads of "gather context" are parsed as s
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -45,7 +45,7 @@ class Available:
     playbooks: Sequence[str] = ()
     templates: Sequence[str] = ()
     targets: Sequence[str] = ()
-    reads: Mapping[str, Offer] = MappingProxyType({})
+    reads: Mapping[str, Offer] = field(default_factory=dict)
 
     def read_only(self) -> Mapping[str, Offer]:
         """Return the offers whose method reads, by the IDL's word and no other."""
