@@ -20,6 +20,7 @@ from services.gateway.stop_store import PostgresStops
 from services.gateway.stops import StopReporter
 from services.gateway.store import PostgresEffects, finished
 from services.gateway.tools.autoscaling import AutoscalingTools
+from services.gateway.tools.change import ChangeTools
 from services.gateway.tools.inventory import InventoryTools
 from services.gateway.tools.logs import LogsTools
 from services.gateway.tools.metrics import MetricsTools
@@ -66,7 +67,8 @@ async def run() -> None:
     def version() -> int | None:
         return lease.lease.policy_set_version if lease.lease else None
 
-    toolbox = Toolbox([*acting, runbooks, InventoryTools(peers.channel("guardrails"), version)])
+    inventory, changes = InventoryTools(peers.channel("guardrails"), version), ChangeTools(peers.channel("ingest"))
+    toolbox = Toolbox([*acting, runbooks, inventory, changes])
     resolver = Resolver(store, audit, toolbox)
     pipeline = Pipeline(
         store=store,

@@ -23,6 +23,7 @@ class Disposition(IntEnum):
     SUPPRESSED = 5
     TEST = 6
     DEAD_LETTER = 7
+    CHANGE = 8
 
 
 class State(IntEnum):
@@ -115,6 +116,7 @@ class SignalFacts:
     correlation_key: str
     incident_id: str
     test: bool = False
+    change: bool = False
 
     @property
     def alert(self) -> tuple[str, str]:
@@ -177,6 +179,7 @@ class Book:
     alerts: dict[tuple[str, str, str], Alert] = field(default_factory=dict)
     incidents: dict[str, Tally] = field(default_factory=dict)
     changed: set[tuple[str, str, str]] = field(default_factory=set)
+    changes: set[tuple[str, str]] = field(default_factory=set)
     _latest: dict[tuple[str, str], tuple[str, str, str]] = field(default_factory=dict)
     _open: dict[str, str] = field(default_factory=dict)
 
@@ -192,8 +195,8 @@ class Book:
 
     def judge(self, signal: SignalFacts) -> Verdict:
         """Say what becomes of a signal. The same (alert, start, status) again is a duplicate, whatever came since."""
-        if signal.test:
-            return Verdict(Disposition.TEST)
+        if signal.test or signal.change:
+            return Verdict(Disposition.TEST) if signal.test else self._changed(signal)
         known = self.alerts.get((*signal.alert, episode_of(signal.start_time)))
         if known and not self._is_afresh(known, signal):
             return self._again(known, signal)
@@ -212,6 +215,13 @@ class Book:
                 # The sender has begun anew without saying that the last one was over.
                 self._put(replace(before, over=True))
         return self._begin(signal)
+
+    def _changed(self, signal: SignalFacts) -> Verdict:
+        """Judge word of a change: it is kept once and touches no incident."""
+        if signal.alert in self.changes:
+            return Verdict(Disposition.DUPLICATE)
+        self.changes.add(signal.alert)
+        return Verdict(Disposition.CHANGE)
 
     def _is_afresh(self, known: Alert, signal: SignalFacts) -> bool:
         """Say whether a signal without a start begins a new episode: after a resolve, or after the window."""

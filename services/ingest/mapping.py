@@ -102,6 +102,7 @@ def _signal(delivery: pb.Delivery, received: int, index: int, parsed: ParsedSign
         warnings=parsed.warnings,
         test=parsed.test,
         body_pointer=parsed.body_pointer,
+        kind=signal_pb2.Signal.Kind.ValueType(parsed.kind),
     )
     if parsed.start_time is not None:
         signal.start_time.CopyFrom(to_timestamp(parsed.start_time))
@@ -133,6 +134,7 @@ def facts_of(signal: signal_pb2.Signal, targets: Sequence[Resolved]) -> SignalFa
         correlation_key=correlation_key(signal.source, signal.dedup_key, signal.rule_name, signal.labels, targets),
         incident_id=_named(signal.signal_id, "incident"),
         test=signal.test,
+        change=signal.kind != signal_pb2.Signal.KIND_UNSPECIFIED,
     )
 
 

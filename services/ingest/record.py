@@ -9,6 +9,7 @@ from uuid import UUID
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import signal_pb2
+from services.ingest.changes import known_changes, write_changes
 from services.ingest.domain import (
     REVISIONS_MAX,
     Alert,
@@ -58,13 +59,18 @@ async def record(
     lines = await _new_lines(connection, entries, inventory)
     now: datetime = await connection.fetchval("SELECT now()")
     book = Book(now, window)
-    snapshots = await _load(connection, book, [line.facts for line in lines])
+    snapshots = await _load(connection, book, [line.facts for line in lines if not line.facts.change])
+    book.changes |= await known_changes(connection, [line.facts for line in lines if line.facts.change])
     for line in lines:
         line.verdict = verdict = book.judge(line.facts)
         if verdict.incident_id and (verdict.speaks or verdict.disposition is Disposition.OPENED):
             absorb(snapshots.setdefault(verdict.incident_id, pb.Incident()), line.signal, line.targets)
     await _write_deliveries(connection, entries)
     await _write_signals(connection, lines)
+    changes = [
+        (line.signal, line.targets) for line in lines if line.verdict and line.verdict.disposition is Disposition.CHANGE
+    ]
+    await write_changes(connection, changes)
     await _write_alerts(connection, book)
     waiting = await _write_incidents(connection, book, snapshots, lines, (debounce, inventory.version))
     malformed = [malformed_letter(entry) for entry in entries if entry.errors]

@@ -9,6 +9,7 @@ GONE: Final = "SELECT FROM incidents i WHERE i.incident_id = alerts.incident_id"
 CONDITIONS: Final = (
     ("deliveries", "create_time < now() - $1::interval"),
     ("dead_letters", "create_time < now() - $1::interval"),
+    ("changes", "record_time < now() - $1::interval"),
     ("signals", "record_time < now() - $1::interval"),
     ("incidents", "update_time < now() - $1::interval AND state IN ('RESOLVED', 'STALE')"),
     ("alerts", f"update_time < now() - $1::interval AND NOT EXISTS ({GONE})"),
@@ -16,5 +17,5 @@ CONDITIONS: Final = (
 
 
 def rules(days: int) -> list[TooOld]:
-    """Return what goes after `days`: signals, their bytes, dead letters and closed incidents."""
+    """Return what goes after `days`: signals, their bytes, changes, dead letters and closed incidents."""
     return [TooOld(table, condition, days) for table, condition in CONDITIONS]

@@ -10,6 +10,7 @@ import grpc.aio
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc, signal_pb2
 from services.ingest.mapping import entry_of, result_of
+from services.ingest.record import moment
 from services.ingest.rows import fit
 from services.ingest.sources import Parser
 from services.ingest.store import Incidents
@@ -78,6 +79,18 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             token = write_token(request, last.create_time.ToDatetime().isoformat() + "+00:00", last.delivery_id)
         return pb.ListDeadLettersResponse(dead_letters=page, next_page_token=token)
 
+    async def ListChanges(self, request: pb.ListChangesRequest, _: Context) -> pb.ListChangesResponse:  # noqa: N802  the IDL's name
+        """List the changes of a target, newest first."""
+        size = page_size(request.page_size)
+        found = await self._incidents.list_changes(request, size, _position(request))
+        page = fit(found[:size])
+        token = ""
+        if len(page) < len(found):
+            last = page[-1].signal
+            # PostgreSQL keeps microseconds: that is the place to go on from.
+            token = write_token(request, moment(last.event_time.ToNanoseconds()), UUID(last.signal_id))
+        return pb.ListChangesResponse(changes=page, next_page_token=token)
+
     async def ResolveIncident(self, request: pb.ResolveIncidentRequest, _: Context) -> pb.ResolveIncidentResponse:  # noqa: N802  the IDL's name
         """Let a person close an incident."""
         reason = f"{current().identity}: {request.reason}"
@@ -109,7 +122,9 @@ def _read(
     return results, contents
 
 
-def _position(request: pb.ListIncidentsRequest | pb.ListDeadLettersRequest) -> tuple[datetime, UUID] | None:
+def _position(
+    request: pb.ListIncidentsRequest | pb.ListDeadLettersRequest | pb.ListChangesRequest,
+) -> tuple[datetime, UUID] | None:
     """Return where the page begins."""
     position = read_token(request, datetime, UUID)
     return (position[0], position[1]) if position else None

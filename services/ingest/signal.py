@@ -34,6 +34,14 @@ class Status(IntEnum):
     OCCURRENCE = 6
 
 
+class Kind(IntEnum):
+    """What a signal is about; the numbers of ingest.v1.Signal.Kind."""
+
+    ALERT = 0
+    DEPLOYMENT = 1
+    CONFIGURATION = 2
+
+
 class Severity(IntEnum):
     """How bad it is, on OpenTelemetry's scale; the numbers of ingest.v1.Signal.Severity."""
 
@@ -121,6 +129,7 @@ class ParsedSignal:
     warnings: Sequence[str] = ()
     test: bool = False
     body_pointer: str = ""
+    kind: Kind = Kind.ALERT
 
 
 @dataclass(frozen=True, slots=True)

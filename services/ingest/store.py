@@ -9,6 +9,7 @@ from uuid import UUID
 from opsmesh.config.v1 import inventory_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
+from services.ingest.changes import read_changes
 from services.ingest.decisions import Step
 from services.ingest.domain import Inventory, State
 from services.ingest.letters import DeadLetter, put_aside
@@ -55,6 +56,11 @@ class Incidents(Protocol):
         self, source: str, size: int, after: tuple[datetime, UUID] | None
     ) -> list[pb.DeadLetter]:
         """Return dead letters after a position, newest first, one more than `size` if there are more."""
+
+    async def list_changes(
+        self, request: pb.ListChangesRequest, size: int, after: tuple[datetime, UUID] | None
+    ) -> list[pb.Change]:
+        """Return changes after a position, newest first, one more than `size` if there are more."""
 
     async def resolve(self, connection: Connection, incident_id: str, reason: str) -> pb.Incident:
         """Close an incident in the caller's transaction; a Refusal when there is none or it is closed."""
@@ -130,6 +136,12 @@ class PostgresIncidents:
             LETTER_BYTES,
         )
         return [letter_of(row) for row in rows]
+
+    async def list_changes(
+        self, request: pb.ListChangesRequest, size: int, after: tuple[datetime, UUID] | None
+    ) -> list[pb.Change]:
+        """Return changes after a position, newest first, one more than `size` if there are more."""
+        return await read_changes(self._pool, request, size, after)
 
     async def resolve(self, connection: Connection, incident_id: str, reason: str) -> pb.Incident:
         """Close an incident in the caller's transaction; the router hears of it by a new revision."""

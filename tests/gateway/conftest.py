@@ -41,6 +41,8 @@ async def mesh(database: Database) -> AsyncIterator[Mesh]:
             peers = {
                 "audit": f"127.0.0.1:{audit_server.port}",
                 "guardrails": f"127.0.0.1:{guardrails_server.port}",
+                # Nobody is there: only ListChanges asks for it.
+                "ingest": "127.0.0.1:9",
             }
             channels = [{"channel": "ops", "inbox": {"path": "inbox.jsonl"}}]
             running = Mesh(world, database, workload, folder, audit, guardrails, proxy, peers, channels)

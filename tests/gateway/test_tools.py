@@ -15,6 +15,7 @@ from services.gateway import backends, catalog
 from services.gateway.domain import State
 from services.gateway.runbook_index import Hit, Indexed
 from services.gateway.tools.autoscaling import AutoscalingTools
+from services.gateway.tools.change import ChangeTools
 from services.gateway.tools.inventory import InventoryTools
 from services.gateway.tools.logs import LogsTools
 from services.gateway.tools.metrics import MetricsTools
@@ -244,5 +245,6 @@ def toolbox() -> Toolbox:
             LogsTools({}),
             AutoscalingTools({}),
             InventoryTools(grpc.aio.insecure_channel("127.0.0.1:9"), lambda: None),
+            ChangeTools(grpc.aio.insecure_channel("127.0.0.1:9")),
         ]
     )

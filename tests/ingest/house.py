@@ -113,7 +113,17 @@ class House:
         settings = settings_for(folder, valkey, database, **changes)
         house = cls(settings, await open_pool(settings, "ingest"))
         await house.client.delete(stream.STREAM)
-        tables = ("deliveries", "signals", "alerts", "incidents", "dead_letters", "inventory", "requests", "outbox")
+        tables = (
+            "deliveries",
+            "signals",
+            "alerts",
+            "incidents",
+            "dead_letters",
+            "changes",
+            "inventory",
+            "requests",
+            "outbox",
+        )
         for table in tables:
             await house.pool.execute(f"DELETE FROM {table}")  # noqa: S608  constants only
         return house

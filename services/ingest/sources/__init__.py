@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from services.ingest.signal import DeliveryFacts, ParsedSignal
-from services.ingest.sources import alertmanager, generic, grafana
+from services.ingest.sources import alertmanager, change, generic, grafana
 
 Parser = Callable[[bytes, DeliveryFacts], list[ParsedSignal]]
 
@@ -12,4 +12,5 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "alertmanager": alertmanager.parse,
     "grafana": grafana.parse,
     "generic": generic.parse,
+    "change": change.parse,
 }

@@ -50,6 +50,11 @@ class IngestServiceStub:
                 request_serializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsRequest.SerializeToString,
                 response_deserializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsResponse.FromString,
                 _registered_method=True)
+        self.ListChanges = channel.unary_unary(
+                '/opsmesh.ingest.v1.IngestService/ListChanges',
+                request_serializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListChangesRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListChangesResponse.FromString,
+                _registered_method=True)
         self.ResolveIncident = channel.unary_unary(
                 '/opsmesh.ingest.v1.IngestService/ResolveIncident',
                 request_serializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ResolveIncidentRequest.SerializeToString,
@@ -87,6 +92,13 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListChanges(self, request, context):
+        """List the deployments and configuration changes of a target, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ResolveIncident(self, request, context):
         """A person closes an incident.
         """
@@ -118,6 +130,11 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.ListIncidents,
                     request_deserializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsRequest.FromString,
                     response_serializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsResponse.SerializeToString,
+            ),
+            'ListChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListChanges,
+                    request_deserializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListChangesRequest.FromString,
+                    response_serializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListChangesResponse.SerializeToString,
             ),
             'ResolveIncident': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolveIncident,
@@ -212,6 +229,33 @@ class IngestService:
             '/opsmesh.ingest.v1.IngestService/ListIncidents',
             opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsRequest.SerializeToString,
             opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.ingest.v1.IngestService/ListChanges',
+            opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListChangesRequest.SerializeToString,
+            opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

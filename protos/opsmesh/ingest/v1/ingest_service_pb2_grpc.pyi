@@ -39,6 +39,8 @@ class IngestServiceStub:
     """Read one incident."""
     ListIncidents: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListIncidentsRequest, _ingest_service_pb2.ListIncidentsResponse]
     """List incidents, newest first."""
+    ListChanges: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListChangesRequest, _ingest_service_pb2.ListChangesResponse]
+    """List the deployments and configuration changes of a target, newest first."""
     ResolveIncident: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ResolveIncidentRequest, _ingest_service_pb2.ResolveIncidentResponse]
     """A person closes an incident."""
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListDeadLettersRequest, _ingest_service_pb2.ListDeadLettersResponse]
@@ -55,6 +57,8 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """Read one incident."""
     ListIncidents: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListIncidentsRequest, _ingest_service_pb2.ListIncidentsResponse]  # type: ignore[assignment]
     """List incidents, newest first."""
+    ListChanges: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListChangesRequest, _ingest_service_pb2.ListChangesResponse]  # type: ignore[assignment]
+    """List the deployments and configuration changes of a target, newest first."""
     ResolveIncident: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ResolveIncidentRequest, _ingest_service_pb2.ResolveIncidentResponse]  # type: ignore[assignment]
     """A person closes an incident."""
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListDeadLettersRequest, _ingest_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
@@ -86,6 +90,14 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.ListIncidentsResponse, _abc.Awaitable[_ingest_service_pb2.ListIncidentsResponse]]:
         """List incidents, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListChanges(
+        self,
+        request: _ingest_service_pb2.ListChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_service_pb2.ListChangesResponse, _abc.Awaitable[_ingest_service_pb2.ListChangesResponse]]:
+        """List the deployments and configuration changes of a target, newest first."""
 
     @_abc_1.abstractmethod
     def ResolveIncident(

@@ -225,6 +225,29 @@ class Signal(_message.Message):
     STATUS_OCCURRENCE: Signal.Status.ValueType  # 6
     """Happened once; no resolve will come."""
 
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Signal._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Signal._Kind.ValueType  # 0
+        """An alert: something is wrong, or no longer."""
+        KIND_DEPLOYMENT: Signal._Kind.ValueType  # 1
+        """Somebody deployed something: kept, and opens nothing."""
+        KIND_CONFIGURATION: Signal._Kind.ValueType  # 2
+        """Somebody changed a configuration: kept, and opens nothing."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What it is about."""
+
+    KIND_UNSPECIFIED: Signal.Kind.ValueType  # 0
+    """An alert: something is wrong, or no longer."""
+    KIND_DEPLOYMENT: Signal.Kind.ValueType  # 1
+    """Somebody deployed something: kept, and opens nothing."""
+    KIND_CONFIGURATION: Signal.Kind.ValueType  # 2
+    """Somebody changed a configuration: kept, and opens nothing."""
+
     class _Severity:
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
@@ -342,6 +365,7 @@ class Signal(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     TEST_FIELD_NUMBER: _builtins.int
     BODY_POINTER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     signal_id: _builtins.str
     """uuid5(delivery_id, index)."""
     delivery_id: _builtins.str
@@ -374,6 +398,8 @@ class Signal(_message.Message):
     """A test message of the sender."""
     body_pointer: _builtins.str
     """Where in the body it was, as a JSON pointer."""
+    kind: Global___Signal.Kind.ValueType
+    """What it is about."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When the state changed, by the sender's clock; else when it was received."""
@@ -443,10 +469,11 @@ class Signal(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         test: _builtins.bool = ...,
         body_pointer: _builtins.str = ...,
+        kind: Global___Signal.Kind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "event_time", b"event_time", "receive_time", b"receive_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "body_pointer", b"body_pointer", "dedup_key", b"dedup_key", "delivery_id", b"delivery_id", "description", b"description", "end_time", b"end_time", "event_key", b"event_key", "event_time", b"event_time", "group_key", b"group_key", "index", b"index", "labels", b"labels", "links", b"links", "receive_time", b"receive_time", "resource", b"resource", "rule_name", b"rule_name", "severity", b"severity", "severity_raw", b"severity_raw", "signal_id", b"signal_id", "source", b"source", "start_time", b"start_time", "status", b"status", "status_raw", b"status_raw", "summary", b"summary", "targets", b"targets", "test", b"test", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "body_pointer", b"body_pointer", "dedup_key", b"dedup_key", "delivery_id", b"delivery_id", "description", b"description", "end_time", b"end_time", "event_key", b"event_key", "event_time", b"event_time", "group_key", b"group_key", "index", b"index", "kind", b"kind", "labels", b"labels", "links", b"links", "receive_time", b"receive_time", "resource", b"resource", "rule_name", b"rule_name", "severity", b"severity", "severity_raw", b"severity_raw", "signal_id", b"signal_id", "source", b"source", "start_time", b"start_time", "status", b"status", "status_raw", b"status_raw", "summary", b"summary", "targets", b"targets", "test", b"test", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
