@@ -5,7 +5,7 @@ Served as ModelService.Generate, and called by agent runs inside `working("servi
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
@@ -72,13 +72,21 @@ class _ClosedError(ProviderError):
 
 
 class Boundary:
-    """Asks the models of roles; `hosted` and `recorded` are the two providers."""
+    """Asks the models of roles; `hosted` and `recorded` are the two providers, `warm` readies the first."""
 
-    def __init__(self, models: Models, ledger: Ledger, hosted: Provider, recorded: Provider) -> None:
+    def __init__(
+        self,
+        models: Models,
+        ledger: Ledger,
+        hosted: Provider,
+        recorded: Provider,
+        warm: Callable[[], Awaitable[None]],
+    ) -> None:
         self.models = models
         self._ledger = ledger
         self._hosted = hosted
         self._recorded = recorded
+        self._warm = warm
         self._retries = RetryBudget()
         names = {one.provider for role in models.roles.values() for one in role}
         self.breakers: Mapping[str, Breaker] = {name: Breaker() for name in names}
@@ -136,6 +144,8 @@ class Boundary:
     async def _once(self, journey: _Journey, endpoint: Endpoint) -> pb.GenerateResponse:
         """One call to one provider, reserved before and settled after."""
         breaker = self.breakers[endpoint.provider]
+        if not endpoint.replays:
+            await self._ready()
         remaining = current().remaining - MARGIN
         # A model that hangs must leave time for those after it.
         seconds = min(endpoint.seconds, remaining * SHARE if journey.more else remaining)
@@ -163,6 +173,14 @@ class Boundary:
         finally:
             if not settled:
                 breaker.leave()
+
+    async def _ready(self) -> None:
+        """Wait for the provider's library, whose import takes seconds: neither a failure nor a cost of the provider."""
+        try:
+            async with asyncio.timeout(max(0.0, current().remaining - MARGIN)):
+                await self._warm()
+        except TimeoutError:
+            raise _ClosedError(Kind.PERMANENT, "its library is still being loaded", at_fault=False) from None
 
     async def _call(self, endpoint: Endpoint, question: Question, seconds: float) -> RawReply:
         """Ask, within `seconds`; a provider that hangs is left alone."""
@@ -236,7 +254,7 @@ class Boundary:
         )
         return event(Event.PHASE_RECORD, outcome, subject, request=journey.request, action=METHOD)
 
-    def ready(self, endpoint: Endpoint) -> bool:
+    def available(self, endpoint: Endpoint) -> bool:
         """Say whether a call to a model would go out now."""
         return self.breakers[endpoint.provider].state is not State.OPEN
 

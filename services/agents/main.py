@@ -44,7 +44,7 @@ async def run() -> None:
         await check_revision(pool, MIGRATIONS)
         writes = Writes(pool, "agents", audit_service_pb2_grpc.AuditServiceStub(peers.channel("audit")))
         ledger = PostgresLedger(pool, writes, models.limits)
-        boundary = Boundary(models, ledger, Recorder(Structured(hosted.Hosted())), Recorded(recordings))
+        boundary = Boundary(models, ledger, Recorder(Structured(hosted.Hosted())), Recorded(recordings), hosted.warm)
         reports = StopReports(peers.channel("guardrails"))
         retention = Retention(pool, request_ids(settings.request_retention_days), *forgotten(settings.retention_days))
 

@@ -69,7 +69,7 @@ def why_alone(boundary: Boundary, left: Sequence[Left]) -> str:
     for one in left:
         if not one.tokens or (one.limit.cost_micros and not one.cost_micros):
             return f"the model budget of {one.scope.lower()} {one.subject} is used up".replace("  ", " ")
-    if any(boundary.ready(endpoint) for endpoints in roles.values() for endpoint in endpoints):
+    if any(boundary.available(endpoint) for endpoints in roles.values() for endpoint in endpoints):
         return ""
     names = sorted({endpoint.provider for endpoints in roles.values() for endpoint in endpoints})
     said = "; ".join(f"{name}: {boundary.breakers[name].last_failure}" for name in names)

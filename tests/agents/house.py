@@ -17,7 +17,7 @@ from opsmesh.audit.v1 import audit_service_pb2 as audit_pb
 from services.agents import models
 from services.agents.boundary import Boundary
 from services.agents.main import read_recordings
-from services.agents.providers.hosted import Hosted
+from services.agents.providers.hosted import Hosted, warm
 from services.agents.providers.recorded import Recorded, Recorder
 from services.agents.providers.structured import Structured
 from services.agents.servicer import ModelServicer
@@ -82,7 +82,7 @@ async def living(world: World, database: Database, folder: Path, written: dict[s
     pool, audit = await open_pool(settings, "agents"), Audit()
     writes = Writes(pool, "agents", audit)
     ledger = PostgresLedger(pool, writes, known.limits)
-    boundary = Boundary(known, ledger, Recorder(Structured(Hosted())), Recorded(read_recordings(known)))
+    boundary = Boundary(known, ledger, Recorder(Structured(Hosted())), Recorded(read_recordings(known)), warm)
     servicers = [(rpc.add_ModelServiceServicer_to_server, ModelServicer(boundary, ledger))]
     stop = asyncio.Event()
     worker = asyncio.create_task(writes.outbox_worker(stop))

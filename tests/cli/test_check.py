@@ -55,6 +55,8 @@ CASES: list[tuple[str, str, str, str]] = [
     ("sources.yaml", "source: alertmanager", "source: alertmanagr", "no parser is called alertmanagr"),
     ("backends.yaml", "runbook_folder: runbooks", "runbook_folder: runboks", "there is no folder"),
     ("policies/default.yaml", "channel: ops", "channel: opss", "no channel opss"),
+    ("models.yaml", "budgets:", "roles: {routing: {model: recorded, recordings_folder: tape}}\nbudgets:", "no folder"),
+    ("models.yaml", "budgets:", "roles: {routing: {model: openai/a, timeout: 90}}\nbudgets:", "timeout"),
     (
         "rules/checkout.yaml",
         "      environment: demo",

@@ -69,8 +69,9 @@ def _load() -> Any:
 
 
 async def warm() -> None:
-    """Import the library now, so that the first question need not wait for it."""
-    await asyncio.to_thread(_load)
+    """Import the library now, if it is not there yet: its seconds are nobody's time to answer."""
+    if not _library:
+        await asyncio.to_thread(_load)
 
 
 class Hosted:
@@ -78,11 +79,11 @@ class Hosted:
 
     async def generate(self, endpoint: Endpoint, question: Question) -> RawReply:
         """Answer; raises ProviderError."""
-        library = await asyncio.to_thread(_load)
+        await warm()
         seen = Seen()
         token = current.set(seen)
         try:
-            response = await library.acompletion(**arguments(endpoint, question))
+            response = await _library[0].acompletion(**arguments(endpoint, question))
         except Exception as error:  # noqa: BLE001  the library raises what each provider's client raises
             raise failure(seen, error) from None
         finally:
