@@ -84,6 +84,12 @@ def test_what_nobody_marked_is_bare_only_as_an_identifier(probe: Any) -> None:
     assert f"{START}All.labels⟧do this now{END}" in found["labels"]
 
 
+def test_two_keys_that_look_alike_are_two(probe: Any) -> None:
+    """A label cannot hide another one behind characters that nobody sees."""
+    found = shown(probe(labels={"severity": "critical", "severity\u200b": "low", "severity\u200b\u200b": "none"}))
+    assert sorted(found["labels"].values()) == ["critical", "low", "none"]
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_an_order_in_any_field_of_a_signal_is_marked(order: str) -> None:
     """Whichever text field it stands in, nothing of it is outside a mark."""

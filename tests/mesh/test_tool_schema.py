@@ -12,9 +12,10 @@ import pytest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from services.mesh import snapshot
+from opsmesh.agents.v1 import model_service_pb2
+from services.mesh import policy, snapshot
 from services.mesh.models import bounds, tool_schema
-from services.mesh.models.tool_schema import NotOfferedError, Offer, catalogue, offer, offer_message
+from services.mesh.models.tool_schema import NotOfferedError, Offer, catalogue, changed, offer, offer_message
 from services.mesh.tools import Tool, find_tool, tools
 from tests.house.source import ROOT
 from tests.mesh.schemas import Validator, compile_proto, fits
@@ -108,6 +109,25 @@ def test_every_tool_is_offered(tool: Tool) -> None:
     assert tool.spec.summary in one.description
     assert tool.spec.when_to_use in one.description
     assert "request_id" not in one.schema["properties"]
+
+
+@pytest.mark.parametrize("one", [offer(tool) for tool in TOOLS], ids=lambda one: one.name)
+def test_an_offer_is_what_the_model_service_takes(one: Offer) -> None:
+    """Name, description and schema are within the bounds of a ToolDefinition."""
+    definition = model_service_pb2.ToolDefinition(
+        name=one.name, description=one.description, parameters_json_schema=one.schema_json
+    )
+    assert policy.violations(definition) == []
+
+
+def test_a_tool_that_changed_or_went_is_named() -> None:
+    """A template is pinned by the digests of its tools."""
+    offers = catalogue(TOOLS)
+    pinned = {name: one.digest for name, one in offers.items()}
+    assert changed(pinned, offers) == ()
+    first, second, *_ = sorted(offers)
+    without = {name: one for name, one in offers.items() if name != second}
+    assert changed({**pinned, first: "0" * 64}, without) == (first, second)
 
 
 def test_a_catalogue_has_one_tool_a_name() -> None:

@@ -99,6 +99,8 @@ class _Walk:
         _, kind = value_kind(one)
         for key in self._some(sorted(value)):
             name = self._text(one, key, untrusted=False) if isinstance(key, str) else str(key)
+            # Two keys that differ in what nobody sees must not become one.
+            name = f"{name} ({len(shown)})" if name in shown else name
             shown[name] = self._value(kind, value[key], untrusted=untrusted, depth=depth, source=one)
         if len(value) > self.limits.items:
             shown[self._more(len(value) - self.limits.items)] = None

@@ -73,6 +73,11 @@ class Offer:
     digest: str
     choices: Choices = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def schema_json(self) -> str:
+        """Return the schema as compact JSON, as a ToolDefinition or a response schema of ModelService takes it."""
+        return json.dumps(dict(self.schema), separators=(",", ":"))
+
     def function(self) -> dict[str, Any]:
         """Return it as an entry of `tools` in an OpenAI-compatible request."""
         inner = {"name": self.name, "description": self.description, "parameters": dict(self.schema)}
@@ -107,6 +112,11 @@ def catalogue(tools: Iterable[Tool], choices: Choices | None = None) -> Mapping[
             raise NotOfferedError(f"{one.method} and {found[one.name].method} would both be called {one.name}")
         found[one.name] = one
     return MappingProxyType(found)
+
+
+def changed(pinned: Mapping[str, str], offers: Mapping[str, Offer]) -> tuple[str, ...]:
+    """Return the names of tools that are gone or differ from what was pinned: any of them disables a template."""
+    return tuple(sorted(name for name, pin in pinned.items() if name not in offers or offers[name].digest != pin))
 
 
 def form(message: Descriptor, levels: int, choices: Choices, *, top: bool) -> Form:

@@ -20,8 +20,8 @@ from services.mesh.models.redaction import LEFT, RIGHT, redact
 
 LIMIT: Final = 2000
 # A text is not even read beyond this many times its limit.
-READ_FACTOR: Final = 16
-READ_MIN: Final = 65_536
+READ_FACTOR: Final = 4
+READ_MIN: Final = 16_384
 PASSES_MAX: Final = 6
 TOKEN_BYTES: Final = 6
 VALUES_MAX: Final = 40
@@ -43,7 +43,7 @@ class Harmless:
 def sanitise(text: str, limit: int = LIMIT) -> Harmless:
     """Return a text without control, invisible and markup characters and secrets, of at most `limit` characters.
 
-    Doing it again changes nothing. Time is linear in the text, which is read up to sixteen times the limit. A limit
+    Doing it again changes nothing. Time is linear in the text, which is read up to four times the limit. A limit
     below LIMIT_MIN is taken as that.
     """
     limit = max(limit, LIMIT_MIN)
