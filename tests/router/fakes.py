@@ -209,6 +209,11 @@ class FakeModels(model_service_pb2_grpc.ModelServiceServicer):
         await self.open.wait()
         return model_service_pb2.ListModelsResponse(automation_only=True)
 
+    async def Generate(self, request: model_service_pb2.GenerateRequest, _: Any) -> model_service_pb2.GenerateResponse:
+        """Say that no model answers."""
+        detail = "no model is configured for it"
+        raise Refusal(error_reason_pb2.ERROR_REASON_MODEL_UNAVAILABLE, role=request.role, detail=detail)
+
 
 class FakeAudit(fakes.FakeAudit):
     """Keeps what is appended in `appended`; refuses while `down`."""
