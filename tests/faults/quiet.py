@@ -6,7 +6,7 @@ from contextlib import suppress
 from tests.faults.reading import AWAY, Outside
 from tests.flows.world import World, until
 
-SCHEMAS = ("ingest", "router", "automation", "guardrails", "gateway")
+SCHEMAS = ("ingest", "router", "agents", "automation", "guardrails", "gateway")
 # What an outcome that is owed may take: the longest deadline of a write, and the silence after it.
 QUIET_SECONDS = 200
 OPEN = {

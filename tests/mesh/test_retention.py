@@ -11,7 +11,7 @@ from tests.mesh.world import World
 from tests.stores import Database
 
 
-@pytest.mark.parametrize("name", ["ingest", "router", "automation", "guardrails", "gateway"])
+@pytest.mark.parametrize("name", ["ingest", "router", "agents", "automation", "guardrails", "gateway"])
 async def test_old_request_ids_go_and_young_ones_stay(tmp_path: Path, database: Database, name: str) -> None:
     """More than one step is deleted in one round, by the service's own role; what is younger than its days stays."""
     values = {
