@@ -83,7 +83,7 @@ def test_what_fits_the_schema_is_understood(one: Offer, data: st.DataObject) -> 
     assert policy.violations(found.request) == []
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_what_nearly_fits_is_understood_or_dropped(probe: Offer, data: st.DataObject) -> None:
     """With one place changed: understood if it still fits, else whatever comes out is valid or a reason."""
@@ -145,7 +145,7 @@ def test_what_is_no_text_is_dropped(odd: Any) -> None:
         ('{"targetId": "a"}', Fault.UNKNOWN_FIELD, "target_id"),
         ('{"target_id": "a", "request_id": "x"}', Fault.UNKNOWN_FIELD, "request_id"),
         ('{"target_id": 7}', Fault.WRONG_TYPE, "a text"),
-        ('{"target_id": null}', Fault.WRONG_TYPE, "a text"),
+        ('{"target_id": null}', Fault.WRONG_TYPE, "leave out"),
         ('{"target_id": ["a"]}', Fault.WRONG_TYPE, "a text"),
         ('{"target_id": "\\ud800"}', Fault.WRONG_TYPE, "a text"),
         ('{"target_id": "-rf"}', Fault.BOUND_BROKEN, "target_id"),

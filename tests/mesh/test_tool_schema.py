@@ -130,6 +130,15 @@ def test_a_tool_that_changed_or_went_is_named() -> None:
     assert changed({**pinned, first: "0" * 64}, without) == (first, second)
 
 
+def test_a_catalogue_is_narrowed_to_targets() -> None:
+    """A run sees its incident's targets and no others, under the same pins; without any, no tool that needs one."""
+    one = catalogue(TOOLS, targets=("svc:prod/web",))["workload_RestartWorkload"]
+    assert one.schema["properties"]["target_id"] == {"type": "string", "enum": ["svc:prod/web"]}
+    assert one.digest == offer(find_tool("RestartWorkload")).digest
+    without = catalogue(TOOLS, targets=())
+    assert {one.method for one in without.values()} == {tool.name for tool in TOOLS if not tool.spec.target_field}
+
+
 def test_a_catalogue_has_one_tool_a_name() -> None:
     """All tools fit into one catalogue; the same one twice does not."""
     assert len(catalogue(TOOLS)) == len(TOOLS)

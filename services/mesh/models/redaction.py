@@ -22,8 +22,11 @@ _NAMES: Final = (
     r"password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|signing[_-]?key"
     r"|encryption[_-]?key|account[_-]?key|client[_-]?key|auth[_-]?key|credentials?|signature|session[_-]?id"
 )
-_NAME: Final = rf"[A-Za-z0-9_.-]*?(?:{_NAMES})(?:hash|value)?(?:[_.-][A-Za-z0-9_.-]*)?|x-amz-[a-z-]+"
-_VALUE: Final = r'"(?:[^"\\\n]|\\.)*"?|\'(?:[^\'\\\n]|\\.)*\'?|[^\s"\'&\x{2039}\x{203A}]+'
+_NAME: Final = (
+    rf"[A-Za-z0-9_.-]*?(?:{_NAMES})(?:[_-]?(?:key|hash|value))?(?:[_.-][A-Za-z0-9_.-]*)?"
+    r"|x-amz-[a-z-]+|[A-Za-z0-9_.-]*[_.-]pass"
+)
+_VALUE: Final = r'[bu]?"(?:[^"\\\n]|\\.)*"?|[bu]?\'(?:[^\'\\\n]|\\.)*\'?|[^\s"\'&\x{2039}\x{203A}]+'
 _PREFIXES: Final = (
     r"\b(?:(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}"
     r"|gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[a-z]-[A-Za-z0-9-]{10,}"
@@ -34,7 +37,26 @@ _PREFIXES: Final = (
 )
 # What says nothing about a secret: where it is, how long it lives, that it is missing.
 _HARMLESS_ENDS: Final = ("file", "path", "url", "uri", "name", "ttl", "expiry", "count", "length", "type", "version")
-_HARMLESS_VALUES: Final = frozenset({"true", "false", "null", "none", "nil", "yes", "no", "missing", "invalid"})
+_HARMLESS_VALUES: Final = frozenset(
+    {
+        "true",
+        "false",
+        "null",
+        "none",
+        "nil",
+        "yes",
+        "no",
+        "missing",
+        "invalid",
+        "filtered",
+        "redacted",
+        "masked",
+        "hidden",
+        "removed",
+    }
+)
+_PARSED: Final = frozenset({"token", "signature"})
+_WORD_MAX: Final = 16
 _CLOSING: Final = ")]}>.,;"
 _OTHER: Final = re.compile(r"([A-Za-z0-9_.-]+)([=:]+)(.*)", re.DOTALL)
 _GIVES_AWAY: Final = re.compile(_NAMES, re.IGNORECASE)
@@ -70,6 +92,9 @@ def _second(kind: str) -> Callable[[Any, Count], str]:
 def _named(match: Any, found: Count) -> str:
     """Replace the value that a name gives away."""
     name, between, value = str(match[1]), str(match[2]), str(match[3])
+    # Python shows its texts as u'...' and b'...'.
+    if value[1:2] in {"'", '"'} and value[0] in "buBU":
+        between, value = between + value[0], value[1:]
     quote = value[0] if value[0] in "\"'" else ""
     if quote:
         ends = quote if value.endswith(quote) and len(value) > 1 else ""
@@ -91,9 +116,13 @@ def _named(match: Any, found: Count) -> str:
 
 def _value(name: str, value: str, found: Count) -> str:
     """Return what stands for a value of this name; what says nothing about a secret stays."""
-    if name.lower().endswith(_HARMLESS_ENDS) or value.lower() in _HARMLESS_VALUES or not value.strip("*.,;:)]}{[("):
+    if name.lower().endswith(_HARMLESS_ENDS) or value.strip("[(<").lower() in _HARMLESS_VALUES:
         return value
-    return value if value.startswith(f"{LEFT}redacted") else _note("named", found)
+    if not value.strip("*.,;:)]}{[("):
+        return value
+    # "unexpected token: end" is about a parser.
+    word = name.lower() in _PARSED and value.isalpha() and value.islower() and len(value) <= _WORD_MAX
+    return value if word or value.startswith(f"{LEFT}redacted") else _note("named", found)
 
 
 def _told(match: Any, found: Count) -> str:
@@ -145,6 +174,9 @@ _STEPS: Final[tuple[tuple[Any, Callable[[Any, Count], str]], ...]] = (
     (_PAIR, _named),
     (re2.compile(rf"(?i)([?&;](?:sig|sas|key|code|auth)=)([^&\s\"'{_NOTE}]+)()"), _second("named")),
     (re2.compile(rf"(?i){_FLAG}"), _second("named")),
+    (re2.compile(rf"(?i)(\s-u\s+[^\s:\"'{_NOTE}]+:|\bsshpass\s+-p\s*)([^\s\"'{_NOTE}]+)()"), _second("named")),
+    (re2.compile(rf"(?i)(\bidentified\s+by\s+')([^'{_NOTE}]+)(')"), _second("named")),
+    (re2.compile(rf"(?i)(\b(?:pass|otp|pin)=[\"']?)([^\s\"'&;,{_NOTE}]+)()"), _second("named")),
     (re2.compile(rf"(?i){_SAID}"), _told),
     (re2.compile(rf"[A-Za-z0-9+/_-]{{{RANDOM_LENGTH_MIN},}}={{0,2}}"), _random),
 )

@@ -224,6 +224,8 @@ class _Reader:
         offered = self.forms[place]
         for key, value in data.items():
             here = f"{path}.{key}" if path else key
+            if value is None and (key in offered.fields or key in offered.groups):
+                raise _DropError(Fault.WRONG_TYPE, f"{quoted(here)} is null: leave out what is not said")
             if key in offered.fields:
                 self._field(message, offered.fields[key], value, levels, here)
             elif key in offered.groups:

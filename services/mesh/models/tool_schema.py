@@ -8,7 +8,7 @@ offered (whoever calls sets it) and neither is a SENSITIVE field: a model that n
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
@@ -103,11 +103,21 @@ def offer_message(name: str, description: str, message_class: type[Message], cho
     return _offer(name, description, str(message_class.DESCRIPTOR.full_name), message_class, choices=choices, tool=None)
 
 
-def catalogue(tools: Iterable[Tool], choices: Choices | None = None) -> Mapping[str, Offer]:
-    """Return offers by the name a model calls them by; two of one name are refused."""
+def catalogue(
+    tools: Iterable[Tool], choices: Choices | None = None, targets: Sequence[str] | None = None
+) -> Mapping[str, Offer]:
+    """Return offers by the name a model calls them by; two of one name are refused.
+
+    With `targets`, the target field of each tool is a choice of them; with none, tools that need one are left out.
+    """
     found: dict[str, Offer] = {}
     for tool in tools:
-        one = offer(tool, choices)
+        narrowed = dict(choices or {})
+        if targets is not None and tool.spec.target_field:
+            if not targets:
+                continue
+            narrowed[f"{tool.method.input_type.full_name}.{tool.spec.target_field}"] = tuple(targets)
+        one = offer(tool, narrowed)
         if one.name in found:
             raise NotOfferedError(f"{one.method} and {found[one.name].method} would both be called {one.name}")
         found[one.name] = one
