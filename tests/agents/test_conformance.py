@@ -252,3 +252,44 @@ async def test_a_conversation_that_does_not_fit_is_told(house: House, provider: 
     text = "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens."
     provider.will(fakes.refuse("400 Bad Request", text=text))
     assert (await refused(house, ask())).name == "CONTEXT_TOO_LARGE"
+
+
+@pytest.mark.parametrize("name", ["anthropic/claude-sonnet-4-5", "gemini/gemini-2.5-flash", "ollama_chat/tiny"])
+async def test_the_bounds_hold_for_other_kinds_of_providers(
+    mesh: World, database: Database, tmp_path: Path, provider: fakes.Provider, name: str
+) -> None:
+    """Whatever client the library uses for a provider, its replies are bounded, and its keys stay where they are."""
+    (tmp_path / "key").write_text("sk-secret\n")
+    (tmp_path / "key").chmod(0o600)
+    base = f"http://127.0.0.1:{provider.port}"
+    written = {"roles": {"routing": {"model": name, "api_base": base, "api_key_file": "key"}}}
+    async with living(mesh, database, tmp_path, written) as house, fakes.providing() as thief:
+        for behaviour in (fakes.endless(), fakes.bomb(), fakes.large()):
+            provider.will(behaviour)
+            refusal = await refused(house, ask(tools=("GetWorkload",)))
+            assert refusal.name == "MODEL_REPLY_INVALID"
+            assert "larger than it may be" in refusal.metadata["detail"]
+        provider.will(fakes.redirect(thief.api_base))
+        assert (await refused(house, ask())).name == "MODEL_REFUSED"
+        assert len(provider.requests) == 4
+        assert thief.requests == []
+
+
+async def test_another_kind_of_provider_answers(
+    mesh: World, database: Database, tmp_path: Path, provider: fakes.Provider
+) -> None:
+    """Anthropic's own format becomes the same answer: text, calls, usage."""
+    content = [
+        {"type": "text", "text": "let me see"},
+        {"type": "tool_use", "id": "toolu_1", "name": "GetWorkload", "input": {"target_id": "a"}},
+    ]
+    usage = {"input_tokens": 20, "output_tokens": 9}
+    message = {"id": "m", "type": "message", "role": "assistant", "model": "c", "content": content, "usage": usage}
+    provider.will(fakes.answer(message | {"stop_reason": "tool_use"}))
+    base = f"http://127.0.0.1:{provider.port}"
+    written = {"roles": {"routing": {"model": "anthropic/claude-sonnet-4-5", "api_base": base}}}
+    async with living(mesh, database, tmp_path, written) as house:
+        made = await house.stub.Generate(ask(tools=("GetWorkload",)))
+        assert (made.text, made.usage.input_tokens, made.usage.output_tokens) == ("let me see", 20, 9)
+        assert [(one.call_id, one.arguments_json) for one in made.tool_calls] == [("toolu_1", '{"target_id":"a"}')]
+        assert provider.requests[0]["tools"][0]["name"] == "GetWorkload"
