@@ -51,6 +51,10 @@ class Echo(rpc.IngestServiceServicer):
         """Stand where nobody calls."""
         return pb.ListIncidentsResponse()
 
+    async def ListChanges(self, _: pb.ListChangesRequest, __: Any) -> pb.ListChangesResponse:
+        """Stand where nobody calls."""
+        return pb.ListChangesResponse()
+
     async def ListDeadLetters(self, _: pb.ListDeadLettersRequest, __: Any) -> pb.ListDeadLettersResponse:
         """Stand where nobody calls."""
         return pb.ListDeadLettersResponse()

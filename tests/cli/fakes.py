@@ -62,6 +62,10 @@ class Incidents(ingest_grpc.IngestServiceServicer):
         """Answer nothing."""
         return ingest.SubmitSignalsResponse()
 
+    async def ListChanges(self, request: ingest.ListChangesRequest, _: Any) -> ingest.ListChangesResponse:
+        """Answer nothing."""
+        return ingest.ListChangesResponse()
+
     async def ListDeadLetters(self, request: ingest.ListDeadLettersRequest, _: Any) -> ingest.ListDeadLettersResponse:
         """Answer nothing."""
         return ingest.ListDeadLettersResponse()

@@ -68,6 +68,8 @@ def sample(tool: Tool, target_id: str) -> Any:
         field = request.DESCRIPTOR.fields_by_name[violation.field]
         if field.enum_type is not None:
             setattr(request, field.name, field.enum_type.values[1].number)
+        elif field.message_type is not None:
+            getattr(request, field.name).SetInParent()
         else:
             setattr(request, field.name, LETTERS if field.type == FieldDescriptor.TYPE_STRING else 1)
     policy.validate(request)

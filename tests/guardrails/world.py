@@ -148,6 +148,10 @@ class FakeIngest(ingest_service_pb2_grpc.IngestServiceServicer):
         """Stay unused."""
         raise NotImplementedError
 
+    async def ListChanges(self, *_: Any) -> Any:
+        """Stay unused."""
+        raise NotImplementedError
+
     async def ListDeadLetters(self, *_: Any) -> Any:
         """Stay unused."""
         raise NotImplementedError

@@ -190,6 +190,10 @@ class FakeIngest(ingest_service_pb2_grpc.IngestServiceServicer):
         """Answer nothing: not asked by the router."""
         return ingest_service_pb2.ResolveIncidentResponse()
 
+    async def ListChanges(self, _: Any, __: Any) -> ingest_service_pb2.ListChangesResponse:
+        """Answer nothing: not asked by the router."""
+        return ingest_service_pb2.ListChangesResponse()
+
     async def ListDeadLetters(self, _: Any, __: Any) -> ingest_service_pb2.ListDeadLettersResponse:
         """Answer nothing: not asked by the router."""
         return ingest_service_pb2.ListDeadLettersResponse()
