@@ -20,7 +20,7 @@ from tests.faults.records import Breach
 from tests.faults.storm import LONG, Storm
 from tests.faults.tally import counts
 from tests.faults.world import running, short_folder
-from tests.flows.world import World
+from tests.flows.world import RESTART, World
 
 
 def say(line: str) -> None:
@@ -47,7 +47,7 @@ async def contain(world: World, outside: Outside, seed: int, calls: int) -> tupl
     wrong = [f"{one.kind} as answered: {one.tool.rpc} {one.request_id}" for one in attacked.answered]
     wrong += [one.words for one in await effects(world) if one.request_id in attacked.forged]
     began = sum((one.target_id, one.process_id, one.time) not in outside.before for one in starts(world))
-    meant = sum(bool(one.tool.spec.target_field) for one in attacked.used)
+    meant = sum(one.tool.name == RESTART for one in attacked.used)
     if began != meant:
         wrong.append(f"{began} starts where {meant} were granted and used")
     if set(attacked.answers[STORED]) != {"ANSWERED"}:

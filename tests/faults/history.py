@@ -22,6 +22,8 @@ ACT: Final = timedelta(seconds=6)
 # A row's start is noted at the beginning of the transaction that looks whether another effect is still under way.
 TRANSACTION: Final = timedelta(seconds=1)
 TOOLS: Final = "opsmesh.tools."
+# What the process managers write a start down for.
+RESTART: Final = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
 
 
 def check(history: History) -> list[Breach]:
@@ -162,7 +164,7 @@ def _counted(history: History) -> Iterator[str]:
     """Compare what the process managers wrote down with what the gateway says, start by start."""
     states = defaultdict[str, Counter[str]](Counter)
     for effect in history.effects:
-        if effect.guarded:
+        if effect.method == RESTART:
             states[effect.target_id][effect.state] += 1
     started = Counter(one.target_id for one in history.starts)
     for target in sorted({*states, *started}):

@@ -4,8 +4,8 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import yaml
@@ -17,6 +17,7 @@ from services.mesh.client import MeshChannel, connect
 from tests.faults import slow_fsync
 from tests.faults.gateway_that_dies import PLAN
 from tests.flows.world import World, connected, lay_out, leftovers, running_mesh, running_workloads
+from tests.gateway import aws
 
 # How long an approval waits for an answer: longer than any one service is away.
 APPROVAL_SECONDS = 20
@@ -39,12 +40,27 @@ def widen(config: Path) -> None:
     path.write_text(yaml.safe_dump(policies), encoding="utf-8")
 
 
+@contextmanager
+def groups(config: Path) -> Iterator[None]:
+    """Give every workload a group of machines, too: one of none, so that what is asked for blindly is right."""
+    with aws.aws() as cloud:
+        aws.make_group(cloud, desired=0, least=0)
+        path = config / "backends.yaml"
+        backends = yaml.safe_load(path.read_text(encoding="utf-8"))
+        targets = [one["target_id"] for one in backends["workloads"]]
+        backends["autoscaling"] = [aws.entry(cloud, config, target) for target in targets]
+        path.write_text(yaml.safe_dump(backends), encoding="utf-8")
+        yield
+
+
 @asynccontextmanager
 async def running(folder: Path) -> AsyncIterator[World]:
     """Run workloads and mesh; at the end everything is stopped and nothing is left behind."""
-    async with running_workloads(folder / "workloads") as workloads:
+    async with AsyncExitStack() as stack:
+        workloads = await stack.enter_async_context(running_workloads(folder / "workloads"))
         lay_out(folder / "config", workloads)
         widen(folder / "config")
+        stack.enter_context(groups(folder / "config"))
         async with (
             running_mesh(folder / "mesh", folder / "config", folder / "up.log") as mesh,
             connected(mesh, workloads) as world,
