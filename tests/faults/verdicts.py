@@ -76,11 +76,15 @@ async def ask_everything(home: House, policies: Policies) -> list[Answer]:
     )
     await home.policies().PublishPolicySet(request)
     answers = []
+    # One execution for each target holds its lock, whatever is asked for.
+    executions: dict[str, str] = {}
     for tool in changing():
         environments = {one.target_id: one.environment for one in inventory.entries} | {UNLISTED: ""}
         for target, environment in environments.items() if tool.spec.target_field else {"": ""}.items():
-            context = Context(incident_id=home.ingest.open(target), execution_id=str(uuid.uuid4()), step_id="ask")
-            if environment:
+            known = target in executions
+            execution_id = executions.setdefault(target, str(uuid.uuid4()))
+            context = Context(incident_id=home.ingest.open(target), execution_id=execution_id, step_id="ask")
+            if environment and not known:
                 await home.lock(target, context.execution_id)
             for caller in CALLERS:
                 verdict, why = await ask(home, tool, target, caller, context)

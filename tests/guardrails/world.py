@@ -29,6 +29,7 @@ from opsmesh.guardrails.v1 import (
     target_lock_service_pb2_grpc,
 )
 from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
+from opsmesh.tools.autoscaling.v1 import autoscaling_tool_service_pb2_grpc
 from opsmesh.tools.notify.v1 import notify_tool_service_pb2
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2, workload_tool_service_pb2_grpc
 from opsmesh.type.v1 import error_reason_pb2, type_pb2
@@ -39,6 +40,7 @@ from services.mesh.config import load_yaml
 from services.mesh.errors import Refusal
 from services.mesh.postgres import open_pool
 from services.mesh.server import Server
+from tests.guardrails.groups import FakeGroups
 from tests.mesh.world import ROOT, World
 from tests.stores import Database
 
@@ -311,11 +313,12 @@ async def house(world: World, database: Database, folder: Path, *, working: bool
     gateway, ingest, audit = FakeGateway(), FakeIngest(), FakeAudit()
     effects = FakeEffects()
     workload = (workload_tool_service_pb2_grpc.add_WorkloadToolServiceServicer_to_server, gateway)
+    groups = (autoscaling_tool_service_pb2_grpc.add_AutoscalingToolServiceServicer_to_server, FakeGroups())
     done = (effect_service_pb2_grpc.add_EffectServiceServicer_to_server, effects)
     intake = (ingest_service_pb2_grpc.add_IngestServiceServicer_to_server, ingest)
     log = (audit_service_pb2_grpc.add_AuditServiceServicer_to_server, audit)
     async with (
-        world.serving("gateway", [workload, done]) as at_gateway,
+        world.serving("gateway", [workload, groups, done]) as at_gateway,
         world.serving("ingest", [intake]) as at_ingest,
         world.serving("audit", [log]) as at_audit,
     ):
