@@ -36,7 +36,11 @@ def lay_out(config: Path, workload: Workload, manager: Manager) -> None:
     backends["workloads"].append(
         {"target_id": actions.TARGET, "health_url": workload.health_url, "supervisord": backend}
     )
-    for name, content in (("inventory.yaml", inventory), ("backends.yaml", backends)):
+    policies = yaml.safe_load((config / "policies" / "demo.yaml").read_text(encoding="utf-8"))
+    # Measured is what a grant costs, not that it ends after sixty.
+    policies["effect_caps"] = [{"cap_id": "bench", "scope": "SCOPE_TARGET", "effects_per_hour": 100000}]
+    named = (("inventory.yaml", inventory), ("backends.yaml", backends), ("policies/demo.yaml", policies))
+    for name, content in named:
         (config / name).write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
