@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
+from tests.faults.history import RESTART
 from tests.faults.records import History
 
 CONFIDENCE = 0.95
@@ -18,6 +19,7 @@ def counts(history: History) -> list[tuple[str, str]]:
         ("signals", f"accepted {len(set(history.accepted))}, rows {len(history.signals)}"),
         ("incidents", f"{len(history.incidents)}, revisions {revisions}, decisions {len(history.decisions)}"),
         ("effects, by the gateway's record", counted(Counter(one.state for one in changing))),
+        ("of them restarts", counted(Counter(one.state for one in changing if one.method == RESTART))),
         ("of them resting on an approval", str(sum(bool(one.approval_id) and one.acted for one in changing))),
         ("starts, by the process managers' record", str(len(history.starts))),
         ("audit events", f"{counted(phases)}; they say {counted(outcomes)}"),
