@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -16,11 +17,12 @@ import pytest
 
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as rpc
-from services.guardrails.kills.file import KillFile
+from services.guardrails.kills.file import ORDERS_MAX, KillFile, Order
 from services.local import postgres as pg
 from services.local.files import free_port
 from services.mesh import tls
 from services.mesh.client import connect
+from services.mesh.errors import Refusal
 from tests.guardrails.killing import EVERYTHING, Kill, engage, lease, report, status
 from tests.guardrails.test_process import start
 from tests.guardrails.world import CHECKOUT, House, house, reason_of, restart
@@ -230,3 +232,23 @@ def children(process: int) -> list[int]:
         if int(fields[1]) == process:
             found.append(int(status_file.parent.name))
     return found
+
+
+async def test_the_file_is_bounded_and_everything_is_always_possible(tmp_path: Path) -> None:
+    """One scope too many is refused and says what to do; everything too often is answered with the one that holds."""
+    file = KillFile(tmp_path)
+
+    def order(scope: pb.KillScope) -> Order:
+        return Order(uuid.uuid4(), "human/operator", uuid.uuid4(), b"", scope, "odd", datetime.now(UTC), b"")
+
+    scoped = [order(pb.KillScope(environment=f"e{number}")) for number in range(ORDERS_MAX)]
+    for one in scoped:
+        await file.append(file.place_for(one))
+    with pytest.raises(Refusal, match="engage everything"):
+        file.place_for(order(pb.KillScope(environment="another")))
+    assert file.place_for(scoped[0]) == scoped[0]
+    for _ in range(ORDERS_MAX):
+        await file.append(file.place_for(order(EVERYTHING)))
+    again = order(EVERYTHING)
+    assert file.place_for(again) == file.orders[-1] != again
+    assert len(KillFile(tmp_path).orders) == 2 * ORDERS_MAX

@@ -16,10 +16,12 @@ from typing import Final
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
+from opsmesh.type.v1 import error_reason_pb2
+from services.mesh.errors import Refusal
 
 NAME: Final = "kills.jsonl"
 MODE: Final = 0o600
-# More than anybody engages while a database is away; above it `everything` says the same.
+# More than anybody engages while a database is away, of one scope each and of everything; above it engage everything.
 ORDERS_MAX: Final = 256
 
 
@@ -78,6 +80,19 @@ class KillFile:
     def orders(self) -> tuple[Order, ...]:
         """Return what holds, oldest first; empty almost always."""
         return self._orders
+
+    def place_for(self, order: Order) -> Order:
+        """Return what to hold for an order: itself, or, at the limit, the newest of everything, which says the same.
+
+        One scope too many is refused with OVERLOADED; everything is always possible.
+        """
+        alike = [one for one in self._orders if one.scope.everything == order.scope.everything]
+        if len(alike) < ORDERS_MAX or any(one.kill_id == order.kill_id for one in alike):
+            return order
+        if order.scope.everything:
+            return alike[-1]
+        limit = f"{ORDERS_MAX} kills; engage everything"
+        raise Refusal(error_reason_pb2.ERROR_REASON_OVERLOADED, retry_after=1.0, limit=limit)
 
     async def append(self, order: Order) -> None:
         """Hold an order from now on, and return once it is on disk; an OSError when it never will be."""

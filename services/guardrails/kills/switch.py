@@ -73,6 +73,7 @@ class KillSwitch:
         order = _order(request)
         stored = None if self._file.orders else await self._try(request, order)
         if stored is None:
+            order = self._file.place_for(order)
             await self._file.append(order)
             self._board.changed()
             log.error("kill engaged without PostgreSQL: no leases until it is back", kill_id=str(order.kill_id))
