@@ -78,9 +78,10 @@ def _cut(text: str, limit: int, unread: int) -> tuple[str, int]:
     if len(text) <= limit and not unread:
         return text, 0
     kept = text[: limit - LIMIT_MIN]
-    # A note of ours is either whole or not there.
-    if kept.rfind(LEFT) > kept.rfind(RIGHT):
-        kept = kept[: kept.rfind(LEFT)]
+    # A note or placeholder of ours is either whole or not there.
+    for left, right in ((LEFT, RIGHT), ("\u27e8", "\u27e9")):
+        if kept.rfind(left) > kept.rfind(right):
+            kept = kept[: kept.rfind(left)]
     missing = len(text) - len(kept) + unread
     return f"{kept.rstrip()}{LEFT}cut:{missing}{RIGHT}", missing
 
@@ -139,6 +140,8 @@ def template(text: str, limit: int = LIMIT, values_max: int = VALUES_MAX) -> Tem
     # Our own notes stay what they are.
     parts = re.split(f"({LEFT}[^{LEFT}{RIGHT}]*{RIGHT})", sanitise(text, limit).text)
     shown = "".join(part if index % 2 else _PIECES.sub(place, part) for index, part in enumerate(parts))
+    # A placeholder may be longer than what it stands for.
+    shown, _ = _cut(shown, max(limit, LIMIT_MIN), 0)
     return Template(shown, {name: value for (_, value), name in names.items()}, left_out)
 
 
