@@ -12,7 +12,7 @@ import psutil
 from opsmesh.automation.v1 import automation_service_pb2
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as kills
 from tests.flows.payloads import alertmanager, now
-from tests.flows.people import Approval, Kill, approval_of, asked, guarded, inbox, now_is, people
+from tests.flows.people import Approval, Kill, approval_of, asked, guarded, inbox, let_go, now_is, people
 from tests.flows.world import GUARDED, RESTART, SPARE, Execution, Incident, World, until
 
 BYSTANDERS = ("audit", "router", "agents", "valkey", "temporal")
@@ -25,6 +25,12 @@ async def test_a_kill_of_one_environment_leaves_the_others_working(world: World)
     After the release the held one goes on, to its approval and its restart; people were told of both once.
     """
     incident_id, approval = await guarded(world)
+    async with let_go(world):
+        await stopped_and_released(world, incident_id, approval)
+
+
+async def stopped_and_released(world: World, incident_id: str, approval: Approval) -> None:
+    """Engage and release the kill of that story, and look at everybody meanwhile."""
     starts = world.workloads[SPARE].start_count()
     execution_id = (await world.decisions(incident_id))[0].execution_id
     kill = await asked(world, "kill", "engage", "--environment", GUARDED, "--reason", "look first")
@@ -78,7 +84,7 @@ async def alerted(world: World, workload: str, env: str) -> str:
 
 async def test_a_kill_is_acknowledged_while_everybody_else_is_paused(world: World) -> None:
     """With audit, Valkey, Temporal, router and agents under SIGSTOP a kill is on disk within two seconds."""
-    async with people(world, "operator") as (operator,):
+    async with let_go(world), people(world, "operator") as (operator,):
         async with paused(world):
             began = time.monotonic()
             kill = await operator.engage(kills.KillScope(tool=RESTART))
@@ -112,7 +118,7 @@ async def paused(world: World) -> AsyncIterator[None]:
 async def test_a_kill_without_postgresql_holds_and_is_stored_later(world: World) -> None:
     """It is acknowledged as not durable, nothing starts, and once PostgreSQL is back it holds, now stored."""
     starts = world.workloads["checkout"].start_count()
-    async with people(world, "operator") as (operator,):
+    async with let_go(world), people(world, "operator") as (operator,):
         await world.program("stop", "stores:postgres")
         try:
             began = time.monotonic()

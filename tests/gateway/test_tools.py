@@ -72,7 +72,7 @@ def test_no_request_can_name_where_the_gateway_connects_to(path: Path) -> None:
     assert not opened & {"open_connection", "open_unix_connection", "create_connection", "ServerProxy"}
 
 
-def test_every_tool_of_the_idl_is_implemented() -> None:
+async def test_every_tool_of_the_idl_is_implemented() -> None:
     """The toolbox serves every tool there is."""
     assert [tool.name for tool in toolbox().tools()] == sorted(tools())
 

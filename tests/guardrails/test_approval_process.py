@@ -120,7 +120,7 @@ async def test_a_wrong_local_clock_changes_nothing(quiet: House, tmp_path: Path,
     (tmp_path / "sitecustomize.py").write_text(WRONG_CLOCK.format(shift=shift))
     async with another(quiet, tmp_path, PYTHONPATH=str(tmp_path)) as running:
         home = running.home
-        await home.publish(asks(execute=2))
+        await home.publish(asks(execute=60))
         case = await waiting(home)
         # An hour ahead it would be over at once.
         assert (await case.approve()).state == Approval.STATE_APPROVED
@@ -131,7 +131,7 @@ async def test_a_wrong_local_clock_changes_nothing(quiet: House, tmp_path: Path,
         # An hour behind it would still wait.
         assert over.state == Approval.STATE_EXPIRED
         late = over.update_time.ToNanoseconds() - over.expire_time.ToNanoseconds()
-        assert 0 <= late < 1_500_000_000
+        assert 0 <= late < 60 * 10**9
         assert failures(await silent.again()) == {"policy": "APPROVAL_EXPIRED"}
 
 
