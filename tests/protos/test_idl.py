@@ -15,6 +15,7 @@ METHODS = {policy.full_name(method): method for one in policy.generated_services
 MESSAGES = [one for one in snapshot.messages() if not one.full_name.startswith("opsmesh.policy.v1.")]
 # DESIGN, section 5: these carry keys of their own.
 KEYED = {
+    "AuthorizeReads",
     "SubmitSignals",
     "DecideIncident",
     "AppendEvents",

@@ -483,6 +483,40 @@ class KillRelease(_message.Message):
 Global___KillRelease: _TypeAlias = KillRelease  # noqa: Y015
 
 @_typing.final
+class AgentAllowance(_message.Message):
+    """What runs of a template may call at all, whatever agents says about it; each call is judged by the rules besides."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    CHILD_TEMPLATES_FIELD_NUMBER: _builtins.int
+    template_id: _builtins.str
+    """Template."""
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Full or bare names of tools."""
+
+    @_builtins.property
+    def child_templates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Templates of which its runs may start child runs."""
+
+    def __init__(
+        self,
+        *,
+        template_id: _builtins.str = ...,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
+        child_templates: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_templates", b"child_templates", "template_id", b"template_id", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentAllowance: _TypeAlias = AgentAllowance  # noqa: Y015
+
+@_typing.final
 class PolicySet(_message.Message):
     """All rules."""
 
@@ -493,6 +527,7 @@ class PolicySet(_message.Message):
     EFFECT_CAPS_FIELD_NUMBER: _builtins.int
     CHANGE_WINDOWS_FIELD_NUMBER: _builtins.int
     KILL_RELEASE_FIELD_NUMBER: _builtins.int
+    AGENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyRule]:
         """The rules; order does not matter."""
@@ -513,6 +548,12 @@ class PolicySet(_message.Message):
     def kill_release(self) -> Global___KillRelease:
         """Who must release a kill."""
 
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentAllowance]:
+        """What agents may call, per template; a template that is not named may call nothing. `opsmesh policies publish` adds
+        those of deploy/agents that are not named here.
+        """
+
     def __init__(
         self,
         *,
@@ -521,10 +562,11 @@ class PolicySet(_message.Message):
         effect_caps: _abc.Iterable[Global___EffectCap] | None = ...,
         change_windows: _abc.Iterable[Global___ChangeWindow] | None = ...,
         kill_release: Global___KillRelease | None = ...,
+        agents: _abc.Iterable[Global___AgentAllowance] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kill_release", b"kill_release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_windows", b"change_windows", "effect_caps", b"effect_caps", "kill_release", b"kill_release", "notice_caps", b"notice_caps", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "change_windows", b"change_windows", "effect_caps", b"effect_caps", "kill_release", b"kill_release", "notice_caps", b"notice_caps", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

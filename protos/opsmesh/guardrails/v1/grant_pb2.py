@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from opsmesh.policy.v1 import policy_pb2 as opsmesh_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!opsmesh/guardrails/v1/grant.proto\x12\x15opsmesh.guardrails.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xb2\x07\n\x05Grant\x12\x1a\n\x08grant_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x41\n\x06method\x18\x02 \x01(\tB1\xbaH.r,\x18\xc8\x01\x32\'^[a-z][A-Za-z0-9_.]*/[A-Z][A-Za-z0-9]*$\x12\x1f\n\x0erequest_digest\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18 \x12\x1a\n\x06\x63\x61ller\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1c\n\nrequest_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1b\n\ttarget_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\x0b\x65nvironment\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06region\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x05\x66\x65nce\x18\t \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12]\n\x0cprecondition\x18\n \x03(\x0b\x32..opsmesh.guardrails.v1.Grant.PreconditionEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x08\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x12#\n\x12policy_set_version\x18\x0b \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\nkill_epoch\x18\x0c \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12/\n\x04risk\x18\r \x01(\x0e\x32\x17.opsmesh.policy.v1.RiskB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\x0bincident_id\x18\x0e \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0b\x64\x65\x63ision_id\x18\x0f \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x65xecution_id\x18\x10 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x07step_id\x18\x11 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0b\x61pproval_id\x18\x12 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12!\n\x10rule_set_version\x18\x13 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1e\n\x0con_behalf_of\x18\x14 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1c\n\x0bplaybook_id\x18\x17 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x17\n\x06run_id\x18\x18 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x36\n\nissue_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0b\x65xpire_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x1a\x33\n\x11PreconditionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x0bSignedGrant\x12\x17\n\x05grant\x18\x01 \x01(\x0c\x42\x08\xbaH\x05z\x03\x18\xf0.\x12\x1a\n\tsignature\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!opsmesh/guardrails/v1/grant.proto\x12\x15opsmesh.guardrails.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xb2\x07\n\x05Grant\x12\x1a\n\x08grant_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x41\n\x06method\x18\x02 \x01(\tB1\xbaH.r,\x18\xc8\x01\x32\'^[a-z][A-Za-z0-9_.]*/[A-Z][A-Za-z0-9]*$\x12\x1f\n\x0erequest_digest\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18 \x12\x1a\n\x06\x63\x61ller\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x1c\n\nrequest_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1b\n\ttarget_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\x0b\x65nvironment\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06region\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x05\x66\x65nce\x18\t \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12]\n\x0cprecondition\x18\n \x03(\x0b\x32..opsmesh.guardrails.v1.Grant.PreconditionEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x08\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x12#\n\x12policy_set_version\x18\x0b \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\nkill_epoch\x18\x0c \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12/\n\x04risk\x18\r \x01(\x0e\x32\x17.opsmesh.policy.v1.RiskB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\x0bincident_id\x18\x0e \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0b\x64\x65\x63ision_id\x18\x0f \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x65xecution_id\x18\x10 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x07step_id\x18\x11 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0b\x61pproval_id\x18\x12 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12!\n\x10rule_set_version\x18\x13 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1e\n\x0con_behalf_of\x18\x14 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1c\n\x0bplaybook_id\x18\x17 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x17\n\x06run_id\x18\x18 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x36\n\nissue_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0b\x65xpire_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x1a\x33\n\x11PreconditionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\nReadTarget\x12\x1d\n\ttarget_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1c\n\x0b\x65nvironment\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\xd6\x03\n\tReadGrant\x12\x1a\n\x08grant_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1a\n\x06\x63\x61ller\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12K\n\x07methods\x18\x03 \x03(\tB:\xbaH7\x92\x01\x34\x08\x01\x10@\".r,\x18\xc8\x01\x32\'^[a-z][A-Za-z0-9_.]*/[A-Z][A-Za-z0-9]*$\x12<\n\x07targets\x18\x04 \x03(\x0b\x32!.opsmesh.guardrails.v1.ReadTargetB\x08\xbaH\x05\x92\x01\x02\x10 \x12#\n\x12policy_set_version\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\nkill_epoch\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1c\n\x0bincident_id\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0b\x64\x65\x63ision_id\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06run_id\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x36\n\nissue_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"`\n\x0bSignedGrant\x12\x17\n\x05grant\x18\x01 \x01(\x0c\x42\x08\xbaH\x05z\x03\x18\xf0.\x12\x1a\n\tsignature\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\x12\x1c\n\nread_grant\x18\x03 \x01(\x0c\x42\x08\xbaH\x05z\x03\x18\xf0.b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -84,14 +84,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRANT'].fields_by_name['issue_time']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GRANT'].fields_by_name['expire_time']._loaded_options = None
   _globals['_GRANT'].fields_by_name['expire_time']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_READTARGET'].fields_by_name['target_id']._loaded_options = None
+  _globals['_READTARGET'].fields_by_name['target_id']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_READTARGET'].fields_by_name['environment']._loaded_options = None
+  _globals['_READTARGET'].fields_by_name['environment']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_READGRANT'].fields_by_name['grant_id']._loaded_options = None
+  _globals['_READGRANT'].fields_by_name['grant_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_READGRANT'].fields_by_name['caller']._loaded_options = None
+  _globals['_READGRANT'].fields_by_name['caller']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
+  _globals['_READGRANT'].fields_by_name['methods']._loaded_options = None
+  _globals['_READGRANT'].fields_by_name['methods']._serialized_options = b'\272H7\222\0014\010\001\020@\".r,\030\310\0012\'^[a-z][A-Za-z0-9_.]*/[A-Z][A-Za-z0-9]*$'
+  _globals['_READGRANT'].fields_by_name['targets']._loaded_options = None
+  _globals['_READGRANT'].fields_by_name['targets']._serialized_options = b'\272H\005\222\001\002\020 '
+  _globals['_READGRANT'].fields_by_name['policy_set_version']._loaded_options = None
+  _globals['_READGRANT'].fields_by_name['policy_set_version']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_READGRANT'].fields_by_name['kill_epoch']._loaded_options = None
+  _globals['_READGRANT'].fields_by_name['kill_epoch']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_READGRANT'].fields_by_name['incident_id']._loaded_options = None
+  _globals['_READGRANT'].fields_by_name['incident_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_READGRANT'].fields_by_name['decision_id']._loaded_options = None
+  _globals['_READGRANT'].fields_by_name['decision_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_READGRANT'].fields_by_name['run_id']._loaded_options = None
+  _globals['_READGRANT'].fields_by_name['run_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_READGRANT'].fields_by_name['issue_time']._loaded_options = None
+  _globals['_READGRANT'].fields_by_name['issue_time']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_READGRANT'].fields_by_name['expire_time']._loaded_options = None
+  _globals['_READGRANT'].fields_by_name['expire_time']._serialized_options = b'\272H\003\310\001\001'
   _globals['_SIGNEDGRANT'].fields_by_name['grant']._loaded_options = None
   _globals['_SIGNEDGRANT'].fields_by_name['grant']._serialized_options = b'\272H\005z\003\030\360.'
   _globals['_SIGNEDGRANT'].fields_by_name['signature']._loaded_options = None
   _globals['_SIGNEDGRANT'].fields_by_name['signature']._serialized_options = b'\272H\004z\002\030@'
+  _globals['_SIGNEDGRANT'].fields_by_name['read_grant']._loaded_options = None
+  _globals['_SIGNEDGRANT'].fields_by_name['read_grant']._serialized_options = b'\272H\005z\003\030\360.'
   _globals['_GRANT']._serialized_start=155
   _globals['_GRANT']._serialized_end=1101
   _globals['_GRANT_PRECONDITIONENTRY']._serialized_start=1050
   _globals['_GRANT_PRECONDITIONENTRY']._serialized_end=1101
-  _globals['_SIGNEDGRANT']._serialized_start=1103
-  _globals['_SIGNEDGRANT']._serialized_end=1169
+  _globals['_READTARGET']._serialized_start=1103
+  _globals['_READTARGET']._serialized_end=1176
+  _globals['_READGRANT']._serialized_start=1179
+  _globals['_READGRANT']._serialized_end=1649
+  _globals['_SIGNEDGRANT']._serialized_start=1651
+  _globals['_SIGNEDGRANT']._serialized_end=1747
 # @@protoc_insertion_point(module_scope)

@@ -161,6 +161,102 @@ class Grant(_message.Message):
 Global___Grant: _TypeAlias = Grant  # noqa: Y015
 
 @_typing.final
+class ReadTarget(_message.Message):
+    """A target that may be read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_ID_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    target_id: _builtins.str
+    """Target."""
+    environment: _builtins.str
+    """Its environment in the inventory."""
+    def __init__(
+        self,
+        *,
+        target_id: _builtins.str = ...,
+        environment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "target_id", b"target_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTarget: _TypeAlias = ReadTarget  # noqa: Y015
+
+@_typing.final
+class ReadGrant(_message.Message):
+    """Permission to read, many times: for callers whose identity alone does not let them (`reads_need_grant`)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_ID_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    POLICY_SET_VERSION_FIELD_NUMBER: _builtins.int
+    KILL_EPOCH_FIELD_NUMBER: _builtins.int
+    INCIDENT_ID_FIELD_NUMBER: _builtins.int
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    ISSUE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    grant_id: _builtins.str
+    """Random id."""
+    caller: _builtins.str
+    """Identity that may use it."""
+    policy_set_version: _builtins.int
+    """Policy set it was judged under."""
+    kill_epoch: _builtins.int
+    """Epoch of the newest kill when it was minted."""
+    incident_id: _builtins.str
+    """Incident."""
+    decision_id: _builtins.str
+    """Decision, of the router's."""
+    run_id: _builtins.str
+    """Run, of an agent's."""
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools it is good for; all of them read."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadTarget]:
+        """Targets it is good for, for tools that have one."""
+
+    @_builtins.property
+    def issue_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was minted."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """From when it is void, at most 5 minutes later."""
+
+    def __init__(
+        self,
+        *,
+        grant_id: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
+        targets: _abc.Iterable[Global___ReadTarget] | None = ...,
+        policy_set_version: _builtins.int = ...,
+        kill_epoch: _builtins.int = ...,
+        incident_id: _builtins.str = ...,
+        decision_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        issue_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "decision_id", b"decision_id", "expire_time", b"expire_time", "grant_id", b"grant_id", "incident_id", b"incident_id", "issue_time", b"issue_time", "kill_epoch", b"kill_epoch", "methods", b"methods", "policy_set_version", b"policy_set_version", "run_id", b"run_id", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadGrant: _TypeAlias = ReadGrant  # noqa: Y015
+
+@_typing.final
 class SignedGrant(_message.Message):
     """A grant and its signature."""
 
@@ -168,19 +264,23 @@ class SignedGrant(_message.Message):
 
     GRANT_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    READ_GRANT_FIELD_NUMBER: _builtins.int
     grant: _builtins.bytes
     """The serialised Grant."""
     signature: _builtins.bytes
-    """Ed25519 over those bytes."""
+    """Ed25519 over those bytes; of a read grant over `opsmesh-read-grant`, a zero byte and its bytes."""
+    read_grant: _builtins.bytes
+    """The serialised ReadGrant, instead of a Grant."""
     def __init__(
         self,
         *,
         grant: _builtins.bytes = ...,
         signature: _builtins.bytes = ...,
+        read_grant: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "read_grant", b"read_grant", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ Judges actions and mints grants."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -67,6 +68,7 @@ class ActionContext(_message.Message):
     ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
     PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
+    IDENTITY_TOKEN_FIELD_NUMBER: _builtins.int
     incident_id: _builtins.str
     """Incident the action is for."""
     decision_id: _builtins.str
@@ -83,6 +85,8 @@ class ActionContext(_message.Message):
     """Playbook the execution runs."""
     run_id: _builtins.str
     """Agent run it is a step of."""
+    identity_token: _builtins.bytes
+    """Serialised router.v1.SignedIdentity of the person who asked in a chat; a run's is kept from RegisterRun."""
     def __init__(
         self,
         *,
@@ -94,10 +98,11 @@ class ActionContext(_message.Message):
         on_behalf_of: _builtins.str = ...,
         playbook_id: _builtins.str = ...,
         run_id: _builtins.str = ...,
+        identity_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "execution_id", b"execution_id", "incident_id", b"incident_id", "on_behalf_of", b"on_behalf_of", "playbook_id", b"playbook_id", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "step_id", b"step_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "execution_id", b"execution_id", "identity_token", b"identity_token", "incident_id", b"incident_id", "on_behalf_of", b"on_behalf_of", "playbook_id", b"playbook_id", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "step_id", b"step_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -384,3 +389,254 @@ class PreviewActionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PreviewActionResponse: _TypeAlias = PreviewActionResponse  # noqa: Y015
+
+@_typing.final
+class RegisteredRun(_message.Message):
+    """A run as guardrails knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    INCIDENT_ID_FIELD_NUMBER: _builtins.int
+    TARGET_IDS_FIELD_NUMBER: _builtins.int
+    PARENT_RUN_ID_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    REQUESTER_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """Run."""
+    template_id: _builtins.str
+    """Template."""
+    incident_id: _builtins.str
+    """Incident."""
+    parent_run_id: _builtins.str
+    """Run that started it."""
+    depth: _builtins.int
+    """Place in the path of runs, from 1."""
+    requester: _builtins.str
+    """For whom it acts: the person of the identity token, or the service that registered it."""
+    @_builtins.property
+    def target_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Targets it may work on."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """From when nothing is granted to it any more."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        template_id: _builtins.str = ...,
+        incident_id: _builtins.str = ...,
+        target_ids: _abc.Iterable[_builtins.str] | None = ...,
+        parent_run_id: _builtins.str = ...,
+        depth: _builtins.int = ...,
+        requester: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "expire_time", b"expire_time", "incident_id", b"incident_id", "parent_run_id", b"parent_run_id", "requester", b"requester", "run_id", b"run_id", "target_ids", b"target_ids", "template_id", b"template_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisteredRun: _TypeAlias = RegisteredRun  # noqa: Y015
+
+@_typing.final
+class RegisterRunRequest(_message.Message):
+    """A run to register."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    INCIDENT_ID_FIELD_NUMBER: _builtins.int
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    TARGET_IDS_FIELD_NUMBER: _builtins.int
+    PARENT_RUN_ID_FIELD_NUMBER: _builtins.int
+    LIFETIME_DURATION_FIELD_NUMBER: _builtins.int
+    IDENTITY_TOKEN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The same id again gets the stored answer."""
+    run_id: _builtins.str
+    """Run; it is never another template's, incident's or person's."""
+    template_id: _builtins.str
+    """Template; the active policy set says which tools it may call."""
+    incident_id: _builtins.str
+    """Incident; must be open."""
+    decision_id: _builtins.str
+    """Decision it follows from."""
+    parent_run_id: _builtins.str
+    """Run that starts it: must be registered and open, for the same incident and at least these targets."""
+    identity_token: _builtins.bytes
+    """Serialised router.v1.SignedIdentity of the person who asked in a chat; a child run has its parent's."""
+    @_builtins.property
+    def target_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Targets of the incident."""
+
+    @_builtins.property
+    def lifetime_duration(self) -> _duration_pb2.Duration:
+        """Longest life; 0 means one hour, at most a day."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        template_id: _builtins.str = ...,
+        incident_id: _builtins.str = ...,
+        decision_id: _builtins.str = ...,
+        target_ids: _abc.Iterable[_builtins.str] | None = ...,
+        parent_run_id: _builtins.str = ...,
+        lifetime_duration: _duration_pb2.Duration | None = ...,
+        identity_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime_duration", b"lifetime_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "identity_token", b"identity_token", "incident_id", b"incident_id", "lifetime_duration", b"lifetime_duration", "parent_run_id", b"parent_run_id", "request_id", b"request_id", "run_id", b"run_id", "target_ids", b"target_ids", "template_id", b"template_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterRunRequest: _TypeAlias = RegisterRunRequest  # noqa: Y015
+
+@_typing.final
+class RegisterRunResponse(_message.Message):
+    """The run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___RegisteredRun:
+        """As it was registered."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___RegisteredRun | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterRunResponse: _TypeAlias = RegisterRunResponse  # noqa: Y015
+
+@_typing.final
+class EndRunRequest(_message.Message):
+    """A run to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The same id again gets the stored answer."""
+    run_id: _builtins.str
+    """Run."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndRunRequest: _TypeAlias = EndRunRequest  # noqa: Y015
+
+@_typing.final
+class EndRunResponse(_message.Message):
+    """It is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndRunResponse: _TypeAlias = EndRunResponse  # noqa: Y015
+
+@_typing.final
+class AuthorizeReadsRequest(_message.Message):
+    """For whom to mint a read grant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    INCIDENT_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """A registered run."""
+    decision_id: _builtins.str
+    """A decision of the router on an open incident."""
+    incident_id: _builtins.str
+    """Incident of the decision."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        decision_id: _builtins.str = ...,
+        incident_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "run_id", b"run_id", "subject", b"subject"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "incident_id", b"incident_id", "run_id", b"run_id", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["run_id", "decision_id"]  # noqa: Y015
+    _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
+
+Global___AuthorizeReadsRequest: _TypeAlias = AuthorizeReadsRequest  # noqa: Y015
+
+@_typing.final
+class AuthorizeReadsResponse(_message.Message):
+    """The read grant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    TARGET_IDS_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    grant: _builtins.bytes
+    """Serialised SignedGrant for the metadata `opsmesh-grant-bin`, good for many reads until it expires."""
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools it is good for."""
+
+    @_builtins.property
+    def target_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Targets it is good for."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """From when it is void."""
+
+    def __init__(
+        self,
+        *,
+        grant: _builtins.bytes = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
+        target_ids: _abc.Iterable[_builtins.str] | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "grant", b"grant", "methods", b"methods", "target_ids", b"target_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthorizeReadsResponse: _TypeAlias = AuthorizeReadsResponse  # noqa: Y015

@@ -40,6 +40,21 @@ class GuardrailsServiceStub:
                 request_serializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeActionRequest.SerializeToString,
                 response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeActionResponse.FromString,
                 _registered_method=True)
+        self.RegisterRun = channel.unary_unary(
+                '/opsmesh.guardrails.v1.GuardrailsService/RegisterRun',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.RegisterRunRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.RegisterRunResponse.FromString,
+                _registered_method=True)
+        self.EndRun = channel.unary_unary(
+                '/opsmesh.guardrails.v1.GuardrailsService/EndRun',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.EndRunRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.EndRunResponse.FromString,
+                _registered_method=True)
+        self.AuthorizeReads = channel.unary_unary(
+                '/opsmesh.guardrails.v1.GuardrailsService/AuthorizeReads',
+                request_serializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeReadsRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeReadsResponse.FromString,
+                _registered_method=True)
         self.PreviewAction = channel.unary_unary(
                 '/opsmesh.guardrails.v1.GuardrailsService/PreviewAction',
                 request_serializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.PreviewActionRequest.SerializeToString,
@@ -53,6 +68,27 @@ class GuardrailsServiceServicer:
 
     def AuthorizeAction(self, request, context):
         """Judge an action and, where policy allows it, mint a grant. The same (caller, method, inner request_id, digest) is judged anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterRun(self, request, context):
+        """Bind a run to its template, incident, targets and person, once and for ever: what it may call follows from that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndRun(self, request, context):
+        """End a run: nothing is granted to it any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AuthorizeReads(self, request, context):
+        """Mint the read grant of a run (the reads of its template on its targets), or of a decision of the router. Judged anew each time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +108,21 @@ def add_GuardrailsServiceServicer_to_server(servicer, server):
                     servicer.AuthorizeAction,
                     request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeActionRequest.FromString,
                     response_serializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeActionResponse.SerializeToString,
+            ),
+            'RegisterRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterRun,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.RegisterRunRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.RegisterRunResponse.SerializeToString,
+            ),
+            'EndRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndRun,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.EndRunRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.EndRunResponse.SerializeToString,
+            ),
+            'AuthorizeReads': grpc.unary_unary_rpc_method_handler(
+                    servicer.AuthorizeReads,
+                    request_deserializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeReadsRequest.FromString,
+                    response_serializer=opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeReadsResponse.SerializeToString,
             ),
             'PreviewAction': grpc.unary_unary_rpc_method_handler(
                     servicer.PreviewAction,
@@ -107,6 +158,87 @@ class GuardrailsService:
             '/opsmesh.guardrails.v1.GuardrailsService/AuthorizeAction',
             opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeActionRequest.SerializeToString,
             opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeActionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.GuardrailsService/RegisterRun',
+            opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.RegisterRunRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.RegisterRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.GuardrailsService/EndRun',
+            opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.EndRunRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.EndRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AuthorizeReads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.guardrails.v1.GuardrailsService/AuthorizeReads',
+            opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeReadsRequest.SerializeToString,
+            opsmesh_dot_guardrails_dot_v1_dot_guardrails__service__pb2.AuthorizeReadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,12 @@ class GuardrailsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> GuardrailsServiceAsyncStub: ...
     AuthorizeAction: _grpc.UnaryUnaryMultiCallable[_guardrails_service_pb2.AuthorizeActionRequest, _guardrails_service_pb2.AuthorizeActionResponse]
     """Judge an action and, where policy allows it, mint a grant. The same (caller, method, inner request_id, digest) is judged anew."""
+    RegisterRun: _grpc.UnaryUnaryMultiCallable[_guardrails_service_pb2.RegisterRunRequest, _guardrails_service_pb2.RegisterRunResponse]
+    """Bind a run to its template, incident, targets and person, once and for ever: what it may call follows from that."""
+    EndRun: _grpc.UnaryUnaryMultiCallable[_guardrails_service_pb2.EndRunRequest, _guardrails_service_pb2.EndRunResponse]
+    """End a run: nothing is granted to it any more."""
+    AuthorizeReads: _grpc.UnaryUnaryMultiCallable[_guardrails_service_pb2.AuthorizeReadsRequest, _guardrails_service_pb2.AuthorizeReadsResponse]
+    """Mint the read grant of a run (the reads of its template on its targets), or of a decision of the router. Judged anew each time."""
     PreviewAction: _grpc.UnaryUnaryMultiCallable[_guardrails_service_pb2.PreviewActionRequest, _guardrails_service_pb2.PreviewActionResponse]
     """Judge an action, mint nothing, change nothing."""
 
@@ -45,6 +51,12 @@ class GuardrailsServiceAsyncStub(GuardrailsServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     AuthorizeAction: _aio.UnaryUnaryMultiCallable[_guardrails_service_pb2.AuthorizeActionRequest, _guardrails_service_pb2.AuthorizeActionResponse]  # type: ignore[assignment]
     """Judge an action and, where policy allows it, mint a grant. The same (caller, method, inner request_id, digest) is judged anew."""
+    RegisterRun: _aio.UnaryUnaryMultiCallable[_guardrails_service_pb2.RegisterRunRequest, _guardrails_service_pb2.RegisterRunResponse]  # type: ignore[assignment]
+    """Bind a run to its template, incident, targets and person, once and for ever: what it may call follows from that."""
+    EndRun: _aio.UnaryUnaryMultiCallable[_guardrails_service_pb2.EndRunRequest, _guardrails_service_pb2.EndRunResponse]  # type: ignore[assignment]
+    """End a run: nothing is granted to it any more."""
+    AuthorizeReads: _aio.UnaryUnaryMultiCallable[_guardrails_service_pb2.AuthorizeReadsRequest, _guardrails_service_pb2.AuthorizeReadsResponse]  # type: ignore[assignment]
+    """Mint the read grant of a run (the reads of its template on its targets), or of a decision of the router. Judged anew each time."""
     PreviewAction: _aio.UnaryUnaryMultiCallable[_guardrails_service_pb2.PreviewActionRequest, _guardrails_service_pb2.PreviewActionResponse]  # type: ignore[assignment]
     """Judge an action, mint nothing, change nothing."""
 
@@ -58,6 +70,30 @@ class GuardrailsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_guardrails_service_pb2.AuthorizeActionResponse, _abc.Awaitable[_guardrails_service_pb2.AuthorizeActionResponse]]:
         """Judge an action and, where policy allows it, mint a grant. The same (caller, method, inner request_id, digest) is judged anew."""
+
+    @_abc_1.abstractmethod
+    def RegisterRun(
+        self,
+        request: _guardrails_service_pb2.RegisterRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guardrails_service_pb2.RegisterRunResponse, _abc.Awaitable[_guardrails_service_pb2.RegisterRunResponse]]:
+        """Bind a run to its template, incident, targets and person, once and for ever: what it may call follows from that."""
+
+    @_abc_1.abstractmethod
+    def EndRun(
+        self,
+        request: _guardrails_service_pb2.EndRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guardrails_service_pb2.EndRunResponse, _abc.Awaitable[_guardrails_service_pb2.EndRunResponse]]:
+        """End a run: nothing is granted to it any more."""
+
+    @_abc_1.abstractmethod
+    def AuthorizeReads(
+        self,
+        request: _guardrails_service_pb2.AuthorizeReadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guardrails_service_pb2.AuthorizeReadsResponse, _abc.Awaitable[_guardrails_service_pb2.AuthorizeReadsResponse]]:
+        """Mint the read grant of a run (the reads of its template on its targets), or of a decision of the router. Judged anew each time."""
 
     @_abc_1.abstractmethod
     def PreviewAction(

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from opsmesh.policy.v1 import policy_pb2 as opsmesh_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/opsmesh/guardrails/v1/target_lock_service.proto\x12\x15opsmesh.guardrails.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xf3\x01\n\nTargetLock\x12\x42\n\ttarget_id\x18\x01 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12\x1a\n\x06holder\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x16\n\x05\x66\x65nce\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12<\n\x07waiters\x18\x05 \x03(\x0b\x32!.opsmesh.guardrails.v1.LockWaiterB\x08\xbaH\x05\x92\x01\x02\x10\x64\"\xe7\x01\n\nLockWaiter\x12\x1a\n\x06holder\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12@\n\x04rank\x18\x02 \x01(\x0e\x32&.opsmesh.guardrails.v1.LockWaiter.RankB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12-\n\twait_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x04Rank\x12\x14\n\x10RANK_UNSPECIFIED\x10\x00\x12\x0f\n\x0bRANK_PERSON\x10\x01\x12\r\n\tRANK_RULE\x10\x02\x12\x0e\n\nRANK_AGENT\x10\x03\"\x9c\x01\n\x0bTargetClaim\x12\x42\n\ttarget_id\x18\x01 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12\x18\n\x06run_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd8\x01\n\x12\x41\x63quireLockRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x42\n\ttarget_id\x18\x02 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12!\n\x0c\x65xecution_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12=\n\x0cttl_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"F\n\x13\x41\x63quireLockResponse\x12/\n\x04lock\x18\x01 \x01(\x0b\x32!.opsmesh.guardrails.v1.TargetLock\"\xda\x01\n\x10RenewLockRequest\x12\x42\n\ttarget_id\x18\x01 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12 \n\x05\x66\x65nce\x18\x02 \x01(\x03\x42\x11\xbaH\x0e\"\x0c\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7f(\x01\x12!\n\x0c\x65xecution_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12=\n\x0cttl_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\"D\n\x11RenewLockResponse\x12/\n\x04lock\x18\x01 \x01(\x0b\x32!.opsmesh.guardrails.v1.TargetLock\"\xbb\x01\n\x12ReleaseLockRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x42\n\ttarget_id\x18\x02 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12 \n\x05\x66\x65nce\x18\x03 \x01(\x03\x42\x11\xbaH\x0e\"\x0c\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7f(\x01\x12!\n\x0c\x65xecution_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"\x15\n\x13ReleaseLockResponse\"O\n\x10ListLocksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"s\n\x11ListLocksResponse\x12;\n\x05locks\x18\x01 \x03(\x0b\x32!.opsmesh.guardrails.v1.TargetLockB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12!\n\x0fnext_page_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"\xd1\x01\n\x13\x41\x63quireClaimRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x42\n\ttarget_id\x18\x02 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12\x18\n\x06run_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12>\n\x0cttl_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\xac\x02\x32\x00\"I\n\x14\x41\x63quireClaimResponse\x12\x31\n\x05\x63laim\x18\x01 \x01(\x0b\x32\".opsmesh.guardrails.v1.TargetClaim\"\xb1\x01\n\x11RenewClaimRequest\x12\x42\n\ttarget_id\x18\x01 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12\x18\n\x06run_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12>\n\x0cttl_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\xac\x02\x32\x00\"G\n\x12RenewClaimResponse\x12\x31\n\x05\x63laim\x18\x01 \x01(\x0b\x32\".opsmesh.guardrails.v1.TargetClaim\"\x91\x01\n\x13ReleaseClaimRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x42\n\ttarget_id\x18\x02 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12\x18\n\x06run_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x16\n\x14ReleaseClaimResponse2\xf5\x07\n\x11TargetLockService\x12\x8c\x01\n\x0b\x41\x63quireLock\x12).opsmesh.guardrails.v1.AcquireLockRequest\x1a*.opsmesh.guardrails.v1.AcquireLockResponse\"&\xaa\xbb\x18\"\x08\x03\x10\x01\x1a\x16guardrails.locks.write \x01\x32\x02\x08\x05\x12\x86\x01\n\tRenewLock\x12\'.opsmesh.guardrails.v1.RenewLockRequest\x1a(.opsmesh.guardrails.v1.RenewLockResponse\"&\xaa\xbb\x18\"\x08\x03\x10\x01\x1a\x16guardrails.locks.write \x01\x32\x02\x08\x05\x12\x8c\x01\n\x0bReleaseLock\x12).opsmesh.guardrails.v1.ReleaseLockRequest\x1a*.opsmesh.guardrails.v1.ReleaseLockResponse\"&\xaa\xbb\x18\"\x08\x03\x10\x01\x1a\x16guardrails.locks.write \x01\x32\x02\x08\x05\x12\x85\x01\n\tListLocks\x12\'.opsmesh.guardrails.v1.ListLocksRequest\x1a(.opsmesh.guardrails.v1.ListLocksResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15guardrails.locks.read \x01\x32\x02\x08\x05\x12\x90\x01\n\x0c\x41\x63quireClaim\x12*.opsmesh.guardrails.v1.AcquireClaimRequest\x1a+.opsmesh.guardrails.v1.AcquireClaimResponse\"\'\xaa\xbb\x18#\x08\x03\x10\x01\x1a\x17guardrails.claims.write \x01\x32\x02\x08\x05\x12\x8a\x01\n\nRenewClaim\x12(.opsmesh.guardrails.v1.RenewClaimRequest\x1a).opsmesh.guardrails.v1.RenewClaimResponse\"\'\xaa\xbb\x18#\x08\x03\x10\x01\x1a\x17guardrails.claims.write \x01\x32\x02\x08\x05\x12\x90\x01\n\x0cReleaseClaim\x12*.opsmesh.guardrails.v1.ReleaseClaimRequest\x1a+.opsmesh.guardrails.v1.ReleaseClaimResponse\"\'\xaa\xbb\x18#\x08\x03\x10\x01\x1a\x17guardrails.claims.write \x01\x32\x02\x08\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/opsmesh/guardrails/v1/target_lock_service.proto\x12\x15opsmesh.guardrails.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xf3\x01\n\nTargetLock\x12\x42\n\ttarget_id\x18\x01 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12\x1a\n\x06holder\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x16\n\x05\x66\x65nce\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12<\n\x07waiters\x18\x05 \x03(\x0b\x32!.opsmesh.guardrails.v1.LockWaiterB\x08\xbaH\x05\x92\x01\x02\x10\x64\"\xe7\x01\n\nLockWaiter\x12\x1a\n\x06holder\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12@\n\x04rank\x18\x02 \x01(\x0e\x32&.opsmesh.guardrails.v1.LockWaiter.RankB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12-\n\twait_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x04Rank\x12\x14\n\x10RANK_UNSPECIFIED\x10\x00\x12\x0f\n\x0bRANK_PERSON\x10\x01\x12\r\n\tRANK_RULE\x10\x02\x12\x0e\n\nRANK_AGENT\x10\x03\"\x9c\x01\n\x0bTargetClaim\x12\x42\n\ttarget_id\x18\x01 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12\x18\n\x06run_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf5\x01\n\x12\x41\x63quireLockRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x42\n\ttarget_id\x18\x02 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12!\n\x0c\x65xecution_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12=\n\x0cttl_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x12\x1b\n\x06run_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"F\n\x13\x41\x63quireLockResponse\x12/\n\x04lock\x18\x01 \x01(\x0b\x32!.opsmesh.guardrails.v1.TargetLock\"\xf7\x01\n\x10RenewLockRequest\x12\x42\n\ttarget_id\x18\x01 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12 \n\x05\x66\x65nce\x18\x02 \x01(\x03\x42\x11\xbaH\x0e\"\x0c\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7f(\x01\x12!\n\x0c\x65xecution_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12=\n\x0cttl_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00\x12\x1b\n\x06run_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"D\n\x11RenewLockResponse\x12/\n\x04lock\x18\x01 \x01(\x0b\x32!.opsmesh.guardrails.v1.TargetLock\"\xd8\x01\n\x12ReleaseLockRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x42\n\ttarget_id\x18\x02 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12 \n\x05\x66\x65nce\x18\x03 \x01(\x03\x42\x11\xbaH\x0e\"\x0c\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7f(\x01\x12!\n\x0c\x65xecution_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1b\n\x06run_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"\x15\n\x13ReleaseLockResponse\"O\n\x10ListLocksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"s\n\x11ListLocksResponse\x12;\n\x05locks\x18\x01 \x03(\x0b\x32!.opsmesh.guardrails.v1.TargetLockB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12!\n\x0fnext_page_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"\xd1\x01\n\x13\x41\x63quireClaimRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x42\n\ttarget_id\x18\x02 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12\x18\n\x06run_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12>\n\x0cttl_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\xac\x02\x32\x00\"I\n\x14\x41\x63quireClaimResponse\x12\x31\n\x05\x63laim\x18\x01 \x01(\x0b\x32\".opsmesh.guardrails.v1.TargetClaim\"\xb1\x01\n\x11RenewClaimRequest\x12\x42\n\ttarget_id\x18\x01 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12\x18\n\x06run_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12>\n\x0cttl_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\xac\x02\x32\x00\"G\n\x12RenewClaimResponse\x12\x31\n\x05\x63laim\x18\x01 \x01(\x0b\x32\".opsmesh.guardrails.v1.TargetClaim\"\x91\x01\n\x13ReleaseClaimRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x42\n\ttarget_id\x18\x02 \x01(\tB/\xbaH,r*\x18\xc8\x01\x32%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$\x12\x18\n\x06run_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x16\n\x14ReleaseClaimResponse2\xf5\x07\n\x11TargetLockService\x12\x8c\x01\n\x0b\x41\x63quireLock\x12).opsmesh.guardrails.v1.AcquireLockRequest\x1a*.opsmesh.guardrails.v1.AcquireLockResponse\"&\xaa\xbb\x18\"\x08\x03\x10\x01\x1a\x16guardrails.locks.write \x01\x32\x02\x08\x05\x12\x86\x01\n\tRenewLock\x12\'.opsmesh.guardrails.v1.RenewLockRequest\x1a(.opsmesh.guardrails.v1.RenewLockResponse\"&\xaa\xbb\x18\"\x08\x03\x10\x01\x1a\x16guardrails.locks.write \x01\x32\x02\x08\x05\x12\x8c\x01\n\x0bReleaseLock\x12).opsmesh.guardrails.v1.ReleaseLockRequest\x1a*.opsmesh.guardrails.v1.ReleaseLockResponse\"&\xaa\xbb\x18\"\x08\x03\x10\x01\x1a\x16guardrails.locks.write \x01\x32\x02\x08\x05\x12\x85\x01\n\tListLocks\x12\'.opsmesh.guardrails.v1.ListLocksRequest\x1a(.opsmesh.guardrails.v1.ListLocksResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15guardrails.locks.read \x01\x32\x02\x08\x05\x12\x90\x01\n\x0c\x41\x63quireClaim\x12*.opsmesh.guardrails.v1.AcquireClaimRequest\x1a+.opsmesh.guardrails.v1.AcquireClaimResponse\"\'\xaa\xbb\x18#\x08\x03\x10\x01\x1a\x17guardrails.claims.write \x01\x32\x02\x08\x05\x12\x8a\x01\n\nRenewClaim\x12(.opsmesh.guardrails.v1.RenewClaimRequest\x1a).opsmesh.guardrails.v1.RenewClaimResponse\"\'\xaa\xbb\x18#\x08\x03\x10\x01\x1a\x17guardrails.claims.write \x01\x32\x02\x08\x05\x12\x90\x01\n\x0cReleaseClaim\x12*.opsmesh.guardrails.v1.ReleaseClaimRequest\x1a+.opsmesh.guardrails.v1.ReleaseClaimResponse\"\'\xaa\xbb\x18#\x08\x03\x10\x01\x1a\x17guardrails.claims.write \x01\x32\x02\x08\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,6 +59,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACQUIRELOCKREQUEST'].fields_by_name['execution_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_ACQUIRELOCKREQUEST'].fields_by_name['ttl_duration']._loaded_options = None
   _globals['_ACQUIRELOCKREQUEST'].fields_by_name['ttl_duration']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
+  _globals['_ACQUIRELOCKREQUEST'].fields_by_name['run_id']._loaded_options = None
+  _globals['_ACQUIRELOCKREQUEST'].fields_by_name['run_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_RENEWLOCKREQUEST'].fields_by_name['target_id']._loaded_options = None
   _globals['_RENEWLOCKREQUEST'].fields_by_name['target_id']._serialized_options = b'\272H,r*\030\310\0012%^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,199}$'
   _globals['_RENEWLOCKREQUEST'].fields_by_name['fence']._loaded_options = None
@@ -67,6 +69,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWLOCKREQUEST'].fields_by_name['execution_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_RENEWLOCKREQUEST'].fields_by_name['ttl_duration']._loaded_options = None
   _globals['_RENEWLOCKREQUEST'].fields_by_name['ttl_duration']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
+  _globals['_RENEWLOCKREQUEST'].fields_by_name['run_id']._loaded_options = None
+  _globals['_RENEWLOCKREQUEST'].fields_by_name['run_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_RELEASELOCKREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_RELEASELOCKREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_RELEASELOCKREQUEST'].fields_by_name['target_id']._loaded_options = None
@@ -75,6 +79,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELEASELOCKREQUEST'].fields_by_name['fence']._serialized_options = b'\272H\016\"\014\030\377\377\377\377\377\377\377\377\177(\001'
   _globals['_RELEASELOCKREQUEST'].fields_by_name['execution_id']._loaded_options = None
   _globals['_RELEASELOCKREQUEST'].fields_by_name['execution_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_RELEASELOCKREQUEST'].fields_by_name['run_id']._loaded_options = None
+  _globals['_RELEASELOCKREQUEST'].fields_by_name['run_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_LISTLOCKSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTLOCKSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_LISTLOCKSREQUEST'].fields_by_name['page_token']._loaded_options = None
@@ -126,33 +132,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TARGETCLAIM']._serialized_start=681
   _globals['_TARGETCLAIM']._serialized_end=837
   _globals['_ACQUIRELOCKREQUEST']._serialized_start=840
-  _globals['_ACQUIRELOCKREQUEST']._serialized_end=1056
-  _globals['_ACQUIRELOCKRESPONSE']._serialized_start=1058
-  _globals['_ACQUIRELOCKRESPONSE']._serialized_end=1128
-  _globals['_RENEWLOCKREQUEST']._serialized_start=1131
-  _globals['_RENEWLOCKREQUEST']._serialized_end=1349
-  _globals['_RENEWLOCKRESPONSE']._serialized_start=1351
-  _globals['_RENEWLOCKRESPONSE']._serialized_end=1419
-  _globals['_RELEASELOCKREQUEST']._serialized_start=1422
-  _globals['_RELEASELOCKREQUEST']._serialized_end=1609
-  _globals['_RELEASELOCKRESPONSE']._serialized_start=1611
-  _globals['_RELEASELOCKRESPONSE']._serialized_end=1632
-  _globals['_LISTLOCKSREQUEST']._serialized_start=1634
-  _globals['_LISTLOCKSREQUEST']._serialized_end=1713
-  _globals['_LISTLOCKSRESPONSE']._serialized_start=1715
-  _globals['_LISTLOCKSRESPONSE']._serialized_end=1830
-  _globals['_ACQUIRECLAIMREQUEST']._serialized_start=1833
-  _globals['_ACQUIRECLAIMREQUEST']._serialized_end=2042
-  _globals['_ACQUIRECLAIMRESPONSE']._serialized_start=2044
-  _globals['_ACQUIRECLAIMRESPONSE']._serialized_end=2117
-  _globals['_RENEWCLAIMREQUEST']._serialized_start=2120
-  _globals['_RENEWCLAIMREQUEST']._serialized_end=2297
-  _globals['_RENEWCLAIMRESPONSE']._serialized_start=2299
-  _globals['_RENEWCLAIMRESPONSE']._serialized_end=2370
-  _globals['_RELEASECLAIMREQUEST']._serialized_start=2373
-  _globals['_RELEASECLAIMREQUEST']._serialized_end=2518
-  _globals['_RELEASECLAIMRESPONSE']._serialized_start=2520
-  _globals['_RELEASECLAIMRESPONSE']._serialized_end=2542
-  _globals['_TARGETLOCKSERVICE']._serialized_start=2545
-  _globals['_TARGETLOCKSERVICE']._serialized_end=3558
+  _globals['_ACQUIRELOCKREQUEST']._serialized_end=1085
+  _globals['_ACQUIRELOCKRESPONSE']._serialized_start=1087
+  _globals['_ACQUIRELOCKRESPONSE']._serialized_end=1157
+  _globals['_RENEWLOCKREQUEST']._serialized_start=1160
+  _globals['_RENEWLOCKREQUEST']._serialized_end=1407
+  _globals['_RENEWLOCKRESPONSE']._serialized_start=1409
+  _globals['_RENEWLOCKRESPONSE']._serialized_end=1477
+  _globals['_RELEASELOCKREQUEST']._serialized_start=1480
+  _globals['_RELEASELOCKREQUEST']._serialized_end=1696
+  _globals['_RELEASELOCKRESPONSE']._serialized_start=1698
+  _globals['_RELEASELOCKRESPONSE']._serialized_end=1719
+  _globals['_LISTLOCKSREQUEST']._serialized_start=1721
+  _globals['_LISTLOCKSREQUEST']._serialized_end=1800
+  _globals['_LISTLOCKSRESPONSE']._serialized_start=1802
+  _globals['_LISTLOCKSRESPONSE']._serialized_end=1917
+  _globals['_ACQUIRECLAIMREQUEST']._serialized_start=1920
+  _globals['_ACQUIRECLAIMREQUEST']._serialized_end=2129
+  _globals['_ACQUIRECLAIMRESPONSE']._serialized_start=2131
+  _globals['_ACQUIRECLAIMRESPONSE']._serialized_end=2204
+  _globals['_RENEWCLAIMREQUEST']._serialized_start=2207
+  _globals['_RENEWCLAIMREQUEST']._serialized_end=2384
+  _globals['_RENEWCLAIMRESPONSE']._serialized_start=2386
+  _globals['_RENEWCLAIMRESPONSE']._serialized_end=2457
+  _globals['_RELEASECLAIMREQUEST']._serialized_start=2460
+  _globals['_RELEASECLAIMREQUEST']._serialized_end=2605
+  _globals['_RELEASECLAIMRESPONSE']._serialized_start=2607
+  _globals['_RELEASECLAIMRESPONSE']._serialized_end=2629
+  _globals['_TARGETLOCKSERVICE']._serialized_start=2632
+  _globals['_TARGETLOCKSERVICE']._serialized_end=3645
 # @@protoc_insertion_point(module_scope)

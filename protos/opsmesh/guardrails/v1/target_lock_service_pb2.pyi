@@ -164,12 +164,15 @@ class AcquireLockRequest(_message.Message):
     TARGET_ID_FIELD_NUMBER: _builtins.int
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
     TTL_DURATION_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The same id again gets the stored answer."""
     target_id: _builtins.str
     """A target of the inventory."""
     execution_id: _builtins.str
     """Execution or run id; empty means the calling person."""
+    run_id: _builtins.str
+    """Agent run it is held for, by agents."""
     @_builtins.property
     def ttl_duration(self) -> _duration_pb2.Duration:
         """How long without a renewal; at most 60 s; 0 means 30 s."""
@@ -181,10 +184,11 @@ class AcquireLockRequest(_message.Message):
         target_id: _builtins.str = ...,
         execution_id: _builtins.str = ...,
         ttl_duration: _duration_pb2.Duration | None = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl_duration", b"ttl_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "request_id", b"request_id", "target_id", b"target_id", "ttl_duration", b"ttl_duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "request_id", b"request_id", "run_id", b"run_id", "target_id", b"target_id", "ttl_duration", b"ttl_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,12 +228,15 @@ class RenewLockRequest(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
     TTL_DURATION_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     target_id: _builtins.str
     """Target."""
     fence: _builtins.int
     """Fence it was taken with."""
     execution_id: _builtins.str
     """Execution or run id; empty means the calling person."""
+    run_id: _builtins.str
+    """Agent run it is held for, by agents."""
     @_builtins.property
     def ttl_duration(self) -> _duration_pb2.Duration:
         """How long from now; at most 60 s; 0 means 30 s."""
@@ -241,10 +248,11 @@ class RenewLockRequest(_message.Message):
         fence: _builtins.int = ...,
         execution_id: _builtins.str = ...,
         ttl_duration: _duration_pb2.Duration | None = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl_duration", b"ttl_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "fence", b"fence", "target_id", b"target_id", "ttl_duration", b"ttl_duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "fence", b"fence", "run_id", b"run_id", "target_id", b"target_id", "ttl_duration", b"ttl_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -284,6 +292,7 @@ class ReleaseLockRequest(_message.Message):
     TARGET_ID_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The same id again gets the stored answer."""
     target_id: _builtins.str
@@ -292,6 +301,8 @@ class ReleaseLockRequest(_message.Message):
     """Fence it was taken with."""
     execution_id: _builtins.str
     """Execution or run id; empty means the calling person."""
+    run_id: _builtins.str
+    """Agent run it is held for, by agents."""
     def __init__(
         self,
         *,
@@ -299,10 +310,11 @@ class ReleaseLockRequest(_message.Message):
         target_id: _builtins.str = ...,
         fence: _builtins.int = ...,
         execution_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "fence", b"fence", "request_id", b"request_id", "target_id", b"target_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "fence", b"fence", "request_id", b"request_id", "run_id", b"run_id", "target_id", b"target_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

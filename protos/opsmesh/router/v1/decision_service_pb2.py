@@ -23,12 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2
 from opsmesh.policy.v1 import policy_pb2 as opsmesh_dot_policy_dot_v1_dot_policy__pb2
+from opsmesh.router.v1 import outcome_pb2 as opsmesh_dot_router_dot_v1_dot_outcome__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(opsmesh/router/v1/decision_service.proto\x12\x11opsmesh.router.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&opsmesh/ingest/v1/ingest_service.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xa3\t\n\x08\x44\x65\x63ision\x12\x1c\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0bincident_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x19\n\x08revision\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12:\n\x05state\x18\x04 \x01(\x0e\x32!.opsmesh.router.v1.Decision.StateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12>\n\x07outcome\x18\x05 \x01(\x0e\x32#.opsmesh.router.v1.Decision.OutcomeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x18\n\x07rule_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12!\n\x10rule_set_version\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12$\n\x10model_call_count\x18\x08 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\x0bplaybook_id\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1d\n\x0c\x65xecution_id\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06run_id\x18\x0b \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x06reason\x18\x0c \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12<\n\x06result\x18\r \x01(\x0e\x32\".opsmesh.router.v1.Decision.ResultB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclose_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x13notice_execution_id\x18\x10 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x19\n\x11\x61waiting_approval\x18\x11 \x01(\x08\x12\x1c\n\x0b\x61ge_seconds\x18\x12 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x0c\n\x04held\x18\x13 \x01(\x08\"]\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14STATE_AWAITING_MODEL\x10\x01\x12\x11\n\rSTATE_DECIDED\x10\x02\x12\x10\n\x0cSTATE_CLOSED\x10\x03\"\xa6\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16OUTCOME_GATHER_CONTEXT\x10\x01\x12\x1a\n\x16OUTCOME_DELEGATE_AGENT\x10\x02\x12\x1e\n\x1aOUTCOME_TRIGGER_AUTOMATION\x10\x03\x12\x15\n\x11OUTCOME_ASK_HUMAN\x10\x04\x12\x13\n\x0fOUTCOME_RESPOND\x10\x05\"\xdc\x01\n\x06Result\x12\x16\n\x12RESULT_UNSPECIFIED\x10\x00\x12\x13\n\x0fRESULT_REPAIRED\x10\x01\x12\x14\n\x10RESULT_SUCCEEDED\x10\x02\x12\x11\n\rRESULT_FAILED\x10\x03\x12\x14\n\x10RESULT_CANCELLED\x10\x04\x12\x12\n\x0eRESULT_UNKNOWN\x10\x05\x12\x13\n\x0fRESULT_OBSERVED\x10\x06\x12\x14\n\x10RESULT_RESPONDED\x10\x07\x12\x15\n\x11RESULT_SUPERSEDED\x10\x08\x12\x10\n\x0cRESULT_STALE\x10\t\"S\n\x15\x44\x65\x63ideIncidentRequest\x12:\n\tincidents\x18\x01 \x03(\x0b\x32\x1b.opsmesh.ingest.v1.IncidentB\n\xbaH\x07\x92\x01\x04\x08\x01\x10@\"R\n\x16\x44\x65\x63ideIncidentResponse\x12\x38\n\tdecisions\x18\x01 \x03(\x0b\x32\x1b.opsmesh.router.v1.DecisionB\x08\xbaH\x05\x92\x01\x02\x10@\"3\n\x12GetDecisionRequest\x12\x1d\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"D\n\x13GetDecisionResponse\x12-\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1b.opsmesh.router.v1.Decision\"D\n\x18\x42\x61tchGetDecisionsRequest\x12(\n\x0c\x64\x65\x63ision_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\x80\x02\"\x05r\x03\xb0\x01\x01\"V\n\x19\x42\x61tchGetDecisionsResponse\x12\x39\n\tdecisions\x18\x01 \x03(\x0b\x32\x1b.opsmesh.router.v1.DecisionB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"\xeb\x01\n\x14ListDecisionsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x0bincident_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x38\n\x07rule_id\x18\x04 \x01(\tB\'\xbaH$r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\xd8\x01\x01\x12:\n\x05state\x18\x05 \x01(\x0e\x32!.opsmesh.router.v1.Decision.StateB\x08\xbaH\x05\x82\x01\x02\x10\x01\"u\n\x15ListDecisionsResponse\x12\x39\n\tdecisions\x18\x01 \x03(\x0b\x32\x1b.opsmesh.router.v1.DecisionB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12!\n\x0fnext_page_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"O\n\x16PreviewDecisionRequest\x12\x35\n\x08incident\x18\x01 \x01(\x0b\x32\x1b.opsmesh.ingest.v1.IncidentB\x06\xbaH\x03\xc8\x01\x01\"@\n\nNotMatched\x12\x18\n\x07rule_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\xaa\x01\n\x17PreviewDecisionResponse\x12-\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1b.opsmesh.router.v1.Decision\x12\"\n\x07matched\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10@\"\x07r\x05\x10\x01\x18\x80\x08\x12<\n\x0bnot_matched\x18\x03 \x03(\x0b\x32\x1d.opsmesh.router.v1.NotMatchedB\x08\xbaH\x05\x92\x01\x02\x10\x64\x32\xe1\x05\n\x0f\x44\x65\x63isionService\x12\x8e\x01\n\x0e\x44\x65\x63ideIncident\x12(.opsmesh.router.v1.DecideIncidentRequest\x1a).opsmesh.router.v1.DecideIncidentResponse\"\'\xaa\xbb\x18#\x08\x03\x10\x01\x1a\x17router.decisions.decide \x02\x32\x02\x08\n\x12\x83\x01\n\x0bGetDecision\x12%.opsmesh.router.v1.GetDecisionRequest\x1a&.opsmesh.router.v1.GetDecisionResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15router.decisions.read \x01\x32\x02\x08\x05\x12\x95\x01\n\x11\x42\x61tchGetDecisions\x12+.opsmesh.router.v1.BatchGetDecisionsRequest\x1a,.opsmesh.router.v1.BatchGetDecisionsResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15router.decisions.read \x01\x32\x02\x08\x05\x12\x89\x01\n\rListDecisions\x12\'.opsmesh.router.v1.ListDecisionsRequest\x1a(.opsmesh.router.v1.ListDecisionsResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15router.decisions.read \x01\x32\x02\x08\x05\x12\x92\x01\n\x0fPreviewDecision\x12).opsmesh.router.v1.PreviewDecisionRequest\x1a*.opsmesh.router.v1.PreviewDecisionResponse\"(\xaa\xbb\x18$\x08\x01\x10\x01\x1a\x18router.decisions.preview \x01\x32\x02\x08\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(opsmesh/router/v1/decision_service.proto\x12\x11opsmesh.router.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&opsmesh/ingest/v1/ingest_service.proto\x1a\x1eopsmesh/policy/v1/policy.proto\x1a\x1fopsmesh/router/v1/outcome.proto\"\xd4\x0c\n\x08\x44\x65\x63ision\x12\x1c\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0bincident_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x19\n\x08revision\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12:\n\x05state\x18\x04 \x01(\x0e\x32!.opsmesh.router.v1.Decision.StateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12>\n\x07outcome\x18\x05 \x01(\x0e\x32#.opsmesh.router.v1.Decision.OutcomeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x18\n\x07rule_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12!\n\x10rule_set_version\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12$\n\x10model_call_count\x18\x08 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\x0bplaybook_id\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1d\n\x0c\x65xecution_id\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06run_id\x18\x0b \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x06reason\x18\x0c \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12<\n\x06result\x18\r \x01(\x0e\x32\".opsmesh.router.v1.Decision.ResultB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclose_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x13notice_execution_id\x18\x10 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x19\n\x11\x61waiting_approval\x18\x11 \x01(\x08\x12\x1c\n\x0b\x61ge_seconds\x18\x12 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x0c\n\x04held\x18\x13 \x01(\x08\x12\x1c\n\x0btemplate_id\x18\x14 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x36\n\rmodel_outcome\x18\x15 \x01(\x0b\x32\x1f.opsmesh.router.v1.ModelOutcome\x12;\n\x0bmodel_calls\x18\x16 \x03(\x0b\x32\x1c.opsmesh.router.v1.ModelCallB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x43\n\x0f\x63ontext_sources\x18\x17 \x03(\x0b\x32 .opsmesh.router.v1.ContextSourceB\x08\xbaH\x05\x92\x01\x02\x10 \x12-\n\x08question\x18\x18 \x01(\x0b\x32\x1b.opsmesh.router.v1.AskHuman\x12.\n\x06\x61nswer\x18\x19 \x01(\x0b\x32\x1e.opsmesh.router.v1.HumanAnswer\x12\x1a\n\x08\x61nswerer\x18\x1a \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12 \n\x0f\x63onversation_id\x18\x1b \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x10\n\x08recorded\x18\x1c \x01(\x08\"]\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14STATE_AWAITING_MODEL\x10\x01\x12\x11\n\rSTATE_DECIDED\x10\x02\x12\x10\n\x0cSTATE_CLOSED\x10\x03\"\xa6\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16OUTCOME_GATHER_CONTEXT\x10\x01\x12\x1a\n\x16OUTCOME_DELEGATE_AGENT\x10\x02\x12\x1e\n\x1aOUTCOME_TRIGGER_AUTOMATION\x10\x03\x12\x15\n\x11OUTCOME_ASK_HUMAN\x10\x04\x12\x13\n\x0fOUTCOME_RESPOND\x10\x05\"\x86\x02\n\x06Result\x12\x16\n\x12RESULT_UNSPECIFIED\x10\x00\x12\x13\n\x0fRESULT_REPAIRED\x10\x01\x12\x14\n\x10RESULT_SUCCEEDED\x10\x02\x12\x11\n\rRESULT_FAILED\x10\x03\x12\x14\n\x10RESULT_CANCELLED\x10\x04\x12\x12\n\x0eRESULT_UNKNOWN\x10\x05\x12\x13\n\x0fRESULT_OBSERVED\x10\x06\x12\x14\n\x10RESULT_RESPONDED\x10\x07\x12\x15\n\x11RESULT_SUPERSEDED\x10\x08\x12\x10\n\x0cRESULT_STALE\x10\t\x12\x13\n\x0fRESULT_ANSWERED\x10\n\x12\x13\n\x0fRESULT_REPORTED\x10\x0b\"S\n\rContextSource\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x0f\n\x07present\x18\x02 \x01(\x08\x12\x18\n\x06\x64\x65tail\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"\x86\x03\n\tModelCall\x12\x1a\n\tprompt_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0bprompt_hash\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1e\n\rprompt_digest\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x05model\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1d\n\x0cinput_tokens\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1e\n\routput_tokens\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1c\n\x0b\x63ost_micros\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x42\n\x10latency_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c\x32\x00\x12\x10\n\x08recorded\x18\t \x01(\x08\x12\x18\n\x06\x64\x65tail\x18\n \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x39\n\x05reads\x18\x0b \x03(\x0b\x32 .opsmesh.router.v1.ContextResultB\x08\xbaH\x05\x92\x01\x02\x10\x08\"\x88\x01\n\rContextResult\x12\x16\n\x04tool\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12&\n\x0e\x61rguments_json\x18\x02 \x01(\tB\x0e\xbaH\x05r\x03\x18\x80 \xaa\xbb\x18\x02\x10\x01\x12\x1e\n\rresult_digest\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06reason\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"S\n\x15\x44\x65\x63ideIncidentRequest\x12:\n\tincidents\x18\x01 \x03(\x0b\x32\x1b.opsmesh.ingest.v1.IncidentB\n\xbaH\x07\x92\x01\x04\x08\x01\x10@\"R\n\x16\x44\x65\x63ideIncidentResponse\x12\x38\n\tdecisions\x18\x01 \x03(\x0b\x32\x1b.opsmesh.router.v1.DecisionB\x08\xbaH\x05\x92\x01\x02\x10@\"3\n\x12GetDecisionRequest\x12\x1d\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"D\n\x13GetDecisionResponse\x12-\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1b.opsmesh.router.v1.Decision\"D\n\x18\x42\x61tchGetDecisionsRequest\x12(\n\x0c\x64\x65\x63ision_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\x80\x02\"\x05r\x03\xb0\x01\x01\"V\n\x19\x42\x61tchGetDecisionsResponse\x12\x39\n\tdecisions\x18\x01 \x03(\x0b\x32\x1b.opsmesh.router.v1.DecisionB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"\xeb\x01\n\x14ListDecisionsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x0bincident_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x38\n\x07rule_id\x18\x04 \x01(\tB\'\xbaH$r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\xd8\x01\x01\x12:\n\x05state\x18\x05 \x01(\x0e\x32!.opsmesh.router.v1.Decision.StateB\x08\xbaH\x05\x82\x01\x02\x10\x01\"u\n\x15ListDecisionsResponse\x12\x39\n\tdecisions\x18\x01 \x03(\x0b\x32\x1b.opsmesh.router.v1.DecisionB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12!\n\x0fnext_page_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"O\n\x16PreviewDecisionRequest\x12\x35\n\x08incident\x18\x01 \x01(\x0b\x32\x1b.opsmesh.ingest.v1.IncidentB\x06\xbaH\x03\xc8\x01\x01\"@\n\nNotMatched\x12\x18\n\x07rule_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\xaa\x01\n\x17PreviewDecisionResponse\x12-\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1b.opsmesh.router.v1.Decision\x12\"\n\x07matched\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10@\"\x07r\x05\x10\x01\x18\x80\x08\x12<\n\x0bnot_matched\x18\x03 \x03(\x0b\x32\x1d.opsmesh.router.v1.NotMatchedB\x08\xbaH\x05\x92\x01\x02\x10\x64\x32\xe1\x05\n\x0f\x44\x65\x63isionService\x12\x8e\x01\n\x0e\x44\x65\x63ideIncident\x12(.opsmesh.router.v1.DecideIncidentRequest\x1a).opsmesh.router.v1.DecideIncidentResponse\"\'\xaa\xbb\x18#\x08\x03\x10\x01\x1a\x17router.decisions.decide \x02\x32\x02\x08\n\x12\x83\x01\n\x0bGetDecision\x12%.opsmesh.router.v1.GetDecisionRequest\x1a&.opsmesh.router.v1.GetDecisionResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15router.decisions.read \x01\x32\x02\x08\x05\x12\x95\x01\n\x11\x42\x61tchGetDecisions\x12+.opsmesh.router.v1.BatchGetDecisionsRequest\x1a,.opsmesh.router.v1.BatchGetDecisionsResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15router.decisions.read \x01\x32\x02\x08\x05\x12\x89\x01\n\rListDecisions\x12\'.opsmesh.router.v1.ListDecisionsRequest\x1a(.opsmesh.router.v1.ListDecisionsResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15router.decisions.read \x01\x32\x02\x08\x05\x12\x92\x01\n\x0fPreviewDecision\x12).opsmesh.router.v1.PreviewDecisionRequest\x1a*.opsmesh.router.v1.PreviewDecisionResponse\"(\xaa\xbb\x18$\x08\x01\x10\x01\x1a\x18router.decisions.preview \x01\x32\x02\x08\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,6 +67,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECISION'].fields_by_name['notice_execution_id']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DECISION'].fields_by_name['age_seconds']._loaded_options = None
   _globals['_DECISION'].fields_by_name['age_seconds']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_DECISION'].fields_by_name['template_id']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['template_id']._serialized_options = b'\272H\004r\002\030?'
+  _globals['_DECISION'].fields_by_name['model_calls']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['model_calls']._serialized_options = b'\272H\005\222\001\002\020 '
+  _globals['_DECISION'].fields_by_name['context_sources']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['context_sources']._serialized_options = b'\272H\005\222\001\002\020 '
+  _globals['_DECISION'].fields_by_name['answerer']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['answerer']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_DECISION'].fields_by_name['conversation_id']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['conversation_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_CONTEXTSOURCE'].fields_by_name['name']._loaded_options = None
+  _globals['_CONTEXTSOURCE'].fields_by_name['name']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_CONTEXTSOURCE'].fields_by_name['detail']._loaded_options = None
+  _globals['_CONTEXTSOURCE'].fields_by_name['detail']._serialized_options = b'\272H\005r\003\030\200\004'
+  _globals['_MODELCALL'].fields_by_name['prompt_id']._loaded_options = None
+  _globals['_MODELCALL'].fields_by_name['prompt_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_MODELCALL'].fields_by_name['prompt_hash']._loaded_options = None
+  _globals['_MODELCALL'].fields_by_name['prompt_hash']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_MODELCALL'].fields_by_name['prompt_digest']._loaded_options = None
+  _globals['_MODELCALL'].fields_by_name['prompt_digest']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_MODELCALL'].fields_by_name['model']._loaded_options = None
+  _globals['_MODELCALL'].fields_by_name['model']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_MODELCALL'].fields_by_name['input_tokens']._loaded_options = None
+  _globals['_MODELCALL'].fields_by_name['input_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_MODELCALL'].fields_by_name['output_tokens']._loaded_options = None
+  _globals['_MODELCALL'].fields_by_name['output_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_MODELCALL'].fields_by_name['cost_micros']._loaded_options = None
+  _globals['_MODELCALL'].fields_by_name['cost_micros']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_MODELCALL'].fields_by_name['latency_duration']._loaded_options = None
+  _globals['_MODELCALL'].fields_by_name['latency_duration']._serialized_options = b'\272H\n\252\001\007\"\003\010\220\0342\000'
+  _globals['_MODELCALL'].fields_by_name['detail']._loaded_options = None
+  _globals['_MODELCALL'].fields_by_name['detail']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_MODELCALL'].fields_by_name['reads']._loaded_options = None
+  _globals['_MODELCALL'].fields_by_name['reads']._serialized_options = b'\272H\005\222\001\002\020\010'
+  _globals['_CONTEXTRESULT'].fields_by_name['tool']._loaded_options = None
+  _globals['_CONTEXTRESULT'].fields_by_name['tool']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_CONTEXTRESULT'].fields_by_name['arguments_json']._loaded_options = None
+  _globals['_CONTEXTRESULT'].fields_by_name['arguments_json']._serialized_options = b'\272H\005r\003\030\200 \252\273\030\002\020\001'
+  _globals['_CONTEXTRESULT'].fields_by_name['result_digest']._loaded_options = None
+  _globals['_CONTEXTRESULT'].fields_by_name['result_digest']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_CONTEXTRESULT'].fields_by_name['reason']._loaded_options = None
+  _globals['_CONTEXTRESULT'].fields_by_name['reason']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DECIDEINCIDENTREQUEST'].fields_by_name['incidents']._loaded_options = None
   _globals['_DECIDEINCIDENTREQUEST'].fields_by_name['incidents']._serialized_options = b'\272H\007\222\001\004\010\001\020@'
   _globals['_DECIDEINCIDENTRESPONSE'].fields_by_name['decisions']._loaded_options = None
@@ -109,36 +153,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECISIONSERVICE'].methods_by_name['ListDecisions']._serialized_options = b'\252\273\030!\010\001\020\001\032\025router.decisions.read \0012\002\010\005'
   _globals['_DECISIONSERVICE'].methods_by_name['PreviewDecision']._loaded_options = None
   _globals['_DECISIONSERVICE'].methods_by_name['PreviewDecision']._serialized_options = b'\252\273\030$\010\001\020\001\032\030router.decisions.preview \0012\002\010\005'
-  _globals['_DECISION']._serialized_start=198
-  _globals['_DECISION']._serialized_end=1385
-  _globals['_DECISION_STATE']._serialized_start=900
-  _globals['_DECISION_STATE']._serialized_end=993
-  _globals['_DECISION_OUTCOME']._serialized_start=996
-  _globals['_DECISION_OUTCOME']._serialized_end=1162
-  _globals['_DECISION_RESULT']._serialized_start=1165
-  _globals['_DECISION_RESULT']._serialized_end=1385
-  _globals['_DECIDEINCIDENTREQUEST']._serialized_start=1387
-  _globals['_DECIDEINCIDENTREQUEST']._serialized_end=1470
-  _globals['_DECIDEINCIDENTRESPONSE']._serialized_start=1472
-  _globals['_DECIDEINCIDENTRESPONSE']._serialized_end=1554
-  _globals['_GETDECISIONREQUEST']._serialized_start=1556
-  _globals['_GETDECISIONREQUEST']._serialized_end=1607
-  _globals['_GETDECISIONRESPONSE']._serialized_start=1609
-  _globals['_GETDECISIONRESPONSE']._serialized_end=1677
-  _globals['_BATCHGETDECISIONSREQUEST']._serialized_start=1679
-  _globals['_BATCHGETDECISIONSREQUEST']._serialized_end=1747
-  _globals['_BATCHGETDECISIONSRESPONSE']._serialized_start=1749
-  _globals['_BATCHGETDECISIONSRESPONSE']._serialized_end=1835
-  _globals['_LISTDECISIONSREQUEST']._serialized_start=1838
-  _globals['_LISTDECISIONSREQUEST']._serialized_end=2073
-  _globals['_LISTDECISIONSRESPONSE']._serialized_start=2075
-  _globals['_LISTDECISIONSRESPONSE']._serialized_end=2192
-  _globals['_PREVIEWDECISIONREQUEST']._serialized_start=2194
-  _globals['_PREVIEWDECISIONREQUEST']._serialized_end=2273
-  _globals['_NOTMATCHED']._serialized_start=2275
-  _globals['_NOTMATCHED']._serialized_end=2339
-  _globals['_PREVIEWDECISIONRESPONSE']._serialized_start=2342
-  _globals['_PREVIEWDECISIONRESPONSE']._serialized_end=2512
-  _globals['_DECISIONSERVICE']._serialized_start=2515
-  _globals['_DECISIONSERVICE']._serialized_end=3252
+  _globals['_DECISION']._serialized_start=263
+  _globals['_DECISION']._serialized_end=1883
+  _globals['_DECISION_STATE']._serialized_start=1356
+  _globals['_DECISION_STATE']._serialized_end=1449
+  _globals['_DECISION_OUTCOME']._serialized_start=1452
+  _globals['_DECISION_OUTCOME']._serialized_end=1618
+  _globals['_DECISION_RESULT']._serialized_start=1621
+  _globals['_DECISION_RESULT']._serialized_end=1883
+  _globals['_CONTEXTSOURCE']._serialized_start=1885
+  _globals['_CONTEXTSOURCE']._serialized_end=1968
+  _globals['_MODELCALL']._serialized_start=1971
+  _globals['_MODELCALL']._serialized_end=2361
+  _globals['_CONTEXTRESULT']._serialized_start=2364
+  _globals['_CONTEXTRESULT']._serialized_end=2500
+  _globals['_DECIDEINCIDENTREQUEST']._serialized_start=2502
+  _globals['_DECIDEINCIDENTREQUEST']._serialized_end=2585
+  _globals['_DECIDEINCIDENTRESPONSE']._serialized_start=2587
+  _globals['_DECIDEINCIDENTRESPONSE']._serialized_end=2669
+  _globals['_GETDECISIONREQUEST']._serialized_start=2671
+  _globals['_GETDECISIONREQUEST']._serialized_end=2722
+  _globals['_GETDECISIONRESPONSE']._serialized_start=2724
+  _globals['_GETDECISIONRESPONSE']._serialized_end=2792
+  _globals['_BATCHGETDECISIONSREQUEST']._serialized_start=2794
+  _globals['_BATCHGETDECISIONSREQUEST']._serialized_end=2862
+  _globals['_BATCHGETDECISIONSRESPONSE']._serialized_start=2864
+  _globals['_BATCHGETDECISIONSRESPONSE']._serialized_end=2950
+  _globals['_LISTDECISIONSREQUEST']._serialized_start=2953
+  _globals['_LISTDECISIONSREQUEST']._serialized_end=3188
+  _globals['_LISTDECISIONSRESPONSE']._serialized_start=3190
+  _globals['_LISTDECISIONSRESPONSE']._serialized_end=3307
+  _globals['_PREVIEWDECISIONREQUEST']._serialized_start=3309
+  _globals['_PREVIEWDECISIONREQUEST']._serialized_end=3388
+  _globals['_NOTMATCHED']._serialized_start=3390
+  _globals['_NOTMATCHED']._serialized_end=3454
+  _globals['_PREVIEWDECISIONRESPONSE']._serialized_start=3457
+  _globals['_PREVIEWDECISIONRESPONSE']._serialized_end=3627
+  _globals['_DECISIONSERVICE']._serialized_start=3630
+  _globals['_DECISIONSERVICE']._serialized_end=4367
 # @@protoc_insertion_point(module_scope)

@@ -5,11 +5,13 @@ Decides what is done about an incident: rules first."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from opsmesh.ingest.v1 import ingest_service_pb2 as _ingest_service_pb2
+from opsmesh.router.v1 import outcome_pb2 as _outcome_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -115,6 +117,10 @@ class Decision(_message.Message):
         """A person or a newer revision took over."""
         RESULT_STALE: Decision._Result.ValueType  # 9
         """The incident was older than the rule's max_age."""
+        RESULT_ANSWERED: Decision._Result.ValueType  # 10
+        """A person answered its question."""
+        RESULT_REPORTED: Decision._Result.ValueType  # 11
+        """Its agent reported, and nothing proves the targets healthy."""
 
     class Result(_Result, metaclass=_ResultEnumTypeWrapper):
         """How it ended."""
@@ -139,6 +145,10 @@ class Decision(_message.Message):
     """A person or a newer revision took over."""
     RESULT_STALE: Decision.Result.ValueType  # 9
     """The incident was older than the rule's max_age."""
+    RESULT_ANSWERED: Decision.Result.ValueType  # 10
+    """A person answered its question."""
+    RESULT_REPORTED: Decision.Result.ValueType  # 11
+    """Its agent reported, and nothing proves the targets healthy."""
 
     DECISION_ID_FIELD_NUMBER: _builtins.int
     INCIDENT_ID_FIELD_NUMBER: _builtins.int
@@ -159,6 +169,15 @@ class Decision(_message.Message):
     AWAITING_APPROVAL_FIELD_NUMBER: _builtins.int
     AGE_SECONDS_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_OUTCOME_FIELD_NUMBER: _builtins.int
+    MODEL_CALLS_FIELD_NUMBER: _builtins.int
+    CONTEXT_SOURCES_FIELD_NUMBER: _builtins.int
+    QUESTION_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    ANSWERER_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    RECORDED_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
     """Its id."""
     incident_id: _builtins.str
@@ -193,6 +212,14 @@ class Decision(_message.Message):
     """Seconds since it was asked for, when read."""
     held: _builtins.bool
     """A kill keeps what it decided from being started."""
+    template_id: _builtins.str
+    """Template of the run, for DELEGATE_AGENT."""
+    answerer: _builtins.str
+    """Who answered."""
+    conversation_id: _builtins.str
+    """Conversation that the wish came from."""
+    recorded: _builtins.bool
+    """Some of its replies were replayed from files."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -200,6 +227,26 @@ class Decision(_message.Message):
     @_builtins.property
     def close_time(self) -> _timestamp_pb2.Timestamp:
         """When it was finished."""
+
+    @_builtins.property
+    def model_outcome(self) -> _outcome_pb2.ModelOutcome:
+        """What a model decided; unset for rules."""
+
+    @_builtins.property
+    def model_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelCall]:
+        """Calls of models, from GetDecision."""
+
+    @_builtins.property
+    def context_sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextSource]:
+        """What the model was told, and what it could not be told, from GetDecision."""
+
+    @_builtins.property
+    def question(self) -> _outcome_pb2.AskHuman:
+        """Question to a person, for ASK_HUMAN."""
+
+    @_builtins.property
+    def answer(self) -> _outcome_pb2.HumanAnswer:
+        """What a person answered."""
 
     def __init__(
         self,
@@ -223,14 +270,153 @@ class Decision(_message.Message):
         awaiting_approval: _builtins.bool = ...,
         age_seconds: _builtins.int = ...,
         held: _builtins.bool = ...,
+        template_id: _builtins.str = ...,
+        model_outcome: _outcome_pb2.ModelOutcome | None = ...,
+        model_calls: _abc.Iterable[Global___ModelCall] | None = ...,
+        context_sources: _abc.Iterable[Global___ContextSource] | None = ...,
+        question: _outcome_pb2.AskHuman | None = ...,
+        answer: _outcome_pb2.HumanAnswer | None = ...,
+        answerer: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        recorded: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "close_time", b"close_time", "create_time", b"create_time", "model_outcome", b"model_outcome", "question", b"question"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "awaiting_approval", b"awaiting_approval", "close_time", b"close_time", "create_time", b"create_time", "decision_id", b"decision_id", "execution_id", b"execution_id", "held", b"held", "incident_id", b"incident_id", "model_call_count", b"model_call_count", "notice_execution_id", b"notice_execution_id", "outcome", b"outcome", "playbook_id", b"playbook_id", "reason", b"reason", "result", b"result", "revision", b"revision", "rule_id", b"rule_id", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "answer", b"answer", "answerer", b"answerer", "awaiting_approval", b"awaiting_approval", "close_time", b"close_time", "context_sources", b"context_sources", "conversation_id", b"conversation_id", "create_time", b"create_time", "decision_id", b"decision_id", "execution_id", b"execution_id", "held", b"held", "incident_id", b"incident_id", "model_call_count", b"model_call_count", "model_calls", b"model_calls", "model_outcome", b"model_outcome", "notice_execution_id", b"notice_execution_id", "outcome", b"outcome", "playbook_id", b"playbook_id", "question", b"question", "reason", b"reason", "recorded", b"recorded", "result", b"result", "revision", b"revision", "rule_id", b"rule_id", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "state", b"state", "template_id", b"template_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class ContextSource(_message.Message):
+    """Something a model is told, or could not be told in time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Such as `inventory` or `runbooks`."""
+    present: _builtins.bool
+    """Whether it was there."""
+    detail: _builtins.str
+    """Why not, or how much."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        present: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "name", b"name", "present", b"present"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContextSource: _TypeAlias = ContextSource  # noqa: Y015
+
+@_typing.final
+class ModelCall(_message.Message):
+    """One call of a model for a decision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_ID_FIELD_NUMBER: _builtins.int
+    PROMPT_HASH_FIELD_NUMBER: _builtins.int
+    PROMPT_DIGEST_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
+    LATENCY_DURATION_FIELD_NUMBER: _builtins.int
+    RECORDED_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
+    prompt_id: _builtins.str
+    """Prompt file and version, such as `route-incident.v1`."""
+    prompt_hash: _builtins.str
+    """SHA-256, hex, of that file."""
+    prompt_digest: _builtins.str
+    """SHA-256, hex, of everything the model was shown."""
+    model: _builtins.str
+    """Model as configured."""
+    input_tokens: _builtins.int
+    """Tokens of the prompt."""
+    output_tokens: _builtins.int
+    """Tokens of the answer."""
+    cost_micros: _builtins.int
+    """What it cost, in millionths of the currency of the prices."""
+    recorded: _builtins.bool
+    """Replayed from a file."""
+    detail: _builtins.str
+    """What came of the reply: an outcome, or why it was not taken."""
+    @_builtins.property
+    def latency_duration(self) -> _duration_pb2.Duration:
+        """How long it took."""
+
+    @_builtins.property
+    def reads(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextResult]:
+        """Reads that it asked for."""
+
+    def __init__(
+        self,
+        *,
+        prompt_id: _builtins.str = ...,
+        prompt_hash: _builtins.str = ...,
+        prompt_digest: _builtins.str = ...,
+        model: _builtins.str = ...,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        cost_micros: _builtins.int = ...,
+        latency_duration: _duration_pb2.Duration | None = ...,
+        recorded: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+        reads: _abc.Iterable[Global___ContextResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency_duration", b"latency_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micros", b"cost_micros", "detail", b"detail", "input_tokens", b"input_tokens", "latency_duration", b"latency_duration", "model", b"model", "output_tokens", b"output_tokens", "prompt_digest", b"prompt_digest", "prompt_hash", b"prompt_hash", "prompt_id", b"prompt_id", "reads", b"reads", "recorded", b"recorded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelCall: _TypeAlias = ModelCall  # noqa: Y015
+
+@_typing.final
+class ContextResult(_message.Message):
+    """A read that a model asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    RESULT_DIGEST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tool: _builtins.str
+    """Tool."""
+    arguments_json: _builtins.str
+    """Its arguments as JSON."""
+    result_digest: _builtins.str
+    """SHA-256, hex, of what the model was shown of the answer."""
+    reason: _builtins.str
+    """Error reason without prefix when it failed."""
+    def __init__(
+        self,
+        *,
+        tool: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
+        result_digest: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "reason", b"reason", "result_digest", b"result_digest", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContextResult: _TypeAlias = ContextResult  # noqa: Y015
 
 @_typing.final
 class DecideIncidentRequest(_message.Message):

@@ -170,16 +170,22 @@ class TriggerAutomation(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
+    TARGET_IDS_FIELD_NUMBER: _builtins.int
     playbook_id: _builtins.str
     """Playbook."""
+    @_builtins.property
+    def target_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In a conversation: targets the wish is about. On an incident its own are meant, and this is not looked at."""
+
     def __init__(
         self,
         *,
         playbook_id: _builtins.str = ...,
+        target_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["playbook_id", b"playbook_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["playbook_id", b"playbook_id", "target_ids", b"target_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -146,6 +146,26 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The same request is being answered."""
     ERROR_REASON_CONTEXT_TOO_LARGE: _ErrorReason.ValueType  # 65
     """The conversation does not fit into the model."""
+    ERROR_REASON_RUN_NOT_OPEN: _ErrorReason.ValueType  # 73
+    """Nothing is granted to a run that is unknown or over."""
+    ERROR_REASON_TOOL_NOT_OF_RUN: _ErrorReason.ValueType  # 74
+    """A run calls what its template may, and nothing else."""
+    ERROR_REASON_TARGET_NOT_OF_RUN: _ErrorReason.ValueType  # 75
+    """A run works on its own targets."""
+    ERROR_REASON_TEMPLATE_DISABLED: _ErrorReason.ValueType  # 76
+    """A tool is not what it was when the template was published."""
+    ERROR_REASON_TEMPLATE_INVALID: _ErrorReason.ValueType  # 77
+    """A template that cannot be published."""
+    ERROR_REASON_RUN_LIMIT_REACHED: _ErrorReason.ValueType  # 78
+    """Depth, steps, time, tokens, money, or runs of an incident."""
+    ERROR_REASON_QUESTION_CLOSED: _ErrorReason.ValueType  # 79
+    """Too late to answer."""
+    ERROR_REASON_ANSWER_INVALID: _ErrorReason.ValueType  # 80
+    """The answer is none to this question."""
+    ERROR_REASON_IDENTITY_TOKEN_INVALID: _ErrorReason.ValueType  # 81
+    """A token that proves nobody."""
+    ERROR_REASON_READ_NOT_GRANTED: _ErrorReason.ValueType  # 82
+    """The read grant is for other tools or targets."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of a google.rpc.ErrorInfo, without its prefix; its domain is `opsmesh.<service>`."""
@@ -274,4 +294,24 @@ ERROR_REASON_GENERATION_IN_FLIGHT: ErrorReason.ValueType  # 64
 """The same request is being answered."""
 ERROR_REASON_CONTEXT_TOO_LARGE: ErrorReason.ValueType  # 65
 """The conversation does not fit into the model."""
+ERROR_REASON_RUN_NOT_OPEN: ErrorReason.ValueType  # 73
+"""Nothing is granted to a run that is unknown or over."""
+ERROR_REASON_TOOL_NOT_OF_RUN: ErrorReason.ValueType  # 74
+"""A run calls what its template may, and nothing else."""
+ERROR_REASON_TARGET_NOT_OF_RUN: ErrorReason.ValueType  # 75
+"""A run works on its own targets."""
+ERROR_REASON_TEMPLATE_DISABLED: ErrorReason.ValueType  # 76
+"""A tool is not what it was when the template was published."""
+ERROR_REASON_TEMPLATE_INVALID: ErrorReason.ValueType  # 77
+"""A template that cannot be published."""
+ERROR_REASON_RUN_LIMIT_REACHED: ErrorReason.ValueType  # 78
+"""Depth, steps, time, tokens, money, or runs of an incident."""
+ERROR_REASON_QUESTION_CLOSED: ErrorReason.ValueType  # 79
+"""Too late to answer."""
+ERROR_REASON_ANSWER_INVALID: ErrorReason.ValueType  # 80
+"""The answer is none to this question."""
+ERROR_REASON_IDENTITY_TOKEN_INVALID: ErrorReason.ValueType  # 81
+"""A token that proves nobody."""
+ERROR_REASON_READ_NOT_GRANTED: ErrorReason.ValueType  # 82
+"""The read grant is for other tools or targets."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
