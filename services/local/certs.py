@@ -17,7 +17,8 @@ from services.local.files import LocalError, private_directory, write_private
 TRUST_DOMAIN = "opsmesh.local"
 SERVICES = ("bridge", "ingest", "router", "agents", "automation", "guardrails", "gateway", "audit")
 PEOPLE = ("operator", "approver", "approver2")
-SIGNING_KEYS = ("grant", "log")
+# Of guardrails (grants), audit (the log) and the router (tokens that say which person asked in a chat).
+SIGNING_KEYS = ("grant", "log", "identity")
 LEAF_LIFETIME = timedelta(days=90)
 RENEW_BEFORE = timedelta(days=30)
 AUTHORITY_LIFETIME = timedelta(days=3650)

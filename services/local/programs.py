@@ -97,7 +97,11 @@ def _own(mesh: Mesh, name: str) -> dict[str, str]:
         },
         "agents": {"MODELS_FILE": str(mesh.models)} if mesh.models else {},
         "automation": {"TEMPORAL": stores.temporal.address},
-        "guardrails": {"GRANT_KEY_FILE": str(mesh.pki / "grant.key")},
+        "router": {"IDENTITY_KEY_FILE": str(mesh.pki / "identity.key")},
+        "guardrails": {
+            "GRANT_KEY_FILE": str(mesh.pki / "grant.key"),
+            "IDENTITY_PUBLIC_KEY_FILE": str(mesh.pki / "identity.pub"),
+        },
         "gateway": {
             "GRANT_PUBLIC_KEY_FILE": str(mesh.pki / "grant.pub"),
             "BACKENDS_FILE": str(mesh.config / "backends.yaml"),

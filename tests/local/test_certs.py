@@ -82,7 +82,7 @@ def test_a_broken_authority_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_signing_keys_are_ed25519_pairs(tmp_path: Path) -> None:
-    """Grants and the audit log are signed with Ed25519 keys whose public half lies beside them."""
+    """Grants, the audit log and identity tokens are signed with Ed25519 keys whose public half lies beside them."""
     pki = certs.ensure(tmp_path)
     for name in certs.SIGNING_KEYS:
         key = serialization.load_pem_private_key((pki / f"{name}.key").read_bytes(), None)
@@ -90,6 +90,17 @@ def test_signing_keys_are_ed25519_pairs(tmp_path: Path) -> None:
         assert isinstance(key, ed25519.Ed25519PrivateKey)
         assert isinstance(public, ed25519.Ed25519PublicKey)
         public.verify(key.sign(b"words"), b"words")
+
+
+def test_a_folder_from_before_there_was_a_signing_key_gets_it(tmp_path: Path) -> None:
+    """What an older version made lacks the key that signs who asked in a chat: `up` adds it and keeps the rest."""
+    pki = certs.ensure(tmp_path)
+    for kind in ("key", "pub"):
+        (pki / f"identity.{kind}").unlink()
+    before = _contents(pki)
+    after = _contents(certs.ensure(tmp_path))
+    assert set(after) - set(before) == {"identity.key", "identity.pub"}
+    assert {name: after[name] for name in before} == before
 
 
 async def _handshake(pki: Path, client: certs.Leaf, folder: Path) -> str:

@@ -201,6 +201,8 @@ def test_a_service_gets_its_own_secrets_only() -> None:
     settings = {name: environment(mesh, name) for name in SERVICES}
     assert {name for name in SERVICES if "OPSMESH_GRANT_KEY_FILE" in settings[name]} == {"guardrails"}
     assert {name for name in SERVICES if "OPSMESH_LOG_KEY_FILE" in settings[name]} == {"audit"}
+    assert {name for name in SERVICES if "OPSMESH_IDENTITY_KEY_FILE" in settings[name]} == {"router"}
+    assert settings["guardrails"]["OPSMESH_IDENTITY_PUBLIC_KEY_FILE"] == "/x/pki/identity.pub"
     assert {name for name in SERVICES if "OPSMESH_BACKENDS_FILE" in settings[name]} == {"gateway"}
     assert {name for name in SERVICES if "OPSMESH_REDIS_URL" in settings[name]} == {"ingest"}
     assert {name for name in SERVICES if "OPSMESH_SECRETS" in settings[name]} == {"bridge"}
