@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Awaitable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -23,10 +23,10 @@ from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 from opsmesh.policy.v1 import policy_pb2
 from services.automation.domain import After, after_failure, sentence
 from services.mesh.client import Peers, refusal_of
+from services.mesh.tool_caller import ToolCaller
 from services.mesh.tools import Tool
 
 T = TypeVar("T")
-GRANT_KEY: Final = "opsmesh-grant-bin"
 LOCK_SECONDS: Final = 30
 ASK_SECONDS: Final = 5.0
 
@@ -64,13 +64,13 @@ class Calls:
     """Typed calls to guardrails, gateway and ingest; `tool` calls any tool of the IDL without knowing it."""
 
     def __init__(self, peers: Peers) -> None:
-        guardrails, self._gateway = peers.channel("guardrails"), peers.channel("gateway")
+        guardrails, gateway = peers.channel("guardrails"), peers.channel("gateway")
         self._guardrails = guardrails_service_pb2_grpc.GuardrailsServiceStub(guardrails)
         self._locks = target_lock_service_pb2_grpc.TargetLockServiceStub(guardrails)
         self._approvals = approval_service_pb2_grpc.ApprovalServiceStub(guardrails)
-        self._effects = effect_service_pb2_grpc.EffectServiceStub(self._gateway)
+        self._effects = effect_service_pb2_grpc.EffectServiceStub(gateway)
         self._ingest = ingest_service_pb2_grpc.IngestServiceStub(peers.channel("ingest"))
-        self._tools: dict[str, Any] = {}
+        self._tools = ToolCaller(gateway)
 
     async def incident(self, incident_id: str) -> ingest_service_pb2.Incident:
         """Return an incident; raises AioRpcError, which the chain passes on to the caller of StartExecution."""
@@ -80,16 +80,8 @@ class Calls:
 
     async def tool(self, tool: Tool, request: bytes, seconds: float, grant: bytes = b"") -> Message:
         """Call a tool with exactly these bytes; `grant` is what guardrails minted for them. Raises CallError."""
-        if tool.name not in self._tools:
-            self._tools[tool.name] = self._gateway.unary_unary(
-                f"/{tool.name}",
-                request_serializer=bytes,
-                response_deserializer=tool.response_class.FromString,
-            )
-        metadata = ((GRANT_KEY, grant),) if grant else ()
-        call = self._tools[tool.name](request, timeout=seconds, metadata=metadata)
-        answer: Message = await _answer(call, effect=tool.policy.access != policy_pb2.ACCESS_READ)
-        return answer
+        call = self._tools.call(tool, request, seconds, grant)
+        return await _answer(call, effect=tool.policy.access != policy_pb2.ACCESS_READ)
 
     async def authorize(
         self, tool: Tool, request: Message, context: guardrails_service_pb2.ActionContext
