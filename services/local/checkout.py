@@ -21,11 +21,12 @@ STOP_SECONDS = 20
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A running checkout: its supervisor, its port, and the process to stop."""
+    """A running checkout: its supervisor, its port, the process to stop, and the log it writes."""
 
     instance: supervise.Instance
     port: int
     process: subprocess.Popen[bytes]
+    log: Path
 
     @property
     def health_url(self) -> str:
@@ -58,12 +59,14 @@ async def start_workload(directory: Path, port: int) -> Workload:
     Call it from the main thread: when that ends, the workload is told to stop. Raises LocalError when it does not come.
     """
     instance = supervise.Instance(private_directory(directory) / "run", directory / "logs", start_seconds=1)
-    checkout = Program(NAME, [sys.executable, "-I", "-S", str(SCRIPT), str(port)], cwd=directory, stop_seconds=5)
+    log = directory / "logs" / f"{NAME}.jsonl"
+    words = [sys.executable, "-I", "-S", str(SCRIPT), str(port), str(log)]
+    checkout = Program(NAME, words, cwd=directory, stop_seconds=5)
     manager = supervise.program(instance, [supervise.Group("", [checkout])])
     command = write_spec(manager, instance.run)
     # not asyncio's: the workload outlives the event loop that starts it
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603, ASYNC220 - ours
-    workload = Workload(instance, port, process)
+    workload = Workload(instance, port, process, log)
     try:
         async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
 

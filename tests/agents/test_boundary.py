@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,20 @@ async def test_a_recording_does_not_know_how_tools_were_offered(
         again = await house.stub.Generate(request)
         assert again.recorded
         assert [one.name for one in again.tool_calls] == [one.name for one in first.tool_calls] == ["GetWorkload"]
+
+
+async def test_a_hand_written_exchange_may_name_times(ground: tuple[World, Database, Path]) -> None:
+    """`<now>` and `<now-900s>` become moments that lie as far apart, in UTC."""
+    models = {"roles": {"routing": {"model": "recorded", "recordings_folder": "tape"}}}
+    (ground[2] / "tape").mkdir(exist_ok=True)
+    (ground[2] / "tape" / "times.yaml").write_text(
+        'exchanges: [{turn: -1, contains: [when], text: "<now-900s> <now>"}]'
+    )
+    async with living(*ground, models) as house:
+        said = (await house.stub.Generate(ask(user("when was it")))).text
+    before, after = (datetime.fromisoformat(one) for one in said.split())
+    assert after - before == timedelta(minutes=15)
+    assert abs(datetime.now(UTC) - after) < timedelta(hours=1)
 
 
 async def test_an_exchange_may_be_written_by_hand(ground: tuple[World, Database, Path]) -> None:

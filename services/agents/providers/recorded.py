@@ -1,7 +1,8 @@
 """Exchanges from files: replayed instead of asking a model, and written while one is asked.
 
 A request is known again by a digest of what the model was shown, in which ids and times are numbered: they change from
-day to day. An exchange written by hand is found by role, turn and texts instead. Replies put the ids back.
+day to day. An exchange written by hand is found by role, turn and texts instead. Replies put the ids back; by hand they
+may also say `<now>` and `<now-900s>`, for tools that want a time.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +35,7 @@ from services.mesh.config import load_all
 UUID: Final = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 TIME: Final = re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?")
 PLACE: Final = re.compile(r"<uuid:(\d{1,4})>")
+NOW: Final = re.compile(r"<now(?:-(\d{1,7})s)?>")
 log = structlog.get_logger("opsmesh.agents.recorded")
 
 
@@ -164,10 +167,17 @@ def _numbered(text: str, ids: list[str]) -> str:
 
 
 def _filled(text: str, ids: list[str]) -> str:
-    """Return the text with the numbers replaced by the ids of this request; one that it does not have stays."""
+    """Return the text with its numbers replaced by the ids of this request and `<now>` by the time.
+
+    An id that the request does not have stays.
+    """
+    now = datetime.now(UTC)
+
+    def moment(found: re.Match[str]) -> str:
+        return (now - timedelta(seconds=int(found.group(1) or 0))).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def fill(found: re.Match[str]) -> str:
         number = int(found.group(1))
         return ids[number - 1] if 0 < number <= len(ids) else found.group()
 
-    return PLACE.sub(fill, text)
+    return NOW.sub(moment, PLACE.sub(fill, text))

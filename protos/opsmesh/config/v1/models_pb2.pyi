@@ -277,7 +277,7 @@ Global___RecordedCall: _TypeAlias = RecordedCall  # noqa: Y015
 @_typing.final
 class RecordedExchange(_message.Message):
     """One exchange: which request it answers, and how. In texts and arguments `<uuid:1>` is the first id that the request
-    shows, `<uuid:2>` the second, and so on: ids change from day to day, an exchange does not.
+    shows, `<uuid:2>` the second, and so on: ids change from day to day, an exchange does not. `<now>` and `<now-900s>` are times.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
