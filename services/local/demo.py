@@ -31,7 +31,12 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 TARGET = "svc:demo/checkout"
 PRODUCTION = "svc:production/checkout"
 # Alertmanager's fingerprint is a hash of an alert's labels.
-FINGERPRINTS = {"demo": "6f1c2a9be07d4c35", "production": "0b7d52f4e1c98a36"}
+FINGERPRINTS = {
+    ("CheckoutDown", "demo"): "6f1c2a9be07d4c35",
+    ("CheckoutDown", "production"): "0b7d52f4e1c98a36",
+    ("CheckoutTimeouts", "production"): "b1c07ae6d2953f48",
+    ("CheckoutOddRequests", "demo"): "94e3f0a85b6d7c12",
+}
 RESTART = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
 
 
@@ -107,17 +112,23 @@ def health(workload: Workload) -> int:
         return 0
 
 
-def alert(started: datetime, environment: str = "demo") -> dict[str, Any]:
+def alert(
+    started: datetime,
+    environment: str = "demo",
+    name: str = "CheckoutDown",
+    summary: str = "checkout answers 503",
+    description: str = "The checkout service fails its health check.",
+) -> dict[str, Any]:
     """Return an Alertmanager v4 notification about checkout, as its documentation describes it."""
-    labels = {"alertname": "CheckoutDown", "service": "checkout", "env": environment, "severity": "critical"}
-    notes = {"summary": "checkout answers 503", "description": "The checkout service fails its health check."}
+    labels = {"alertname": name, "service": "checkout", "env": environment, "severity": "critical"}
+    notes = {"summary": summary, "description": description}
     return {
         "version": "4",
-        "groupKey": '{}:{alertname="CheckoutDown"}',
+        "groupKey": f'{{}}:{{alertname="{name}"}}',
         "truncatedAlerts": 0,
         "status": "firing",
         "receiver": "opsmesh",
-        "groupLabels": {"alertname": "CheckoutDown"},
+        "groupLabels": {"alertname": name},
         "commonLabels": labels,
         "commonAnnotations": notes,
         "externalURL": "http://alertmanager.example:9093",
@@ -129,7 +140,7 @@ def alert(started: datetime, environment: str = "demo") -> dict[str, Any]:
                 "startsAt": started.isoformat().replace("+00:00", "Z"),
                 "endsAt": "0001-01-01T00:00:00Z",
                 "generatorURL": "http://prometheus.example:9090/graph?g0.expr=up",
-                "fingerprint": FINGERPRINTS[environment],
+                "fingerprint": FINGERPRINTS[name, environment],
             }
         ],
     }
@@ -148,7 +159,17 @@ def write_config(config: Path, workload: Workload, production: Workload | None =
         {"target_id": target, "health_url": one.health_url, "supervisord": one.backend()}
         for target, one in workloads.items()
     ]
+    backends["logs"] = [
+        {"targets": [{"target_id": target}], "json_lines": {"paths": [str(one.log)]}}
+        for target, one in workloads.items()
+    ]
     (config / "backends.yaml").write_text(yaml.safe_dump(backends), encoding="utf-8")
+
+
+def write_models(config: Path) -> None:
+    """Add the demo's models: recordings, which whatever shows their answers says."""
+    shutil.copy(DEPLOY / "demo" / "models.yaml", config / "models.yaml")
+    shutil.copytree(DEPLOY / "demo" / "recordings", config / "recordings")
 
 
 def start_mesh(world: World, config: Path) -> subprocess.Popen[bytes]:
