@@ -1,4 +1,4 @@
-"""The composition root of agents: the model boundary with its ledger, and what it tells guardrails."""
+"""The composition root of agents: the model boundary with its ledger, templates, and what it tells guardrails."""
 
 import asyncio
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from opsmesh.agents.v1 import model_service_pb2_grpc
+from opsmesh.agents.v1 import model_service_pb2_grpc, template_service_pb2_grpc
 from opsmesh.audit.v1 import audit_service_pb2_grpc
 from services.agents import models as models_file
 from services.agents.boundary import Boundary
@@ -19,6 +19,8 @@ from services.agents.servicer import ModelServicer
 from services.agents.settings import AgentsSettings
 from services.agents.stops import StopReports
 from services.agents.store import PostgresLedger, forgotten
+from services.agents.templates.servicer import TemplateServicer
+from services.agents.templates.store import PostgresTemplates
 from services.mesh.client import Peers
 from services.mesh.loop import every
 from services.mesh.postgres import answers, check_revision, open_pool
@@ -45,6 +47,7 @@ async def run() -> None:
         writes = Writes(pool, "agents", audit_service_pb2_grpc.AuditServiceStub(peers.channel("audit")))
         ledger = PostgresLedger(pool, writes, models.limits)
         boundary = Boundary(models, ledger, Recorder(Structured(hosted.Hosted())), Recorded(recordings), hosted.warm)
+        templates = PostgresTemplates(pool)
         reports = StopReports(peers.channel("guardrails"))
         retention = Retention(pool, request_ids(settings.request_retention_days), *forgotten(settings.retention_days))
 
@@ -58,7 +61,13 @@ async def run() -> None:
 
         await serve(
             settings,
-            [(model_service_pb2_grpc.add_ModelServiceServicer_to_server, ModelServicer(boundary, ledger))],
+            [
+                (model_service_pb2_grpc.add_ModelServiceServicer_to_server, ModelServicer(boundary, ledger)),
+                (
+                    template_service_pb2_grpc.add_TemplateServiceServicer_to_server,
+                    TemplateServicer(templates, writes, models),
+                ),
+            ],
             workers=[reports.run, writes.outbox_worker, retention.run, sweep, warm],
             ready=partial(answers, pool),
         )

@@ -28,7 +28,7 @@ from opsmesh.config.v1 import templates_pb2 as opsmesh_dot_config_dot_v1_dot_tem
 from opsmesh.policy.v1 import policy_pb2 as opsmesh_dot_policy_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(opsmesh/agents/v1/template_service.proto\x12\x11opsmesh.agents.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!opsmesh/config/v1/templates.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xb5\x03\n\x0fTemplateVersion\x12\x1c\n\x0btemplate_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x18\n\x07version\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x17\n\x06\x64igest\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1b\n\tpublisher\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x30\n\x0cpublish_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x08template\x18\x07 \x01(\x0b\x32 .opsmesh.config.v1.AgentTemplate\x12\x61\n\x0ctool_digests\x18\x08 \x03(\x0b\x32\x33.opsmesh.agents.v1.TemplateVersion.ToolDigestsEntryB\x16\xbaH\x13\x9a\x01\x10\x10 \"\x06r\x04\x10\x01\x18@*\x04r\x02\x18@\x12\'\n\rchanged_tools\x18\t \x03(\tB\x10\xbaH\r\x92\x01\n\x10 \"\x06r\x04\x10\x01\x18@\x1a\x32\n\x10ToolDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x89\x01\n\x16PublishTemplateRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12:\n\x08template\x18\x02 \x01(\x0b\x32 .opsmesh.config.v1.AgentTemplateB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"O\n\x17PublishTemplateResponse\x12\x34\n\x08template\x18\x01 \x01(\x0b\x32\".opsmesh.agents.v1.TemplateVersion\"i\n\x12GetTemplateRequest\x12\x39\n\x0btemplate_id\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x18\n\x07version\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"K\n\x13GetTemplateResponse\x12\x34\n\x08template\x18\x01 \x01(\x0b\x32\".opsmesh.agents.v1.TemplateVersion\"S\n\x14ListTemplatesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"|\n\x15ListTemplatesResponse\x12@\n\ttemplates\x18\x01 \x03(\x0b\x32\".opsmesh.agents.v1.TemplateVersionB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12!\n\x0fnext_page_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x32\xb8\x03\n\x0fTemplateService\x12\x92\x01\n\x0fPublishTemplate\x12).opsmesh.agents.v1.PublishTemplateRequest\x1a*.opsmesh.agents.v1.PublishTemplateResponse\"(\xaa\xbb\x18$\x08\x03\x10\x02\x1a\x18\x61gents.templates.publish \x03\x32\x02\x08\x14\x12\x83\x01\n\x0bGetTemplate\x12%.opsmesh.agents.v1.GetTemplateRequest\x1a&.opsmesh.agents.v1.GetTemplateResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15\x61gents.templates.read \x01\x32\x02\x08\x05\x12\x89\x01\n\rListTemplates\x12\'.opsmesh.agents.v1.ListTemplatesRequest\x1a(.opsmesh.agents.v1.ListTemplatesResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15\x61gents.templates.read \x01\x32\x02\x08\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(opsmesh/agents/v1/template_service.proto\x12\x11opsmesh.agents.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!opsmesh/config/v1/templates.proto\x1a\x1eopsmesh/policy/v1/policy.proto\"\xb5\x03\n\x0fTemplateVersion\x12\x1c\n\x0btemplate_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x18\n\x07version\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x17\n\x06\x64igest\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1b\n\tpublisher\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x30\n\x0cpublish_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x08template\x18\x07 \x01(\x0b\x32 .opsmesh.config.v1.AgentTemplate\x12\x61\n\x0ctool_digests\x18\x08 \x03(\x0b\x32\x33.opsmesh.agents.v1.TemplateVersion.ToolDigestsEntryB\x16\xbaH\x13\x9a\x01\x10\x10 \"\x06r\x04\x10\x01\x18@*\x04r\x02\x18@\x12\'\n\rchanged_tools\x18\t \x03(\tB\x10\xbaH\r\x92\x01\n\x10 \"\x06r\x04\x10\x01\x18@\x1a\x32\n\x10ToolDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x89\x01\n\x16PublishTemplateRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12:\n\x08template\x18\x02 \x01(\x0b\x32 .opsmesh.config.v1.AgentTemplateB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"t\n\x17PublishTemplateResponse\x12\x34\n\x08template\x18\x01 \x01(\x0b\x32\".opsmesh.agents.v1.TemplateVersion\x12#\n\x08warnings\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x10\"\x07r\x05\x10\x01\x18\xac\x02\"i\n\x12GetTemplateRequest\x12\x39\n\x0btemplate_id\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x18\n\x07version\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"K\n\x13GetTemplateResponse\x12\x34\n\x08template\x18\x01 \x01(\x0b\x32\".opsmesh.agents.v1.TemplateVersion\"S\n\x14ListTemplatesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"|\n\x15ListTemplatesResponse\x12@\n\ttemplates\x18\x01 \x03(\x0b\x32\".opsmesh.agents.v1.TemplateVersionB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12!\n\x0fnext_page_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x32\xb8\x03\n\x0fTemplateService\x12\x92\x01\n\x0fPublishTemplate\x12).opsmesh.agents.v1.PublishTemplateRequest\x1a*.opsmesh.agents.v1.PublishTemplateResponse\"(\xaa\xbb\x18$\x08\x03\x10\x02\x1a\x18\x61gents.templates.publish \x03\x32\x02\x08\x14\x12\x83\x01\n\x0bGetTemplate\x12%.opsmesh.agents.v1.GetTemplateRequest\x1a&.opsmesh.agents.v1.GetTemplateResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15\x61gents.templates.read \x01\x32\x02\x08\x05\x12\x89\x01\n\rListTemplates\x12\'.opsmesh.agents.v1.ListTemplatesRequest\x1a(.opsmesh.agents.v1.ListTemplatesResponse\"%\xaa\xbb\x18!\x08\x01\x10\x01\x1a\x15\x61gents.templates.read \x01\x32\x02\x08\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,6 +53,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHTEMPLATEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_PUBLISHTEMPLATEREQUEST'].fields_by_name['template']._loaded_options = None
   _globals['_PUBLISHTEMPLATEREQUEST'].fields_by_name['template']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_PUBLISHTEMPLATERESPONSE'].fields_by_name['warnings']._loaded_options = None
+  _globals['_PUBLISHTEMPLATERESPONSE'].fields_by_name['warnings']._serialized_options = b'\272H\016\222\001\013\020\020\"\007r\005\020\001\030\254\002'
   _globals['_GETTEMPLATEREQUEST'].fields_by_name['template_id']._loaded_options = None
   _globals['_GETTEMPLATEREQUEST'].fields_by_name['template_id']._serialized_options = b'\272H!r\037\030?2\033^[a-z0-9][a-z0-9_.-]{0,62}$'
   _globals['_GETTEMPLATEREQUEST'].fields_by_name['version']._loaded_options = None
@@ -78,15 +80,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHTEMPLATEREQUEST']._serialized_start=633
   _globals['_PUBLISHTEMPLATEREQUEST']._serialized_end=770
   _globals['_PUBLISHTEMPLATERESPONSE']._serialized_start=772
-  _globals['_PUBLISHTEMPLATERESPONSE']._serialized_end=851
-  _globals['_GETTEMPLATEREQUEST']._serialized_start=853
-  _globals['_GETTEMPLATEREQUEST']._serialized_end=958
-  _globals['_GETTEMPLATERESPONSE']._serialized_start=960
-  _globals['_GETTEMPLATERESPONSE']._serialized_end=1035
-  _globals['_LISTTEMPLATESREQUEST']._serialized_start=1037
-  _globals['_LISTTEMPLATESREQUEST']._serialized_end=1120
-  _globals['_LISTTEMPLATESRESPONSE']._serialized_start=1122
-  _globals['_LISTTEMPLATESRESPONSE']._serialized_end=1246
-  _globals['_TEMPLATESERVICE']._serialized_start=1249
-  _globals['_TEMPLATESERVICE']._serialized_end=1689
+  _globals['_PUBLISHTEMPLATERESPONSE']._serialized_end=888
+  _globals['_GETTEMPLATEREQUEST']._serialized_start=890
+  _globals['_GETTEMPLATEREQUEST']._serialized_end=995
+  _globals['_GETTEMPLATERESPONSE']._serialized_start=997
+  _globals['_GETTEMPLATERESPONSE']._serialized_end=1072
+  _globals['_LISTTEMPLATESREQUEST']._serialized_start=1074
+  _globals['_LISTTEMPLATESREQUEST']._serialized_end=1157
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_start=1159
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_end=1283
+  _globals['_TEMPLATESERVICE']._serialized_start=1286
+  _globals['_TEMPLATESERVICE']._serialized_end=1726
 # @@protoc_insertion_point(module_scope)
