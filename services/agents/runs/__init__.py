@@ -1,0 +1,1 @@
+"""Runs of agents: started, shown, cancelled, and carried on by whoever has their lease."""
