@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 # A lease is believed for this long, in seconds, from the moment its poll was sent: the 2 s of invariant I6, less what
 # may pass between the last look and the first byte on its way (opsmesh_gateway_act_window_seconds: below 1 ms as a
@@ -15,6 +15,7 @@ LEASE_SECONDS: Final = 1.75
 # Clocks of guardrails and gateway may differ by this much.
 SKEW: Final = timedelta(seconds=5)
 GRANT_LIFETIME: Final = timedelta(seconds=30)
+READ_GRANT_LIFETIME: Final = timedelta(minutes=5)
 # A caller that meets its own effect in flight asks again this soon, in seconds: most effects end well before deadlines.
 RETRY_SECONDS: Final = 0.5
 # How often an unreachable backend is asked how an effect ended before the answer is UNKNOWN.
@@ -63,6 +64,32 @@ class Grant:
     playbook_id: str = ""
     execution_id: str = ""
     run_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadGrant:
+    """A read grant whose signature was verified: what a caller may read, many times. `targets`: id to environment."""
+
+    caller: str
+    methods: frozenset[str]
+    targets: Mapping[str, str]
+    policy_set_version: int
+    kill_epoch: int
+    issue_time: datetime
+    expire_time: datetime
+    run_id: str = ""
+
+
+class Minted(Protocol):
+    """What was minted under a policy set and the kills of its moment."""
+
+    @property
+    def policy_set_version(self) -> int:
+        """Return the policy set it was judged under."""
+
+    @property
+    def kill_epoch(self) -> int:
+        """Return the epoch of the newest kill of that moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +217,22 @@ def misfit(grant: Grant, proposal: Proposal, now: datetime) -> str:
     return next((what for what, wrong in findings.items() if wrong), "")
 
 
+def read_misfit(grant: ReadGrant, caller: str, now: datetime) -> str:
+    """Return why a read grant is worth nothing to a caller now, in a few words; empty when it is."""
+    times_fit = grant.issue_time - SKEW <= now and grant.expire_time - grant.issue_time <= READ_GRANT_LIFETIME
+    findings = {
+        "it is for another caller": grant.caller != caller,
+        "it is not of this time": not times_fit,
+        "it has expired": now > grant.expire_time + SKEW,
+    }
+    return next((what for what, wrong in findings.items() if wrong), "")
+
+
+def covers(grant: ReadGrant, method: str, target_id: str, *, targeted: bool) -> bool:
+    """Say whether a read grant is good for a tool: for one that names a target, on none but its targets."""
+    return method in grant.methods and (not targeted or target_id in grant.targets)
+
+
 def lease_age(lease: Lease | None, now: float) -> float | None:
     """Return the age of a lease in seconds, on the monotonic clock; None when there never was one."""
     return None if lease is None else max(0.0, now - lease.sent)
@@ -201,12 +244,12 @@ def is_fresh(lease: Lease | None, now: float) -> bool:
     return age is not None and age <= LEASE_SECONDS
 
 
-def is_stale(grant: Grant, lease: Lease) -> bool:
+def is_stale(grant: Minted, lease: Lease) -> bool:
     """Say whether policy changed since a grant was minted, or the grant knows of kills that the lease does not."""
     return grant.policy_set_version != lease.policy_set_version or grant.kill_epoch > lease.kill_epoch
 
 
-def is_ahead(grant: Grant, lease: Lease) -> bool:
+def is_ahead(grant: Minted, lease: Lease) -> bool:
     """Say whether a grant was minted under something newer than what the lease tells of."""
     return grant.policy_set_version > lease.policy_set_version or grant.kill_epoch > lease.kill_epoch
 

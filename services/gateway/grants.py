@@ -2,7 +2,7 @@
 
 from datetime import UTC
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -17,6 +17,9 @@ from services.mesh.errors import BootError, Refusal
 
 METADATA_KEY: Final = "opsmesh-grant-bin"
 BYTES_MAX: Final = 6 * 1024
+# Signed before a read grant's bytes. No grant of an action begins like this: the first byte would be no field's tag.
+READ_GRANT_PREFIX: Final = b"opsmesh-read-grant\0"
+G = TypeVar("G", grant_pb2.Grant, grant_pb2.ReadGrant)
 
 
 class GrantReader:
@@ -40,15 +43,24 @@ class GrantReader:
 
     def read(self, raw: object, method: str) -> grant_pb2.Grant:
         """Return the verified grant of a call; refuse what is missing, forged, too large or of another version."""
-        if not isinstance(raw, bytes) or not raw:
-            raise Refusal(error_reason_pb2.ERROR_REASON_GRANT_MISSING, method=method)
-        if len(raw) > BYTES_MAX:
-            raise invalid(f"it is larger than {BYTES_MAX} bytes")
+        signed = _open(raw, method)
+        if signed.read_grant:
+            raise invalid("it is a read grant")
+        return self._verified(signed.grant, signed.signature, signed.grant, grant_pb2.Grant)
+
+    def read_reads(self, raw: object, method: str) -> grant_pb2.ReadGrant:
+        """Return the verified read grant of a call; a grant of an action is none."""
+        signed = _open(raw, method)
+        if signed.grant or not signed.read_grant:
+            raise invalid("it is no read grant")
+        told = READ_GRANT_PREFIX + signed.read_grant
+        return self._verified(told, signed.signature, signed.read_grant, grant_pb2.ReadGrant)
+
+    def _verified(self, told: bytes, signature: bytes, raw: bytes, kind: type[G]) -> G:
+        """Return what guardrails signed, parsed without tolerance."""
         try:
-            signed = grant_pb2.SignedGrant.FromString(raw)
-            policy.reject_unknown_fields(signed)
-            self._key.verify(signed.signature, signed.grant)
-            grant = grant_pb2.Grant.FromString(signed.grant)
+            self._key.verify(signature, told)
+            grant = kind.FromString(raw)
             policy.reject_unknown_fields(grant)
             policy.validate(grant)
         except InvalidSignature:
@@ -58,6 +70,22 @@ class GrantReader:
         except Refusal as refusal:
             raise invalid(f"it breaks its bounds ({refusal.name})") from None
         return grant
+
+
+def _open(raw: object, method: str) -> grant_pb2.SignedGrant:
+    """Return what a call carries; nothing of it is believed yet."""
+    if not isinstance(raw, bytes) or not raw:
+        raise Refusal(error_reason_pb2.ERROR_REASON_GRANT_MISSING, method=method)
+    if len(raw) > BYTES_MAX:
+        raise invalid(f"it is larger than {BYTES_MAX} bytes")
+    try:
+        signed = grant_pb2.SignedGrant.FromString(raw)
+        policy.reject_unknown_fields(signed)
+    except DecodeError:
+        raise invalid("it is no grant") from None
+    except Refusal as refusal:
+        raise invalid(f"it breaks its bounds ({refusal.name})") from None
+    return signed
 
 
 def invalid(what: str) -> Refusal:
@@ -83,5 +111,19 @@ def to_domain(grant: grant_pb2.Grant) -> domain.Grant:
         environment=grant.environment,
         playbook_id=grant.playbook_id,
         execution_id=grant.execution_id,
+        run_id=grant.run_id,
+    )
+
+
+def reads_to_domain(grant: grant_pb2.ReadGrant) -> domain.ReadGrant:
+    """Return what the checks need of a verified read grant."""
+    return domain.ReadGrant(
+        caller=grant.caller,
+        methods=frozenset(grant.methods),
+        targets={one.target_id: one.environment for one in grant.targets},
+        policy_set_version=grant.policy_set_version,
+        kill_epoch=grant.kill_epoch,
+        issue_time=grant.issue_time.ToDatetime(UTC),
+        expire_time=grant.expire_time.ToDatetime(UTC),
         run_id=grant.run_id,
     )

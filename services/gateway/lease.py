@@ -20,6 +20,7 @@ from opsmesh.type.v1 import error_reason_pb2
 from services.gateway import domain
 from services.mesh import kills
 from services.mesh.errors import Refusal
+from services.mesh.kills import Facts
 from services.mesh.loop import every, wait
 
 PERIOD: Final = 0.5
@@ -131,18 +132,17 @@ class LeaseKeeper:
             raise Refusal(error_reason_pb2.ERROR_REASON_LEASE_STALE, retry_after=PERIOD, age=words)
         return self.lease
 
-    async def check(self, grant: domain.Grant) -> None:
+    async def check(self, grant: domain.Minted, facts: Facts) -> None:
         """Refuse what `look` refuses; a grant that knows more than the lease is worth one more poll."""
         lease = self.lease
-        held = kills.stopping(self.kills, about(grant), grant.kill_epoch)
+        held = kills.stopping(self.kills, facts, grant.kill_epoch)
         # Guardrails mints nothing under a kill in scope: it was released since, or it was published or engaged anew.
         if lease and (domain.is_ahead(grant, lease) or (held and held.epoch <= grant.kill_epoch)):
             await self.poll()
-        self.look(grant)
+        self.look(grant, facts)
 
-    def look(self, grant: domain.Grant) -> None:
+    def look(self, grant: domain.Minted, facts: Facts) -> None:
         """Refuse a grant that a kill made void, one of another policy set than the lease's, and all without lease."""
-        facts = about(grant)
         newer = (kill for kill in self.kills if kill.epoch > grant.kill_epoch)
         # Void for ever, whatever the age of the lease: the caller need not come back.
         if kill := kills.stopping(newer, facts, grant.kill_epoch):
@@ -158,7 +158,7 @@ class LeaseKeeper:
             )
 
 
-def about(grant: domain.Grant) -> kills.Facts:
+def about(grant: domain.Grant) -> Facts:
     """Return what a kill may be about, as the grant says it."""
     return kills.facts(
         environment=grant.environment,
@@ -166,6 +166,17 @@ def about(grant: domain.Grant) -> kills.Facts:
         tool=grant.method,
         playbook_id=grant.playbook_id,
         execution_id=grant.execution_id,
+        run_id=grant.run_id,
+    )
+
+
+def about_read(grant: domain.ReadGrant, tool: str, target_id: str) -> Facts:
+    """Return what a kill may be about in a read; what names no target reads for all of the grant's."""
+    read = {target_id: grant.targets[target_id]} if target_id in grant.targets else grant.targets
+    return Facts(
+        environments=frozenset(read.values()) - {""},
+        targets=frozenset(read),
+        tools=frozenset({tool}),
         run_id=grant.run_id,
     )
 

@@ -1,6 +1,6 @@
 """The one way of every tool call, in the order of DESIGN section 6. Nothing here knows a single tool.
 
-A read: identity and permission (the chain), then the tool.
+A read: identity and permission (the chain), the read grant of callers that need one, then the tool.
 An effect: its row by (method, request_id); grant; lease; transaction 1 (STARTED, fence); audit intent, acknowledged;
 precondition read again; fence, lease, kills and deadline again; the act, whose first byte passes the gate (lease, kills
 and deadline once more); transaction 2 (outcome, answer, audit outbox).
@@ -25,7 +25,7 @@ from services.gateway import domain, grants
 from services.gateway.answers import answer, busy, in_flight
 from services.gateway.domain import Key, Proposal, Standing, State
 from services.gateway.gate import Gate, guarding
-from services.gateway.lease import LeaseKeeper
+from services.gateway.lease import LeaseKeeper, about, about_read
 from services.gateway.record import AuditPort, Try
 from services.gateway.resolver import Resolver
 from services.gateway.store import EffectStore, FenceStaleError, Start, TargetBusyError
@@ -98,8 +98,7 @@ class Pipeline:
         if tool.policy.access not in policy.READS:
             return await self._effect(tool, request, call)
         if self._reads_need_grant(call.identity):
-            # Read grants are not minted yet, so there is none that could be valid.
-            raise Refusal(error_reason_pb2.ERROR_REASON_GRANT_MISSING, method=tool.name)
+            await self._may_read(tool, request, call)
         seconds = min(call.remaining, policy.seconds(tool.spec.timeout_duration))
         with working(call.identity, tool.name, seconds, trace=call.trace):
             return await self._read(tool, request)
@@ -117,6 +116,19 @@ class Pipeline:
                 return await self._toolbox[tool.name].act(request, {})
         except TimeoutError:
             raise unanswered(target_of(tool, request), "no answer in time") from None
+
+    async def _may_read(self, tool: Tool, request: Message, call: Call) -> None:
+        """Refuse a read that its caller's read grant does not cover, or that a kill or another policy set made void."""
+        raw = self._reader.read_reads(call.metadata.get(grants.METADATA_KEY), tool.name)
+        grant = grants.reads_to_domain(raw)
+        if what := domain.read_misfit(grant, call.identity, datetime.now(UTC)):
+            raise grants.invalid(what)
+        target = target_of(tool, request)
+        if not domain.covers(grant, tool.name, target, targeted=bool(tool.spec.target_field)):
+            raise Refusal(
+                error_reason_pb2.ERROR_REASON_READ_NOT_GRANTED, method=tool.name, target=target or "no target"
+            )
+        await self._lease.check(grant, about_read(grant, tool.name, target))
 
     async def _effect(self, tool: Tool, request: Message, call: Call) -> Message:
         """Answer from the effects table, or admit the call and act."""
@@ -154,7 +166,7 @@ class Pipeline:
             raise grants.invalid(what)
         job = Job(tool, request, proposal, raw, call)
         if job.guarded:
-            await self._lease.check(grant)
+            await self._lease.check(grant, about(grant))
         return job
 
     async def _attempt(self, job: Job) -> Message:
@@ -216,7 +228,8 @@ class Pipeline:
             if (highest := await self._store.fence(job.proposal.target_id)) > job.grant.fence:
                 # Whoever took the lock while the intent was on its way has begun to act.
                 raise fence_stale(job.grant, highest)
-            await self._lease.check(grants.to_domain(job.grant))
+            grant = grants.to_domain(job.grant)
+            await self._lease.check(grant, about(grant))
         in_time(job)
 
     def _gate(self, job: Job) -> Gate | None:
@@ -224,9 +237,10 @@ class Pipeline:
         if not job.guarded:
             return None
         grant = grants.to_domain(job.grant)
+        facts = about(grant)
 
         def look() -> None:
-            self._lease.look(grant)
+            self._lease.look(grant, facts)
             in_time(job)
 
         return Gate(look)

@@ -2,15 +2,11 @@
 
 from collections.abc import Callable
 
-import grpc.aio
 import pytest
 
 from opsmesh.guardrails.v1 import grant_pb2
-from opsmesh.tools.workload.v1 import workload_tool_service_pb2 as workload_pb
-from opsmesh.tools.workload.v1 import workload_tool_service_pb2_grpc as workload_rpc
-from services.gateway.grants import METADATA_KEY
 from services.mesh.errors import Refusal
-from tests.gateway.world import TARGET, Mesh, RestartRequest
+from tests.gateway.world import Mesh, RestartRequest
 
 Forge = Callable[[Mesh, RestartRequest, grant_pb2.Grant], bytes]
 UNKNOWN_FIELD = b"\xfa\x7f\x01x"
@@ -170,14 +166,3 @@ async def test_unknown_fields_in_the_request_are_refused(mesh: Mesh) -> None:
     with pytest.raises(Refusal, match="UNKNOWN_FIELD"):
         await mesh.call(request, mesh.sign(await mesh.mint(request)))
     assert await mesh.rows(request) == 0
-
-
-async def test_marked_callers_need_a_grant_to_read(mesh: Mesh) -> None:
-    """The router, although this mesh gives it the permission, gets GRANT_MISSING for a read, with any grant."""
-    request = workload_pb.GetWorkloadRequest(target_id=TARGET)
-    grant = mesh.sign(await mesh.mint(mesh.restart(), caller="service/router"))
-    async with mesh.channel("router") as channel:
-        stub = workload_rpc.WorkloadToolServiceStub(channel)
-        for metadata in ((), ((METADATA_KEY, grant),)):
-            with pytest.raises(grpc.aio.AioRpcError, match="needs a grant"):
-                await stub.GetWorkload(request, metadata=metadata)

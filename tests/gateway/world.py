@@ -137,13 +137,6 @@ class Mesh:
         gone = one | {"target_id": "svc:demo/gone", "supervisord": {"server_url": "unix:///nowhere", "program": "x"}}
         document = {"workloads": [one, gone], "channels": self.channels, "runbook_folder": "runbooks"}
         document |= self.backends
-        # The router, marked `reads_need_grant`, is given what it does not have outside of tests.
-        known = yaml.safe_load((ROOT / "deploy" / "identities.yaml").read_text())
-        next(one for one in known["identities"] if one["identity"] == "service/router")["permissions"].append(
-            "tools.workload.read"
-        )
-        identities = self.folder / "identities.yaml"
-        identities.write_text(yaml.safe_dump(known))
         backends = self.folder / "backends.yaml"
         backends.write_text(yaml.safe_dump(document))
         settings = {
@@ -152,7 +145,7 @@ class Mesh:
             "TLS_CERT": self.world.pki / "gateway.pem",
             "TLS_KEY": self.world.pki / "gateway.key",
             "TLS_CA": self.world.pki / "ca.pem",
-            "IDENTITIES": identities,
+            "IDENTITIES": ROOT / "deploy" / "identities.yaml",
             "CONFIG": ROOT / "deploy",
             "PEERS": json.dumps(self.peers),
             "STATE": self.folder,
