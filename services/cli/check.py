@@ -22,6 +22,7 @@ from opsmesh.config.v1 import (
     policies_pb2,
     rules_pb2,
     sources_pb2,
+    templates_pb2,
 )
 from services.cli.command import REFUSED, command, group
 from services.cli.output import console
@@ -47,6 +48,7 @@ FOLDERS: Final[Mapping[str, type[Message]]] = {
     "rules": rules_pb2.RuleFile,
     "policies": policies_pb2.PolicySet,
     "playbooks": playbooks_pb2.Playbook,
+    "agents": templates_pb2.AgentTemplate,
 }
 
 
@@ -73,12 +75,17 @@ def check(
     config: Annotated[
         Path | None, typer.Option(help="Folder of the configuration; default: the one the mesh on --state runs with.")
     ] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="File with the models; default: the one the mesh runs with, or CONFIG's.")
+    ] = None,
 ) -> None:
     """Validate all configuration against the IDL, offline, with file and line."""
-    folder = session.config(config)
+    folder, models_file = session.config(config), session.models(models, config)
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder\nNEXT: name the configuration: opsmesh check --config DIR")
-    found = read(folder)
+    if models_file is not None and not models_file.is_file():
+        raise UsageError(f"{models_file} is no file\nNEXT: name the file with the models: opsmesh check --models FILE")
+    found = read(folder, models_file)
     cross_check(found)
     problems = sorted(found.problems, key=lambda one: (str(one.file), one.line))
     if session.as_json:
@@ -97,8 +104,8 @@ def check(
         raise typer.Exit(REFUSED)
 
 
-def read(folder: Path) -> Configuration:
-    """Read every file; a missing one, and one that nobody reads, is a mistake."""
+def read(folder: Path, models_file: Path | None = None) -> Configuration:
+    """Read every file; a missing one, and one that nobody reads, is a mistake. A models file may be elsewhere, too."""
     found = Configuration(folder)
     for name, kind in FILES.items():
         if (folder / name).exists():
@@ -108,6 +115,8 @@ def read(folder: Path) -> Configuration:
     for name, kind in OPTIONAL.items():
         if (folder / name).exists():
             _load(found, folder / name, kind)
+    if models_file is not None:
+        _load(found, models_file, models_pb2.Models)
     for name, kind in FOLDERS.items():
         for path in sorted((folder / name).glob("*.yaml")):
             _load(found, path, kind)
@@ -133,6 +142,7 @@ def cross_check(found: Configuration) -> None:
     _policies(found)
     _channels(found)
     _playbooks(found)
+    _templates(found)
     _rules(found)
     _backends(found)
     _models(found)
@@ -169,12 +179,20 @@ def _sources(found: Configuration) -> None:
 def _policies(found: Configuration) -> None:
     """Find what guardrails would refuse to publish."""
     from services.guardrails.policies.review import problems  # noqa: PLC0415  see the module's first words
+    from services.local.publish import allowances  # noqa: PLC0415  the same, and gRPC
 
     merged, places = policies_pb2.PolicySet(), Places()
     for path, message in found.of(policies_pb2.PolicySet).items():
         places.add("policy_set.rules", path, "rules", len(message.rules))
         places.add("policy_set.notice_caps", path, "notice_caps", len(message.notice_caps))
+        places.add("policy_set.agents", path, "agents", len(message.agents))
         merged.MergeFrom(message)
+    templates = found.of(templates_pb2.AgentTemplate)
+    files = {one.template_id: path for path, one in templates.items()}
+    # Publishing adds these, see services.local.publish.
+    for allowance in allowances(merged, list(templates.values())):
+        places.add_file("policy_set.agents", files[allowance.template_id])
+        merged.agents.append(allowance)
     inventory = inventory_pb2.Inventory()
     for path, listed in found.of(inventory_pb2.Inventory).items():
         places.add("inventory.entries", path, "entries", len(listed.entries))
@@ -214,6 +232,25 @@ def _playbooks(found: Configuration) -> None:
             channel = step.arguments["channel"].literal.string_value if "channel" in step.arguments else ""
             if channel and channels and channel not in channels:
                 found.add(path, f"{where}.arguments.channel", f"backends.yaml has no channel {channel}")
+
+
+def _templates(found: Configuration) -> None:
+    """Find what agents would refuse to publish, and policies about templates that are not there."""
+    from services.agents.templates.checking import check as check_template  # noqa: PLC0415  see the module's first words
+
+    templates = found.of(templates_pb2.AgentTemplate)
+    names = {one.template_id for one in templates.values()}
+    first: dict[str, Path] = {}
+    for path, template in templates.items():
+        for violation in check_template(template, names):
+            description = violation.description.replace("is published: opsmesh templates list", "is in agents/")
+            found.add(path, violation.field, description)
+        if (other := first.setdefault(template.template_id, path)) != path:
+            found.add(path, "template_id", f"{template.template_id} is the template of {other.name}, too")
+    for path, policy_set in found.of(policies_pb2.PolicySet).items():
+        for index, one in enumerate(policy_set.agents):
+            if one.template_id not in names:
+                found.add(path, f"agents[{index}].template_id", f"no template {one.template_id} is in agents/")
 
 
 def _rules(found: Configuration) -> None:

@@ -20,6 +20,10 @@ class Places:
         """Append COUNT items of one file's list to a merged list."""
         self._items.setdefault(merged, []).extend((path, f"{listed}[{index}]") for index in range(count))
 
+    def add_file(self, merged: str, path: Path) -> None:
+        """Append one item that is a whole file."""
+        self._items.setdefault(merged, []).append((path, ""))
+
     def find(self, where: str) -> tuple[Path, str] | None:
         """Return the file and the path in it of a path in a merged list."""
         for merged, items in self._items.items():
@@ -27,7 +31,7 @@ class Places:
             index, closing, inner = rest.partition("]")
             if rest != where and closing and index.isdecimal() and int(index) < len(items):
                 path, item = items[int(index)]
-                return path, item + inner
+                return path, (item + inner).removeprefix(".")
         return None
 
 

@@ -63,6 +63,14 @@ class Session:
             return Path(note.read_text(encoding="utf-8"))
         return chosen or DEFAULT_CONFIG
 
+    def models(self, chosen: Path | None, config: Path | None) -> Path | None:
+        """Return the CHOSEN models file; else the one the mesh was started with; else None: that of CONFIG."""
+        note = Mesh(self.state).models_note
+        if chosen is None and config is None and note.exists():
+            text = note.read_text(encoding="utf-8")
+            return Path(text) if text else None
+        return chosen
+
     def channel(self, service: str) -> "MeshChannel":
         """Return the channel to SERVICE with the certificate of this session's person."""
         if service not in self._channels:

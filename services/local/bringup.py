@@ -28,6 +28,7 @@ def tell(event: str, text: str = "") -> None:
 def prepare(mesh: Mesh, services: Sequence[str]) -> dict[str, dict[str, str]]:
     """Make what is missing on disk: certificates, secrets, the database cluster, folders; return the webhooks."""
     write_private(mesh.config_note, str(mesh.config).encode())
+    write_private(mesh.models_note, str(mesh.models or "").encode())
     certs.ensure(mesh.state)
     webhooks = endpoints.ensure_webhooks(mesh)
     for name in services:

@@ -83,6 +83,11 @@ class Mesh:
         return self.state / "run" / "config"
 
     @property
+    def models_note(self) -> Path:
+        """Return the file that tells commands which models file it was started with; empty: the configuration's."""
+        return self.state / "run" / "models"
+
+    @property
     def http_port(self) -> int:
         """Return the port of the bridge's webhook listener."""
         return self.port_base
