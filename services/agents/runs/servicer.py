@@ -4,18 +4,15 @@
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from opsmesh.agents.v1 import agent_service_pb2 as pb
 from opsmesh.agents.v1 import agent_service_pb2_grpc as rpc
 from opsmesh.ingest.v1 import ingest_service_pb2
 from opsmesh.type.v1 import error_reason_pb2, type_pb2
-from services.agents.runs.domain import Run
-from services.agents.runs.messages import run_message
-from services.agents.runs.starting import Origin, known_targets, new_root
-from services.agents.runs.store import Filter, RunStore
-from services.agents.templates.servicer import require_enabled, template_message
+from services.agents.runs.contract import Filter, NewRun, Runs
+from services.agents.templates.servicer import require_enabled
 from services.agents.templates.store import TemplateStore
 from services.mesh.call import current
 from services.mesh.errors import Refusal
@@ -25,6 +22,7 @@ from services.mesh.writes import Subject, Writes
 
 ROUTER: Final = "service/router"
 PEOPLE: Final = "human/"
+TARGETS_MAX: Final = 8
 OVER: Final = frozenset({ingest_service_pb2.Incident.STATE_RESOLVED, ingest_service_pb2.Incident.STATE_STALE})
 ReadIncident = Callable[[str], Awaitable[ingest_service_pb2.Incident]]
 
@@ -41,7 +39,7 @@ class Surroundings:
 class AgentServicer(rpc.AgentServiceServicer):
     """AgentService."""
 
-    def __init__(self, runs: RunStore, writes: Writes, around: Surroundings) -> None:
+    def __init__(self, runs: Runs, writes: Writes, around: Surroundings) -> None:
         self._runs = runs
         self._writes = writes
         self._around = around
@@ -61,17 +59,20 @@ class AgentServicer(rpc.AgentServiceServicer):
             if incident.state in OVER:
                 reason = error_reason_pb2.ERROR_REASON_INCIDENT_NOT_OPEN
                 raise Refusal(reason, incident_id=request.incident_id)
-            origin = Origin(
-                requester=call.identity,
+            new = NewRun(
+                run_id=str(uuid.uuid4()),
+                template=template,
+                incident=incident,
                 decision_id=request.decision_id,
+                target_ids=targets_of(incident, request.target_ids),
+                goal=request.goal,
+                requester=call.identity,
                 execution_id=request.execution_id,
                 execution_trace=request.execution_trace,
                 identity_token=request.identity_token,
                 traceparent=call.trace.header,
             )
-            targets = targets_of(incident, request.target_ids)
-            new = new_root(template_message(template), incident, targets, request.goal, origin)
-            return pb.StartRunResponse(run=run_message(await self._runs.create(connection, new)))
+            return pb.StartRunResponse(run=await self._runs.create(connection, new))
 
         subject = _subject(request, incident, template.version if template else 0)
         answer = await self._writes.once(request, pb.StartRunResponse, change, subject)
@@ -83,7 +84,7 @@ class AgentServicer(rpc.AgentServiceServicer):
         run = await self._runs.run(request.run_id)
         if run is None:
             raise _unknown(request.run_id)
-        return pb.GetRunResponse(run=run_message(run))
+        return pb.GetRunResponse(run=run)
 
     async def ListRuns(self, request: pb.ListRunsRequest, _context: Any) -> pb.ListRunsResponse:
         """Return runs, newest first."""
@@ -91,10 +92,10 @@ class AgentServicer(rpc.AgentServiceServicer):
         before = read_token(request, datetime, uuid.UUID)
         state = pb.Run.State.Name(request.state).removeprefix("STATE_") if request.state else ""
         after = (before[0], str(before[1])) if before else None
-        wanted = Filter(request.incident_id, state, request.template_id, after)
-        found = await self._runs.runs(wanted, size + 1)
-        token = _token(request, found[size - 1]) if len(found) > size else ""
-        return pb.ListRunsResponse(runs=[run_message(one) for one in found[:size]], next_page_token=token)
+        found = await self._runs.runs(Filter(request.incident_id, request.template_id, state, after), size + 1)
+        last = found[size - 1] if len(found) > size else None
+        token = write_token(request, last.create_time.ToDatetime(tzinfo=UTC), last.run_id) if last else ""
+        return pb.ListRunsResponse(runs=found[:size], next_page_token=token)
 
     async def CancelRun(self, request: pb.CancelRunRequest, _context: Any) -> pb.CancelRunResponse:
         """Note the wish; CANCELLED is recorded once what was begun has ended."""
@@ -105,9 +106,10 @@ class AgentServicer(rpc.AgentServiceServicer):
             if run is None:
                 raise _unknown(request.run_id)
             if not accepted:
+                state = pb.Run.State.Name(run.state).removeprefix("STATE_")
                 reason = error_reason_pb2.ERROR_REASON_CONFLICT
-                raise Refusal(reason, resource="run", id=run.run_id, state=run.state)
-            return pb.CancelRunResponse(run=run_message(run))
+                raise Refusal(reason, resource="run", id=run.run_id, state=state)
+            return pb.CancelRunResponse(run=run)
 
         subject = Subject(detail={"run_id": request.run_id, "reason": request.reason})
         answer = await self._writes.once(request, pb.CancelRunResponse, change, subject)
@@ -124,7 +126,8 @@ def targets_of(incident: ingest_service_pb2.Incident, asked: Sequence[str]) -> t
             raise Refusal(reason, target=target_id, incident_id=incident.incident_id)
         if not known[target_id].in_inventory:
             raise Refusal(error_reason_pb2.ERROR_REASON_TARGET_UNKNOWN, target=target_id)
-    return tuple(asked) or known_targets(incident)
+    chosen = tuple(asked) or tuple(one.target_id for one in incident.targets if one.in_inventory)
+    return chosen[:TARGETS_MAX]
 
 
 def _require_starter(identity: str, method: str, permission: str) -> None:
@@ -132,11 +135,6 @@ def _require_starter(identity: str, method: str, permission: str) -> None:
     if identity != ROUTER and not identity.startswith(PEOPLE):
         reason = error_reason_pb2.ERROR_REASON_PERMISSION_DENIED
         raise Refusal(reason, identity=identity, method=method, permission=permission)
-
-
-def _token(request: pb.ListRunsRequest, last: Run) -> str:
-    """Return the token of the page after a run."""
-    return write_token(request, last.create_time, last.run_id) if last.create_time else ""
 
 
 def _unknown(run_id: str) -> Refusal:
