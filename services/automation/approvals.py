@@ -5,13 +5,14 @@ from typing import Final
 from google.protobuf.message import DecodeError, Message
 
 from opsmesh.guardrails.v1 import approval_service_pb2 as pb
-from services.automation.calls import CallError, Calls
+from services.automation.calls import Calls
 from services.automation.contract import ApprovalTask, Kind, Outcome
-from services.automation.domain import After, StepState, kill_named, sentence
+from services.automation.domain import StepState
 from services.automation.progress import Progress, Result
 from services.automation.store import Store
 from services.automation.tries import IDENTITY, Try
 from services.mesh.call import working
+from services.mesh.failures import After, CallError, kill_named, sentence
 from services.mesh.tools import Tool
 
 SECONDS: Final = 25.0

@@ -1,21 +1,19 @@
 """The request of a step from its arguments, and whether conditions hold: values of the incident and of answers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from opsmesh.config.v1 import playbooks_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2
-from services.automation.domain import Part, Path, parse_fields, parse_path, sentence
-from services.automation.fields import Leaf, answer_leaf, convert, field_policy, incident_leaf, literal, value_at, walk
+from services.automation.domain import Part, Path, parse_fields, parse_path
+from services.automation.fields import Leaf, answer_leaf, convert, incident_leaf, literal, value_at, walk
 from services.mesh import policy
 from services.mesh.errors import Refusal
+from services.mesh.failures import sentence
 from services.mesh.tools import Tool
-
-JSON_MAX: Final = 4096
-MASK: Final = "•••"
 
 
 class ArgumentError(Exception):
@@ -118,26 +116,3 @@ def holds(conditions: Sequence[playbooks_pb2.Expectation], sources: Sources) -> 
         if found != wanted:
             return f"{one.path} is {sentence(str(found), 100)}, not {sentence(str(wanted), 100)}"
     return ""
-
-
-def masked_json(message: Message) -> str:
-    """Return a message as bounded proto3 JSON with its sensitive fields masked."""
-    shown = type(message)()
-    shown.CopyFrom(message)
-    _mask(shown)
-    text = json_format.MessageToJson(
-        shown, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None
-    )
-    return sentence(text, JSON_MAX)
-
-
-def _mask(message: Message) -> None:
-    """Replace every sensitive field, at any depth."""
-    for field, value in message.ListFields():
-        if field_policy(field).sensitive:
-            message.ClearField(field.name)
-            if field.type == field.TYPE_STRING and not field.is_repeated:
-                setattr(message, field.name, MASK)
-        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
-            for child in value if field.is_repeated else [value]:
-                _mask(child)

@@ -21,35 +21,14 @@ from opsmesh.guardrails.v1 import (
 )
 from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 from opsmesh.policy.v1 import policy_pb2
-from services.automation.domain import After, after_failure, sentence
-from services.mesh.client import Peers, refusal_of
+from services.mesh.client import Peers
+from services.mesh.failures import CallError, failure
 from services.mesh.tool_caller import ToolCaller
 from services.mesh.tools import Tool
 
 T = TypeVar("T")
 LOCK_SECONDS: Final = 30
 ASK_SECONDS: Final = 5.0
-
-
-class CallError(Exception):
-    """A call failed. `reason` is the peer's error reason or gRPC's status; `after` says what a try makes of it."""
-
-    def __init__(self, reason: str, detail: str, after: After, retry_after: float | None) -> None:
-        self.reason = reason
-        self.detail = sentence(detail)
-        self.after = after
-        self.retry_after = retry_after
-        super().__init__(f"{reason}: {detail}")
-
-
-def failure(error: grpc.aio.AioRpcError, *, effect: bool) -> CallError:
-    """Say what a failed call means."""
-    status = error.code().name
-    refusal = refusal_of(error)
-    reason = refusal.name if refusal else ""
-    after = after_failure(reason, status, effect=effect)
-    detail = error.details() or "no answer"
-    return CallError(reason or status, detail, after, refusal.retry_after if refusal else None)
 
 
 async def _answer(call: Awaitable[T], *, effect: bool = False) -> T:

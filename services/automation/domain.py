@@ -1,4 +1,4 @@
-"""What an execution is: states, paths, the order of steps, and what each refusal means for a try. Pure functions."""
+"""What an execution is: states, paths, the order of steps. Pure functions."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -75,55 +75,6 @@ def may_run(step_id: str, order: Order, states: Mapping[str, StepState]) -> bool
     return all(states.get(one) in ended for one in steps[: steps.index(step_id)])
 
 
-class After(StrEnum):
-    """What a failed call means for the try it was part of."""
-
-    # Nothing happened, or the stored answer can be asked for: the same request_id after a pause.
-    AGAIN = "AGAIN"
-    # The grant or the lock is outdated: authorise anew at once.
-    AUTHORISE = "AUTHORISE"
-    # This try has failed; another one may do better.
-    RETRY = "RETRY"
-    # No other try would do better.
-    FAIL = "FAIL"
-    # Nobody knows what happened; never repeated.
-    UNKNOWN = "UNKNOWN"
-
-
-_AFTER: Final[Mapping[str, After]] = {
-    "STORE_UNAVAILABLE": After.AGAIN,
-    "OVERLOADED": After.AGAIN,
-    "LEASE_STALE": After.AGAIN,
-    "AUDIT_UNAVAILABLE": After.AGAIN,
-    "BACKEND_UNAVAILABLE": After.AGAIN,
-    "LOCK_HELD": After.AGAIN,
-    "LOCK_REQUIRED": After.AGAIN,
-    "FENCE_STALE": After.AGAIN,
-    "EFFECT_IN_FLIGHT": After.AGAIN,
-    "GRANT_STALE": After.AUTHORISE,
-    "GRANT_INVALID": After.AUTHORISE,
-    "EFFECT_FAILED": After.RETRY,
-    "STATE_CHANGED": After.RETRY,
-    "EFFECT_UNKNOWN": After.UNKNOWN,
-}
-# Statuses that a caller sees when the connection, not the callee, ended the call.
-_TRANSPORT: Final = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN", "INTERNAL", "RESOURCE_EXHAUSTED", "ABORTED"})
-
-
-def after_failure(reason: str, status: str, *, effect: bool) -> After:
-    """Say what a failed call means: `reason` is the refusal's (empty when the peer gave none), `status` gRPC's.
-
-    An effect without a clear answer is asked for again under its request_id, which the gateway answers from its store.
-    """
-    if found := _AFTER.get(reason):
-        return found
-    if reason == "DEADLINE_EXCEEDED" or status == "DEADLINE_EXCEEDED":
-        return After.AGAIN if effect else After.RETRY
-    if reason == "INTERNAL" or (not reason and status in _TRANSPORT):
-        return After.AGAIN
-    return After.FAIL
-
-
 class PathError(ValueError):
     """A path is not one of `incident.<field>`, `incident.labels["k"]` or `steps.<step_id>.<field>`; says why."""
 
@@ -193,17 +144,3 @@ def parse_path(text: str) -> Path:
 def is_target(path: Path) -> bool:
     """Say whether a path names a target of the incident by its canonical id."""
     return path.step_id is None and [part.name for part in path.parts] == ["targets", "target_id"]
-
-
-_KILL: Final = re.compile(r"\bkill ([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b")
-
-
-def kill_named(text: str) -> str:
-    """Return the kill that a refusal names, empty when it names none."""
-    found = _KILL.search(text)
-    return found.group(1) if found else ""
-
-
-def sentence(text: str, limit: int = 1024) -> str:
-    """Return `text` within a bound of characters, showing that something was cut off."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"

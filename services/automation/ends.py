@@ -4,23 +4,18 @@ from google.protobuf import json_format
 
 from opsmesh.gateway.v1 import effect_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2
-from services.automation.arguments import ArgumentError, NotYetKnownError, build, holds, masked_json
+from services.automation.arguments import ArgumentError, NotYetKnownError, build, holds
 from services.automation.book import Book, Library, Spec
-from services.automation.calls import CallError, Calls
+from services.automation.calls import Calls
 from services.automation.contract import End, Plan, Start
-from services.automation.domain import (
-    OPEN_EXECUTION,
-    OPEN_STEP,
-    ExecutionState,
-    StepState,
-    request_id,
-    sentence,
-)
+from services.automation.domain import OPEN_EXECUTION, OPEN_STEP, ExecutionState, StepState, request_id
 from services.automation.locks import Locks
 from services.automation.progress import Progress, Result
 from services.automation.store import ExecutionRow, Store
 from services.automation.tries import IDENTITY, OutOfTurnError, context_of, sources_of
 from services.mesh.call import working
+from services.mesh.failures import CallError, sentence
+from services.mesh.masking import masked_json
 from services.mesh.telemetry import parse
 
 SECONDS = 25.0

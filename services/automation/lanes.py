@@ -7,12 +7,12 @@ from typing import Final
 
 import structlog
 
-from services.automation.calls import CallError
 from services.automation.domain import ENGINE_STARTS_MAX, OPEN_EXECUTION, ExecutionState
 from services.automation.ends import Ends, InFlightError
 from services.automation.engines import Engine, EngineState, EngineUnavailableError, Ticket
 from services.automation.progress import Due, Progress
 from services.automation.store import Store
+from services.mesh.failures import CallError
 from services.mesh.loop import every
 
 PERIOD: Final = 1.0

@@ -8,8 +8,9 @@ from typing import Final
 
 import structlog
 
-from services.automation.calls import LOCK_SECONDS, CallError, Calls
+from services.automation.calls import LOCK_SECONDS, Calls
 from services.automation.progress import Progress
+from services.mesh.failures import CallError
 
 RENEW_SECONDS: Final = LOCK_SECONDS / 3
 log = structlog.get_logger("opsmesh.automation.locks")

@@ -17,7 +17,6 @@ from services.automation.calls import Calls
 from services.automation.ends import Ends
 from services.automation.engines.temporal import TemporalEngine
 from services.automation.lanes import Lanes
-from services.automation.leases import Leases
 from services.automation.locks import Locks
 from services.automation.notices import Notices, NoticeStore
 from services.automation.observed import observed
@@ -28,6 +27,7 @@ from services.automation.steps import Runner
 from services.automation.stops import KillStore, Stops
 from services.automation.store import PostgresStore
 from services.mesh.client import Peers
+from services.mesh.leases import Leases
 from services.mesh.postgres import Pool, answers, check_revision, open_pool
 from services.mesh.retention import Retention, TooOld, request_ids
 from services.mesh.server import Servicers, Worker, serve

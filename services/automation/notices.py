@@ -17,16 +17,16 @@ from opsmesh.guardrails.v1 import approval_service_pb2, guardrails_service_pb2, 
 from opsmesh.guardrails.v1 import approval_service_pb2_grpc as people_rpc
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as kills_rpc
 from opsmesh.tools.notify.v1 import notify_tool_service_pb2 as notify
-from services.automation.calls import CallError, Calls
-from services.automation.domain import After
+from services.automation.calls import Calls
 from services.automation.engines import Engine, EngineUnavailableError
-from services.automation.leases import Leases
-from services.automation.streams import Follower
 from services.automation.telling import CLOSED, Telling, of_approval, of_kill
 from services.automation.tries import IDENTITY
 from services.mesh.call import working
+from services.mesh.failures import After, CallError
+from services.mesh.leases import Leases
 from services.mesh.loop import every
 from services.mesh.postgres import Pool
+from services.mesh.streams import Follower
 from services.mesh.tools import find_tool
 
 PERIOD: Final = 1.0

@@ -17,13 +17,13 @@ from services.automation.calls import Calls
 from services.automation.checking import check
 from services.automation.domain import StepState
 from services.automation.lanes import Lanes
-from services.automation.leases import Leases
 from services.automation.messages import execution_message, observed_message, playbook_message
 from services.automation.observed import Observed
 from services.automation.scopes import facts_of, has_effects
 from services.automation.store import Filter, NewExecution, StepRow, Store
 from services.mesh.call import current
 from services.mesh.errors import FieldViolation, Refusal
+from services.mesh.leases import Leases
 from services.mesh.paging import page_size, read_token, write_token
 from services.mesh.postgres import Connection
 from services.mesh.tools import find_tool

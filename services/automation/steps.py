@@ -8,42 +8,19 @@ from google.protobuf.message import Message
 from opsmesh.gateway.v1 import effect_service_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
 from services.automation.approvals import WAITING, Approvals
-from services.automation.arguments import (
-    ArgumentError,
-    NotYetKnownError,
-    build,
-    holds,
-    masked_json,
-    target_of,
-    unmet,
-)
+from services.automation.arguments import ArgumentError, NotYetKnownError, build, holds, target_of, unmet
 from services.automation.book import Library
-from services.automation.calls import CallError, Calls
+from services.automation.calls import Calls
 from services.automation.contract import Kind, Outcome, StepTask
-from services.automation.domain import (
-    OPEN_EXECUTION,
-    OPEN_STEP,
-    UNDO,
-    After,
-    StepState,
-    after_failure,
-    kill_named,
-    may_run,
-    sentence,
-)
+from services.automation.domain import OPEN_EXECUTION, OPEN_STEP, UNDO, StepState, may_run
 from services.automation.locks import Locks
 from services.automation.progress import Begin, Progress, Result
 from services.automation.store import Store
-from services.automation.tries import (
-    IDENTITY,
-    OutOfTurnError,
-    StoppedError,
-    Try,
-    context_of,
-    sources_of,
-    unless_stopped,
-)
+from services.automation.tries import IDENTITY, OutOfTurnError, Try, context_of, sources_of
 from services.mesh.call import working
+from services.mesh.failures import After, CallError, after_failure, kill_named, sentence
+from services.mesh.loop import StoppedError, unless_stopped
+from services.mesh.masking import masked_json
 from services.mesh.telemetry import parse
 
 AUTHORISE_MAX: Final = 3

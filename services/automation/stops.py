@@ -18,11 +18,11 @@ from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as rpc
 from opsmesh.ingest.v1 import ingest_service_pb2
 from services.automation.book import Library
 from services.automation.domain import OPEN_EXECUTION
-from services.automation.leases import Leases
 from services.automation.scopes import facts_of, has_effects
 from services.automation.store import OPEN, Store
 from services.mesh.errors import Refusal
 from services.mesh.kills import covers, words
+from services.mesh.leases import Leases
 from services.mesh.loop import every
 from services.mesh.postgres import Pool
 

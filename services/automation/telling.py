@@ -6,7 +6,7 @@ from typing import Final
 
 from opsmesh.guardrails.v1 import approval_service_pb2, kill_switch_service_pb2
 from opsmesh.tools.notify.v1 import notify_tool_service_pb2 as notify
-from services.automation.domain import sentence
+from services.mesh.failures import sentence
 from services.mesh.kills import words
 
 CHANNEL: Final = "ops"

@@ -1,9 +1,7 @@
 """A try of a step: what it belongs to, where its values come from, and how it is given up when nothing is lost."""
 
 import asyncio
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
 from opsmesh.ingest.v1 import ingest_service_pb2
@@ -13,16 +11,11 @@ from services.automation.contract import StepTask
 from services.automation.domain import StepState, request_id
 from services.automation.store import ExecutionRow, StepRow
 
-T = TypeVar("T")
 IDENTITY = "service/automation"
 
 
 class OutOfTurnError(Exception):
     """A step was asked for that is not at its turn: not by our workflow."""
-
-
-class StoppedError(Exception):
-    """Somebody asked to stop before anything was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +61,3 @@ def context_of(execution: ExecutionRow, step_id: str) -> guardrails.ActionContex
         on_behalf_of=execution.on_behalf_of or execution.requester,
         playbook_id=execution.playbook_id,
     )
-
-
-async def unless_stopped(call: Awaitable[T], stop: asyncio.Event) -> T:
-    """Await a call that nothing is lost by ending; raises StoppedError when a stop comes first."""
-    task, stopped = asyncio.ensure_future(call), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise StoppedError
-    finally:
-        task.cancel()
-        stopped.cancel()

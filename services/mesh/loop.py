@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type, wait_random_exponential
 
+T = TypeVar("T")
 BACKOFF_MIN: Final = 0.1
 BACKOFF_MAX: Final = 30.0
 log = structlog.get_logger("opsmesh.loop")
@@ -63,3 +64,20 @@ async def every(
 async def _call(work: Callable[[], Awaitable[object]]) -> None:
     """Await the work, whatever kind of callable it is."""
     await work()
+
+
+class StoppedError(Exception):
+    """Somebody asked to stop before anything was sent."""
+
+
+async def unless_stopped(call: Awaitable[T], stop: asyncio.Event) -> T:
+    """Await a call that nothing is lost by ending; raises StoppedError when a stop comes first."""
+    task, stopped = asyncio.ensure_future(call), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise StoppedError
+    finally:
+        task.cancel()
+        stopped.cancel()

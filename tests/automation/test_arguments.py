@@ -6,7 +6,8 @@ from opsmesh.config.v1 import playbooks_pb2
 from opsmesh.tools.notify.v1 import notify_tool_service_pb2
 from opsmesh.tools.runbook.v1 import runbook_tool_service_pb2
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2
-from services.automation.arguments import ArgumentError, NotYetKnownError, Sources, build, holds, masked_json, unmet
+from services.automation.arguments import ArgumentError, NotYetKnownError, Sources, build, holds, unmet
+from services.mesh.masking import masked_json
 from services.mesh.tools import find_tool
 from tests.automation.fakes import TARGET, incident
 from tests.automation.playbooks import playbook

@@ -3,19 +3,17 @@
 import pytest
 
 from services.automation.domain import (
-    After,
     Order,
     Part,
     Path,
     PathError,
     StepState,
-    after_failure,
     is_target,
     may_run,
     parse_path,
     request_id,
-    sentence,
 )
+from services.mesh.failures import After, after_failure, sentence
 
 EXECUTION = "7f3f1a52-59a3-4e0b-8b9c-2f8f6a9c1d11"
 

@@ -6,9 +6,9 @@ import pytest
 
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as rpc
-from services.automation.leases import FRESH_SECONDS, Leases
 from services.mesh.errors import Refusal
 from services.mesh.kills import facts
+from services.mesh.leases import FRESH_SECONDS, Leases
 
 KILL = "8a2b6d6e-2f6f-4d0b-9d86-0a6f0f4b7c11"
 

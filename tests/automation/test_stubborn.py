@@ -19,7 +19,6 @@ from services.automation.contract import Kind, StepTask
 from services.automation.ends import Ends
 from services.automation.engines import EngineState, Ticket
 from services.automation.lanes import Lanes
-from services.automation.leases import Leases
 from services.automation.locks import Locks
 from services.automation.progress import Progress
 from services.automation.settings import AutomationSettings
@@ -28,6 +27,7 @@ from services.automation.stops import KillStore, Stops
 from services.automation.store import NewExecution, PostgresStore
 from services.local.temporal import Temporal
 from services.mesh.client import Peers
+from services.mesh.leases import Leases
 from services.mesh.postgres import Pool, open_pool
 from services.mesh.tools import find_tool
 from tests.automation.fakes import TARGET, incident

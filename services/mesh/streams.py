@@ -8,15 +8,14 @@ import grpc
 import grpc.aio
 import structlog
 
-from services.automation.tries import StoppedError, unless_stopped
-from services.mesh.loop import every
+from services.mesh.loop import StoppedError, every, unless_stopped
 
 PERIOD: Final = 0.5
 # The streams of guardrails give a sign of life every 10 s.
 SILENCE: Final = 25.0
 # The type stubs do not know it.
 EOF: Final[object] = vars(grpc.aio)["EOF"]
-log = structlog.get_logger("opsmesh.automation.streams")
+log = structlog.get_logger("opsmesh.streams")
 
 
 class Follower:

@@ -11,10 +11,10 @@ import structlog
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as rpc
 from opsmesh.type.v1 import error_reason_pb2
-from services.automation.streams import Follower
 from services.mesh.errors import Refusal
 from services.mesh.kills import Facts, stopping, words
 from services.mesh.loop import every
+from services.mesh.streams import Follower
 
 PERIOD: Final = 1.0
 POLL_SECONDS: Final = 2.0
@@ -23,7 +23,7 @@ FRESH_SECONDS: Final = 5.0
 HELD_SECONDS: Final = 2.0
 # An answer that was overtaken by a push is at most this much older.
 OVERTAKEN_SECONDS: Final = 2.5
-log = structlog.get_logger("opsmesh.automation.leases")
+log = structlog.get_logger("opsmesh.leases")
 
 
 class Leases:
