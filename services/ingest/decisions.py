@@ -48,12 +48,22 @@ class Result(IntEnum):
     RESPONDED = 7
     SUPERSEDED = 8
     STALE = 9
+    ANSWERED = 10
+    REPORTED = 11
 
 
 FINAL: Final = {
     Result.REPAIRED: (State.RESOLVED, "repaired: the target was seen healthy"),
     Result.RESPONDED: (State.RESOLVED, ""),
     Result.STALE: (State.STALE, ""),
+}
+# Nobody is done with these: the router decides anew what follows, until the revisions are used up.
+AFRESH: Final = frozenset({Result.FAILED, Result.CANCELLED, Result.UNKNOWN, Result.ANSWERED, Result.REPORTED})
+# What a person asked for is over when it was done: no alert will ever say so, and who asked was told.
+ANSWERED_WISHES: Final = {
+    Result.SUCCEEDED: "done as it was asked for; nothing proves the target healthy",
+    Result.REPORTED: "the agent reported to who asked; nothing proves the target healthy",
+    Result.OBSERVED: "policy only observed what would have been done",
 }
 UNPROVED: Final = {
     Result.OBSERVED: (State.OBSERVED, "policy only observed what would have been done"),
@@ -83,13 +93,18 @@ class Step:
     revise: bool = False
 
 
-def follow(state: State, revision: int, decided: Decided, *, firing: bool) -> Step:
-    """Return where a decision leads an incident; one that a person resolved stays resolved."""
+def follow(state: State, revision: int, decided: Decided, *, firing: bool, asked: bool = False) -> Step:
+    """Return where a decision leads an incident; one that a person resolved stays resolved.
+
+    `asked`: it is no alert, but what a person asked for in a chat.
+    """
     if state in (State.RESOLVED, State.STALE):
         return Step(state, "", following=decided.state is not DecisionState.CLOSED)
     if decided.state is DecisionState.AWAITING_MODEL:
         return Step(State.AWAITING_MODEL, decided.reason or "no rule matched", following=True)
     if decided.state is DecisionState.CLOSED:
+        if asked and decided.result in ANSWERED_WISHES:
+            return Step(State.RESOLVED, ANSWERED_WISHES[decided.result])
         return _closed(state, revision, decided, firing=firing)
     if decided.held:
         return _held(revision, decided, firing=firing)
@@ -98,7 +113,8 @@ def follow(state: State, revision: int, decided: Decided, *, firing: bool) -> St
 
 def _open_state(state: State, decided: Decided) -> State:
     """Return where an incident stands while its decision is open."""
-    if decided.outcome is Outcome.ASK_HUMAN:
+    # An answer that is still open is a model's: its text may be an attacker's, so a person looks before it is quiet.
+    if decided.outcome in (Outcome.ASK_HUMAN, Outcome.RESPOND):
         return State.AWAITING_PERSON
     if decided.outcome in (Outcome.TRIGGER_AUTOMATION, Outcome.DELEGATE_AGENT):
         return State.AWAITING_APPROVAL if decided.awaiting_approval else State.RUNNING
@@ -122,11 +138,11 @@ def _closed(state: State, revision: int, decided: Decided, *, firing: bool) -> S
         return Step(final, words or decided.reason)
     failed = result in (Result.FAILED, Result.CANCELLED, Result.UNKNOWN)
     # What the sender has resolved meanwhile is decided anew, and that closes it.
-    if revision < REVISIONS_MAX and (failed or not firing):
+    if revision < REVISIONS_MAX and (result in AFRESH or not firing):
         return Step(State.OPEN, f"decided anew: the last decision ended {result.name}", revise=True)
     if not firing and not failed:
         return Step(State.RESOLVED, "the sender resolved every alert")
-    if failed:
+    if result in AFRESH:
         return Step(State.AWAITING_PERSON, f"{result.name} after {revision} revisions; a person must look")
     open_state, words = UNPROVED.get(result, (State.AWAITING_PERSON, "the decision ended without a result"))
     return Step(open_state, words)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Final
 
-from services.ingest.signal import Status, TargetKey, bounded_key
+from services.ingest.signal import CHAT, Status, TargetKey, bounded_key, hashed
 
 CORRELATION_MAX: Final = 512
 REVISIONS_MAX: Final = 5
@@ -89,8 +89,11 @@ def correlation_key(
 ) -> str:
     """Return what joins signals into one incident: the same rule on the same target, else the same alert.
 
-    Grafana reports a missing data source as another alert, so without a target its rule and folder decide.
+    Grafana reports a missing data source as another alert, so without a target its rule and folder decide. What a
+    person asked for joins nothing, and nothing joins it: its key is one that no sender's words can make.
     """
+    if source == CHAT:
+        return hashed(source, dedup_key)
     if targets and rule_name:
         return bounded_key(targets[0].target_id, rule_name, limit=CORRELATION_MAX)
     if rule_name and labels.get(FOLDER_LABEL):

@@ -14,6 +14,7 @@ from services.ingest import decisions
 from services.ingest.domain import State
 from services.ingest.mapping import decided_of
 from services.ingest.rows import fit
+from services.ingest.signal import CHAT
 from services.ingest.store import Due, PostgresIncidents
 from services.ingest.worker import AWAY
 from services.mesh import telemetry
@@ -135,10 +136,14 @@ class DecisionLanes:
                 continue
             before = State(incident.state)
             decided = decided_of(decision)
-            step = decisions.follow(before, incident.revision, decided, firing=incident.firing)
+            asked = incident.source == CHAT
+            step = decisions.follow(before, incident.revision, decided, firing=incident.firing, asked=asked)
             polls = 0 if first or step.state is not before else one.attempts
             seconds = decisions.poll_delay(step.state, polls)
-            started = decision.rule_id if decided.outcome is decisions.Outcome.TRIGGER_AUTOMATION else ""
+            # A rule whose playbook was started, or whose question was answered, does not match again.
+            had_its_turn = decided.outcome is decisions.Outcome.TRIGGER_AUTOMATION
+            answered = decided.result is decisions.Result.ANSWERED
+            started = decision.rule_id if had_its_turn or answered else ""
             ids = (decision.decision_id, decision.execution_id, started)
             if await self._store.advance(incident, step, ids, polls, seconds):
                 _tell(incident, before, step, decision)

@@ -23,6 +23,7 @@ from services.ingest.inventory import InventoryLane
 from services.ingest.lanes import DecisionLanes
 from services.ingest.servicer import IngestServicer
 from services.ingest.settings import IngestSettings
+from services.ingest.signal import CHAT
 from services.ingest.sources import PARSERS, Parser
 from services.ingest.store import PostgresIncidents
 from services.ingest.worker import Worker
@@ -56,6 +57,8 @@ def parsers_of(config: Path) -> dict[str, Parser]:
     found: dict[str, Parser] = {}
     for one in load_yaml(path, sources_pb2.Sources).sources:
         name = one.parser or one.source
+        if one.source == CHAT:
+            raise BootError(f"{path}: source {one.source} is the router's own. NEXT: call it something else")
         if name not in PARSERS:
             known = ", ".join(sorted(PARSERS))
             raise BootError(f"{path}: source {one.source} wants the parser {name}. NEXT: choose one of: {known}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
+# The source of what people say to the router. Reserved: no sender of sources.yaml may be called so.
+CHAT: Final = "chat"
 SUMMARY_MAX: Final = 1024
 DESCRIPTION_MAX: Final = 8192
 RAW_MAX: Final = 128

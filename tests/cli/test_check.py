@@ -53,6 +53,7 @@ CASES: list[tuple[str, str, str, str]] = [
     ("identities.yaml", "identity: service/router", "identity: service/bridge", "service/bridge"),
     ("identities.yaml", "identity: service/router", "identity: service/ruoter", "no service is called ruoter"),
     ("sources.yaml", "source: alertmanager", "source: alertmanagr", "no parser is called alertmanagr"),
+    ("sources.yaml", "source: alertmanager", "source: chat", "chat is the router's own"),
     ("backends.yaml", "runbook_folder: runbooks", "runbook_folder: runboks", "there is no folder"),
     ("policies/default.yaml", "channel: ops", "channel: opss", "no channel opss"),
     ("models.yaml", "budgets:", "roles: {routing: {model: recorded, recordings_folder: tape}}\nbudgets:", "no folder"),

@@ -229,6 +229,11 @@ def closed(result: Result) -> Decided:
         (Result.UNKNOWN, True, REVISIONS_MAX, State.AWAITING_PERSON, False),
         (Result.SUCCEEDED, False, REVISIONS_MAX, State.RESOLVED, False),
         (Result.SUPERSEDED, True, 2, State.RUNNING, False),
+        (Result.ANSWERED, True, 1, State.OPEN, True),
+        (Result.ANSWERED, True, REVISIONS_MAX, State.AWAITING_PERSON, False),
+        (Result.REPORTED, True, 4, State.OPEN, True),
+        (Result.REPORTED, True, REVISIONS_MAX, State.AWAITING_PERSON, False),
+        (Result.REPORTED, False, REVISIONS_MAX, State.RESOLVED, False),
     ],
 )
 def test_where_a_finished_decision_leads(
@@ -244,6 +249,24 @@ def test_where_a_finished_decision_leads(
     assert (step.state, step.revise, step.following) == (state, revise, False)
 
 
+@pytest.mark.parametrize(
+    ("result", "state", "revise"),
+    [
+        (Result.SUCCEEDED, State.RESOLVED, False),
+        (Result.REPORTED, State.RESOLVED, False),
+        (Result.OBSERVED, State.RESOLVED, False),
+        (Result.RESPONDED, State.RESOLVED, False),
+        (Result.REPAIRED, State.RESOLVED, False),
+        (Result.FAILED, State.OPEN, True),
+        (Result.ANSWERED, State.OPEN, True),
+    ],
+)
+def test_a_wish_is_over_when_it_was_done(*, result: Result, state: State, revise: bool) -> None:
+    """No alert will ever say that a wish of a chat is fulfilled; what failed or was answered goes on like any other."""
+    step = follow(State.RUNNING, 1, closed(result), firing=True, asked=True)
+    assert (step.state, step.revise, step.following) == (state, revise, False)
+
+
 def test_where_an_open_decision_leads() -> None:
     """What waits, runs, or waits for an approval is followed."""
     one = Decided(
@@ -252,6 +275,9 @@ def test_where_an_open_decision_leads() -> None:
     assert follow(State.OPEN, 1, one, firing=True).state is State.RUNNING
     assert follow(State.OPEN, 1, replace(one, awaiting_approval=True), firing=True).state is State.AWAITING_APPROVAL
     assert follow(State.OPEN, 1, replace(one, outcome=Outcome.ASK_HUMAN), firing=True).state is State.AWAITING_PERSON
+    answer = replace(one, outcome=Outcome.RESPOND)
+    assert follow(State.OPEN, 1, answer, firing=True).state is State.AWAITING_PERSON
+    assert follow(State.OPEN, 1, answer, firing=True).following
     waits = replace(one, state=DecisionState.AWAITING_MODEL, outcome=Outcome.UNSPECIFIED)
     assert follow(State.OPEN, 1, waits, firing=True).state is State.AWAITING_MODEL
     assert follow(State.RESOLVED, 2, one, firing=True).state is State.RESOLVED

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.ingest.mapping import entry_of
 from services.ingest.signal import DeliveryFacts, Unreadable
-from services.ingest.sources import PARSERS
+from services.ingest.sources import PARSERS, chat
 from services.mesh import policy
 from tests.bridge.bad import BAD
 from tests.ingest.house import ROOT, delivery
@@ -64,16 +64,19 @@ VALUES = st.recursive(
 LIKELY = st.fixed_dictionaries({"alerts": st.lists(st.dictionaries(TEXTS, VALUES, max_size=8), max_size=4)})
 
 
+EVERY = {**PARSERS, "chat": chat.parse}
+
+
 def check(name: str, body: bytes) -> pb.StreamEntry:
     """Parse and check that what comes out keeps every bound of the IDL."""
-    entry = entry_of(delivery(body, name), PARSERS[name])
+    entry = entry_of(delivery(body, name), EVERY[name])
     assert bool(entry.errors) is not bool(entry.signals)
     assert not policy.violations(entry)
     assert "\x00" not in str(entry.signals)
     return entry
 
 
-@pytest.mark.parametrize("name", sorted(PARSERS))
+@pytest.mark.parametrize("name", sorted(EVERY))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(value=st.one_of(VALUES, LIKELY))
 def test_any_json_gives_bounded_signals_or_unreadable(name: str, value: Any) -> None:
@@ -81,7 +84,7 @@ def test_any_json_gives_bounded_signals_or_unreadable(name: str, value: Any) -> 
     check(name, json.dumps(value).encode())
 
 
-@pytest.mark.parametrize("name", sorted(PARSERS))
+@pytest.mark.parametrize("name", sorted(EVERY))
 @settings(max_examples=100, deadline=None)
 @given(body=st.binary(max_size=200))
 def test_any_bytes_give_bounded_signals_or_unreadable(name: str, body: bytes) -> None:
@@ -89,7 +92,7 @@ def test_any_bytes_give_bounded_signals_or_unreadable(name: str, body: bytes) ->
     check(name, body)
 
 
-@pytest.mark.parametrize("name", sorted(PARSERS))
+@pytest.mark.parametrize("name", sorted(EVERY))
 @pytest.mark.parametrize("bad", sorted(BAD))
 def test_bad_input_of_one_sender_breaks_no_parser(name: str, bad: str) -> None:
     """Every known horror goes through every parser."""
@@ -109,7 +112,7 @@ def test_bad_input_of_one_sender_breaks_no_parser(name: str, bad: str) -> None:
 def test_hostile_bodies_cost_no_more_than_their_length(body: bytes) -> None:
     """A mebibyte built to be slow is answered in well under the time of a call."""
     began = time.perf_counter()
-    for name in PARSERS:
+    for name in EVERY:
         check(name, body)
     assert time.perf_counter() - began < 5
 

@@ -209,3 +209,10 @@ def test_an_unknown_parser_is_a_boot_error(tmp_path: Path) -> None:
     (tmp_path / "sources.yaml").write_text("sources:\n  - source: pager\n    none: {}\n")
     with pytest.raises(BootError, match=r"sources\.yaml: source pager wants the parser pager\. NEXT: .*alertmanager"):
         parsers_of(tmp_path)
+
+
+def test_no_source_may_be_called_chat(tmp_path: Path) -> None:
+    """A sender that could pretend to be a person is a boot error, whatever its parser."""
+    (tmp_path / "sources.yaml").write_text("sources:\n  - source: chat\n    parser: generic\n    none: {}\n")
+    with pytest.raises(BootError, match=r"source chat is the router's own\. NEXT: "):
+        parsers_of(tmp_path)

@@ -8,6 +8,7 @@ from services.ingest.sources import alertmanager, change, generic, grafana
 
 Parser = Callable[[bytes, DeliveryFacts], list[ParsedSignal]]
 
+# Of what is configured as a source; `chat` is none, for no sender may pretend to be a person who talks to us.
 PARSERS: Final[Mapping[str, Parser]] = {
     "alertmanager": alertmanager.parse,
     "grafana": grafana.parse,
