@@ -1,4 +1,4 @@
-"""`opsmesh rules|policies|playbooks publish|list`: versions of what decides and what is done."""
+"""`opsmesh rules|policies|playbooks|templates publish|list`: versions of what decides and what is done."""
 
 import uuid
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from google.protobuf.message import Message
 
+from opsmesh.agents.v1 import template_service_pb2 as templates
+from opsmesh.agents.v1 import template_service_pb2_grpc as templates_grpc
 from opsmesh.automation.v1 import playbook_service_pb2 as playbooks
 from opsmesh.automation.v1 import playbook_service_pb2_grpc as playbooks_grpc
 from opsmesh.guardrails.v1 import policy_service_pb2 as policies
@@ -14,13 +16,14 @@ from opsmesh.guardrails.v1 import policy_service_pb2_grpc as policies_grpc
 from opsmesh.router.v1 import rule_service_pb2 as rules
 from opsmesh.router.v1 import rule_service_pb2_grpc as rules_grpc
 from services.cli.command import Limit, PageToken, command, group
-from services.cli.output import Column, show_list, show_one
+from services.cli.output import Column, error_console, show_list, show_one
 from services.cli.session import Session, pages
-from services.local.publish import read_playbooks, read_policies, read_rules
+from services.local.publish import TEMPLATES_MAX, in_order, read_playbooks, read_policies, read_rules, read_templates
 
 rules_app = group("What is known is answered without a model.")
 policies_app = group("What may be done.")
 playbooks_app = group("What is done, step by step.")
+templates_app = group("What an agent is for, and what it may use.")
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="Folder of the configuration; default: the one the mesh runs with.")
@@ -110,3 +113,49 @@ async def list_playbooks(session: Session, limit: Limit = 50, page_token: PageTo
     answer = await pages(stub.ListPlaybooks, request, "playbooks", limit)
     title: Column = ("title", lambda one: one.playbook.title)
     show_list(session, answer, "playbooks", [("playbook", "playbook_id"), title, *VERSION])
+
+
+def _usable(one: templates.TemplateVersion) -> str:
+    """Return whether runs of a template may start, and why not."""
+    changed = ", ".join(one.changed_tools)
+    return f"disabled, changed since it was published: {changed}" if changed else "enabled"
+
+
+TEMPLATE: list[Column] = [
+    ("template", "template_id"),
+    ("title", lambda one: one.template.title),
+    ("tools", lambda one: len(one.template.tools)),
+    ("state", _usable),
+    *VERSION,
+]
+
+
+@command(templates_app, "publish")
+async def publish_templates(
+    session: Session,
+    config: Config = None,
+    only: Annotated[str, typer.Option(help="Only this template.")] = "",
+    validate_only: ValidateOnly = False,
+) -> None:
+    """Publish the templates of CONFIG/agents, each as a new version, pinned to its tools as they are now."""
+    stub = templates_grpc.TemplateServiceStub(session.channel("agents"))
+    chosen = [one for one in read_templates(session.config(config)) if only in ("", one.template_id)]
+    active = await stub.ListTemplates(templates.ListTemplatesRequest(page_size=TEMPLATES_MAX))
+    done: dict[str, templates.TemplateVersion] = {}
+    for template in in_order(chosen, [one.template_id for one in active.templates]):
+        request = templates.PublishTemplateRequest(
+            request_id=str(uuid.uuid4()), template=template, validate_only=validate_only
+        )
+        answer = await stub.PublishTemplate(request)
+        done[template.template_id] = answer.template
+        for warning in answer.warnings:
+            error_console().print(f"{template.template_id}: {warning}", markup=False, soft_wrap=True)
+    show_list(session, templates.ListTemplatesResponse(templates=done.values()), "templates", TEMPLATE)
+
+
+@command(templates_app, "list")
+async def list_templates(session: Session, limit: Limit = 50, page_token: PageToken = "") -> None:
+    """List the active version of every template, and which are disabled."""
+    stub = templates_grpc.TemplateServiceStub(session.channel("agents"))
+    request = templates.ListTemplatesRequest(page_token=page_token)
+    show_list(session, await pages(stub.ListTemplates, request, "templates", limit), "templates", TEMPLATE)

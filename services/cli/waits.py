@@ -3,9 +3,10 @@
 Each part is asked of the service that knows it, all at once and for two seconds at most; a part whose service does not
 answer is named as missing, and the others are shown all the same.
 
-With --json the object `waiting` has the lists `approvals`, `incidents`, `kills`, `locks` and `effects`, each of at most
-20 objects of texts (`since` and `until` are ISO times); `truncated` names the lists that are longer, and `missing` has
-{part, service, why} of each part that could not be asked.
+With --json the object `waiting` has the lists `approvals`, `incidents`, `runs`, `kills`, `locks` and `effects`, each of
+at most 20 objects of texts (`since` and `until` are ISO times); `truncated` names the lists that are longer, and
+`missing` has {part, service, why} of each part that could not be asked. `models` has {mode, why}: whether a model can
+be asked at all (automation-only), and whether what answers is a model (recorded); nothing is said of live ones.
 """
 
 import asyncio
@@ -17,6 +18,10 @@ from typing import Any, Final
 import grpc.aio
 from rich.table import Table
 
+from opsmesh.agents.v1 import agent_service_pb2 as agents
+from opsmesh.agents.v1 import agent_service_pb2_grpc as agents_grpc
+from opsmesh.agents.v1 import model_service_pb2 as models
+from opsmesh.agents.v1 import model_service_pb2_grpc as models_grpc
 from opsmesh.gateway.v1 import effect_service_pb2 as gateway
 from opsmesh.gateway.v1 import effect_service_pb2_grpc as gateway_grpc
 from opsmesh.guardrails.v1 import approval_service_pb2 as approvals
@@ -42,6 +47,12 @@ WAITING_STATES: Final = (
     ingest.Incident.STATE_AWAITING_PERSON,
     ingest.Incident.STATE_AWAITING_APPROVAL,
 )
+WAITING_RUNS: Final = (
+    agents.Run.STATE_PENDING,
+    agents.Run.STATE_AWAITING_APPROVAL,
+    agents.Run.STATE_AWAITING_CHILD,
+)
+MODELS: Final = "models"
 Row = dict[str, str]
 
 
@@ -52,16 +63,24 @@ class Waiting:
     parts: dict[str, list[Row]] = field(default_factory=dict)
     missing: list[Row] = field(default_factory=list)
     truncated: list[str] = field(default_factory=list)
+    models: list[Row] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
         """Return it for --json."""
-        return {"waiting": self.parts, "missing": self.missing, "truncated": self.truncated}
+        rest = {"missing": self.missing, "truncated": self.truncated, MODELS: self.models}
+        return {"waiting": self.parts, **rest}
 
 
 async def gather(session: Session) -> Waiting:
     """Ask for every part; never raises for a service that is down."""
     found = Waiting()
-    answers = await asyncio.gather(*(_asked(session, ask) for _, ask in PARTS.values()))
+    modes, *answers = await asyncio.gather(
+        _asked(session, _models), *(_asked(session, ask) for _, ask in PARTS.values())
+    )
+    if isinstance(modes, str):
+        found.missing.append({"part": MODELS, "service": "agents", "why": modes})
+    else:
+        found.models.extend(modes)
     for (part, (service, _)), answer in zip(PARTS.items(), answers, strict=True):
         if isinstance(answer, str):
             found.missing.append({"part": part, "service": service, "why": answer})
@@ -120,6 +139,36 @@ async def _incidents(session: Session) -> list[Row]:
     ]
 
 
+async def _runs(session: Session) -> list[Row]:
+    stub = agents_grpc.AgentServiceStub(session.channel("agents"))
+    asked = (agents.ListRunsRequest(page_size=ROWS + 1, state=state) for state in WAITING_RUNS)
+    answers = await asyncio.gather(*(stub.ListRuns(one, timeout=SECONDS) for one in asked))
+    return [
+        {
+            "run": one.run_id,
+            "template": one.template_id,
+            "state": cell(one, "state").plain,
+            "incident": one.incident_id,
+            "waits_for": f"approval {one.approval_id}" if one.approval_id else f"{one.reason} {one.detail}".strip(),
+            "since": _time(one, "create_time"),
+        }
+        for answer in answers
+        for one in answer.runs
+    ]
+
+
+async def _models(session: Session) -> list[Row]:
+    stub = models_grpc.ModelServiceStub(session.channel("agents"))
+    answer = await stub.ListModels(models.ListModelsRequest(), timeout=SECONDS)
+    rows = []
+    if answer.automation_only:
+        rows.append({"mode": "automation-only", "why": answer.automation_only_reason})
+    if recorded := sorted({one.role for one in answer.models if one.recorded}):
+        said = f"no model is asked for: {', '.join(recorded)}; replies come from files"
+        rows.append({"mode": "recorded", "why": said})
+    return rows
+
+
 async def _kills(session: Session) -> list[Row]:
     stub = kills_grpc.KillSwitchServiceStub(session.channel("guardrails"))
     answer = await stub.GetStatus(kills.GetStatusRequest(page_size=ROWS + 1), timeout=SECONDS)
@@ -176,6 +225,7 @@ async def _effects(session: Session) -> list[Row]:
 PARTS: Final[dict[str, tuple[str, Callable[[Session], Awaitable[list[Row]]]]]] = {
     "approvals": ("guardrails", _approvals),
     "incidents": ("ingest", _incidents),
+    "runs": ("agents", _runs),
     "kills": ("guardrails", _kills),
     "locks": ("guardrails", _locks),
     "effects": ("gateway", _effects),
@@ -183,9 +233,11 @@ PARTS: Final[dict[str, tuple[str, Callable[[Session], Awaitable[list[Row]]]]]] =
 TITLES: Final = {
     "approvals": "approvals that wait for people",
     "incidents": "incidents that wait",
+    "runs": "agent runs that wait",
     "kills": "kills in force",
     "locks": "locks that others wait for",
     "effects": "effects nobody knows the end of",
+    MODELS: "models",
 }
 
 
@@ -197,6 +249,9 @@ def _time(message: Any, name: str) -> str:
 def show(waiting: Waiting) -> None:
     """Show to a person what waits, and what could not be asked."""
     out = console()
+    for row in waiting.models:
+        out.print()
+        out.print(cell(f"{row['mode']}: {row['why']}", str))
     for part, rows in waiting.parts.items():
         if not rows:
             continue

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from opsmesh.agents.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
+from opsmesh.agents.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from opsmesh.agents.v1.template_service_pb2_grpc import add_TemplateServiceServicer_to_server
 from opsmesh.audit.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
 from opsmesh.automation.v1.automation_service_pb2_grpc import add_AutomationServiceServicer_to_server
 from opsmesh.gateway.v1.effect_service_pb2_grpc import add_EffectServiceServicer_to_server
@@ -48,6 +51,11 @@ async def serving(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mes
             (add_ApprovalServiceServicer_to_server, mesh.approvals),
             (add_KillSwitchServiceServicer_to_server, mesh.kill_switch),
             (add_PolicyServiceServicer_to_server, guarded_fakes.Policies()),
+        ],
+        "agents": [
+            (add_ModelServiceServicer_to_server, mesh.models),
+            (add_TemplateServiceServicer_to_server, mesh.templates),
+            (add_AgentServiceServicer_to_server, mesh.runs),
         ],
         "automation": [(add_AutomationServiceServicer_to_server, mesh.automation)],
         "gateway": [

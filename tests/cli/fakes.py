@@ -142,6 +142,20 @@ class Guardrails(guardrails_grpc.GuardrailsServiceServicer, locks_grpc.TargetLoc
         self.steps.append("preview")
         return guardrails.PreviewActionResponse(judgement=guardrails.Judgement(verdict=self.verdict))
 
+    async def RegisterRun(self, request: guardrails.RegisterRunRequest, _: Any) -> guardrails.RegisterRunResponse:
+        """Answer nothing."""
+        return guardrails.RegisterRunResponse()
+
+    async def EndRun(self, request: guardrails.EndRunRequest, _: Any) -> guardrails.EndRunResponse:
+        """Answer nothing."""
+        return guardrails.EndRunResponse()
+
+    async def AuthorizeReads(
+        self, request: guardrails.AuthorizeReadsRequest, _: Any
+    ) -> guardrails.AuthorizeReadsResponse:
+        """Answer nothing."""
+        return guardrails.AuthorizeReadsResponse()
+
     async def AcquireLock(self, request: locks.AcquireLockRequest, _: Any) -> locks.AcquireLockResponse:
         """Give the lock."""
         self.steps.append("lock")

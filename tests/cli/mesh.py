@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
-from tests.cli import fakes, guarded_fakes
+from tests.cli import agent_fakes, fakes, guarded_fakes
 from tests.mesh.world import ROOT
 
 
@@ -94,6 +94,9 @@ class Mesh:
     kill_switch: guarded_fakes.KillSwitch = field(default_factory=guarded_fakes.KillSwitch)
     effects: guarded_fakes.Effects = field(default_factory=guarded_fakes.Effects)
     automation: guarded_fakes.Automation = field(default_factory=guarded_fakes.Automation)
+    models: agent_fakes.Models = field(default_factory=agent_fakes.Models)
+    templates: agent_fakes.Templates = field(default_factory=agent_fakes.Templates)
+    runs: agent_fakes.Runs = field(default_factory=agent_fakes.Runs)
 
     def clear(self) -> None:
         """Forget what an earlier test did."""
@@ -107,6 +110,10 @@ class Mesh:
         self.effects.effects.clear()
         self.automation.spans.clear()
         self.automation.states.clear()
+        self.models.answer.Clear()
+        self.templates.active.clear()
+        for made in (self.templates.published, self.runs.runs, self.runs.started, self.runs.cancelled):
+            made.clear()
         self.guardrails.verdict = guardrails.VERDICT_ALLOW
 
     async def run(self, *words: str) -> Done:

@@ -140,6 +140,7 @@ async def test_status_shows_what_waits_for_whom(mesh: Mesh) -> None:
     assert {part: len(rows) for part, rows in waiting.items()} == {
         "approvals": 1,
         "incidents": 1,
+        "runs": 0,
         "kills": 1,
         "locks": 1,
         "effects": 1,
