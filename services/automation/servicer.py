@@ -126,6 +126,7 @@ class AutomationServicer(rpc.AutomationServiceServicer):
             on_behalf_of=call.on_behalf_of,
             traceparent=call.trace.header,
             rule_id=request.rule_id,
+            identity_token=request.identity_token,
             steps=[(step.step_id, find_tool(step.tool).name) for step in book.steps],
         )
 

@@ -60,4 +60,5 @@ def context_of(execution: ExecutionRow, step_id: str) -> guardrails.ActionContex
         rule_set_version=execution.rule_set_version,
         on_behalf_of=execution.on_behalf_of or execution.requester,
         playbook_id=execution.playbook_id,
+        identity_token=execution.identity_token,
     )

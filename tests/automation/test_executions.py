@@ -27,6 +27,19 @@ async def test_repair(mesh: Mesh) -> None:
     assert (context.execution_id, context.step_id, context.rule_set_version) == (execution.execution_id, "restart", 3)
 
 
+async def test_who_asked_in_a_chat_goes_with_every_action(mesh: Mesh) -> None:
+    """The token of the start is in the context of each action that is judged, and in nothing that is shown."""
+    mesh.guardrails.verdicts["RestartWorkload"] = [guardrails.VERDICT_REQUIRE_APPROVAL]
+    execution_id = await mesh.start("restart-workload", identity_token=b"signed")
+    execution = await mesh.reached(execution_id, AWAITING)
+    mesh.guardrails.vote(execution.steps[1].approval_id, yes=True)
+    execution = await mesh.reached(execution_id)
+    assert state_of(execution) == "SUCCEEDED", execution
+    assert len(mesh.guardrails.asked) == 3
+    assert {context.identity_token for _, context in mesh.guardrails.asked} == {b"signed"}
+    assert b"signed" not in execution.SerializeToString()
+
+
 async def test_untrusted_title_is_cut(mesh: Mesh) -> None:
     """A title longer than a notice may carry is cut to its bound: the notice still goes out."""
     execution = await mesh.run("notify-person")

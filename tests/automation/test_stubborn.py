@@ -99,6 +99,7 @@ class Parts:
                 on_behalf_of="",
                 traceparent="",
                 rule_id="",
+                identity_token=b"",
                 steps=steps,
             )
             await self.store.create(connection, new)
