@@ -1,4 +1,4 @@
-"""The composition root of agents: the model boundary with its ledger, templates, and what it tells guardrails."""
+"""The composition root of agents: the model boundary with its ledger, templates, runs, and what it tells guardrails."""
 
 import asyncio
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from opsmesh.agents.v1 import model_service_pb2_grpc, template_service_pb2_grpc
+from opsmesh.agents.v1 import agent_service_pb2_grpc, model_service_pb2_grpc, template_service_pb2_grpc
 from opsmesh.audit.v1 import audit_service_pb2_grpc
 from services.agents import models as models_file
 from services.agents.boundary import Boundary
@@ -15,6 +15,10 @@ from services.agents.domain import Models
 from services.agents.providers import hosted
 from services.agents.providers.recorded import Recorded, Recorder, Recordings
 from services.agents.providers.structured import Structured
+from services.agents.runs.incidents import Incidents
+from services.agents.runs.servicer import AgentServicer, Surroundings
+from services.agents.runs.shown import ShownRuns
+from services.agents.runs.store import PostgresRuns
 from services.agents.servicer import ModelServicer
 from services.agents.settings import AgentsSettings
 from services.agents.stops import StopReports
@@ -48,6 +52,8 @@ async def run() -> None:
         ledger = PostgresLedger(pool, writes, models.limits)
         boundary = Boundary(models, ledger, Recorder(Structured(hosted.Hosted())), Recorded(recordings), hosted.warm)
         templates = PostgresTemplates(pool)
+        runs = PostgresRuns(pool)
+        around = Surroundings(Incidents(peers.channel("ingest")).incident, templates, wake=lambda: None)
         reports = StopReports(peers.channel("guardrails"))
         retention = Retention(pool, request_ids(settings.request_retention_days), *forgotten(settings.retention_days))
 
@@ -66,6 +72,10 @@ async def run() -> None:
                 (
                     template_service_pb2_grpc.add_TemplateServiceServicer_to_server,
                     TemplateServicer(templates, writes, models),
+                ),
+                (
+                    agent_service_pb2_grpc.add_AgentServiceServicer_to_server,
+                    AgentServicer(ShownRuns(runs), writes, around),
                 ),
             ],
             workers=[reports.run, writes.outbox_worker, retention.run, sweep, warm],

@@ -37,7 +37,7 @@ async def test_without_a_provider_agents_serves_and_says_so(tmp_path: Path, data
     It reads the shipped models file.
     """
     world, port = World(tmp_path), free_port()
-    peers = {"guardrails": f"127.0.0.1:{free_port()}", "audit": f"127.0.0.1:{free_port()}"}
+    peers = {name: f"127.0.0.1:{free_port()}" for name in ("guardrails", "audit", "ingest", "gateway")}
     settings = world.settings("agents", listen=f"127.0.0.1:{port}", peers=peers).model_dump(mode="json") | {
         "postgres_dsn": database.dsn("agents", with_password=False),
         "postgres_password_file": str(database.password_file("agents")),
