@@ -42,6 +42,12 @@ def edit(path: Path, old: str, new: str) -> int:
 
 
 CASES: list[tuple[str, str, str, str]] = [
+    ("agents/take-action.yaml", "- RestartWorkload", "- RestartWorkloads", "RestartWorkloads"),
+    ("agents/take-action.yaml", "field: healthy", "field: status_code", "it has: healthy"),
+    ("agents/take-action.yaml", "max_steps: 16", "max_steps: 0", "max_steps"),
+    ("agents/take-action.yaml", "template_id: take-action", "template_id: escalate", "is the template of"),
+    ("agents/diagnose-repair.yaml", "child_templates: [take-action", "child_templates: [take-acton", "is in agents/"),
+    ("policies/default.yaml", "notice_caps:", "agents: [{template_id: nobody}]\nnotice_caps:", "no template nobody"),
     ("rules/checkout.yaml", "    priority: 100", "    prioritty: 100", "unknown field"),
     ("rules/checkout.yaml", "    priority: 100", "    priority: -1", "rules[0].priority"),
     ("rules/checkout.yaml", "rule_id: watchdog", "rule_id: checkout-down", "checkout-down"),
@@ -120,6 +126,23 @@ def test_a_backend_of_an_unknown_target_is_found(config: Path) -> None:
         f"workloads:\n{workload}channels:\n  - {{channel: ops, inbox: {{path: i}}}}\n"
     )
     assert [one for one in mistakes(config) if one.startswith("backends.yaml:2: workloads[0].target_id")]
+
+
+async def test_a_models_file_elsewhere_is_checked_too(config: Path, tmp_path: Path) -> None:
+    """`--models` checks the file that `up --models` takes, beside the configuration's own."""
+    models = tmp_path / "mine.yaml"
+    models.write_text("roles:\n  routing: {model: recorded, recordings_folder: tape}\n")
+    done = await run("check", "--config", str(config), "--models", str(models))
+    assert done.code == 1
+    assert f"{models}:2: roles.routing.recordings_folder: there is no folder" in done.out
+    assert (await run("check", "--config", str(config), "--models", str(tmp_path / "none.yaml"))).code == 2
+
+
+def test_what_publishing_adds_for_agents_is_judged_at_their_files(config: Path) -> None:
+    """A template that policies do not name gets its own tools; one that they name keeps what they say."""
+    allowed = "agents: [{template_id: take-action, tools: [CheckHealth]}]\nnotice_caps:"
+    edit(config / "policies" / "default.yaml", "notice_caps:", allowed)
+    assert mistakes(config) == []
 
 
 def test_lines_of_paths(tmp_path: Path) -> None:
