@@ -178,7 +178,7 @@ class Authority:
         """Mint the grant of an answer; under an approval it ends with the time in which that may be executed."""
         moment, approval = judged.moment, judged.approved
         lock = moment.lock if judged.case.target_id else None
-        ends = [when for when in (before, lock.expire_time if lock else None) if when]
+        ends = [when for when in (before, lock.expire_time if lock else None, judged.latest) if when]
         response.grant, expires = self._minter.mint(
             judged.action,
             judged.case,
@@ -213,7 +213,7 @@ class Authority:
             region=judgement.region,
             incident_id=context.incident_id,
             decision_id=context.decision_id,
-            execution_id=context.execution_id,
+            execution_id=context.execution_id or context.run_id,
             step_id=context.step_id,
             rule_set_version=context.rule_set_version,
             policy_set_version=judgement.policy_set_version,

@@ -4,7 +4,7 @@ Reasons are values of ErrorReason without prefix; their facts fill the reason's 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -14,6 +14,8 @@ from services.guardrails.approvals.rules import told as diff_words
 from services.guardrails.domain import Access, Case, Need, PolicySet, Ruling, Verdict
 
 HUMAN: Final = "human/"
+# The source of incidents that somebody asked for in a conversation.
+CHAT: Final = "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,6 @@ class Finding:
 def failed(name: str, reason: str, detail: str = "", **facts: str) -> Finding:
     """Return the finding of a check that did not pass; without `detail` the reason's own text is told."""
     return Finding(name, passed=False, reason=reason, detail=detail, facts=facts)
-
-
-def holder_of(caller: str, execution_id: str) -> str:
-    """Return in whose name a caller holds locks: a person in their own, a service in that of an execution."""
-    return caller if caller.startswith(HUMAN) else execution_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +80,8 @@ def check_policy(case: Case, policy: PolicySet, ruling: Ruling, approval: Approv
         target = case.target_id or case.channel or "(no target)"
         return failed("policy", "POLICY_DENIED", method=case.method, target=target, rule=words)
     words = f"rule {ruling.rule_id} of version {policy.version} says {ruling.verdict.name}"
+    if ruling.unproved:
+        words += " (nobody is proved to have asked in the chat: one approver more than it says)"
     if ruling.verdict is Verdict.OBSERVE:
         return Finding("policy", passed=True, detail=words)
     if approval and (over := check_approval(case, ruling, approval, now)):
@@ -99,6 +98,15 @@ def check_policy(case: Case, policy: PolicySet, ruling: Ruling, approval: Approv
 def terms_of(ruling: Ruling, case: Case) -> Terms | None:
     """Return who must approve by a ruling; None when it asks nobody."""
     return terms_for(ruling.need or Need(), case.risk) if ruling.verdict is Verdict.REQUIRE_APPROVAL else None
+
+
+def one_more(ruling: Ruling, case: Case) -> Ruling:
+    """Return a ruling that asks one person more than policy does; what it refuses or only observes stays so."""
+    if ruling.verdict not in {Verdict.ALLOW, Verdict.REQUIRE_APPROVAL}:
+        return ruling
+    terms = terms_of(ruling, case)
+    need = replace(ruling.need or Need(), approvers=(terms.people if terms else 0) + 1)
+    return replace(ruling, verdict=Verdict.REQUIRE_APPROVAL, need=need, unproved=True)
 
 
 def check_approval(case: Case, ruling: Ruling, approval: Approval, now: datetime) -> Finding | None:
@@ -125,11 +133,13 @@ def check_approval(case: Case, ruling: Ruling, approval: Approval, now: datetime
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """What ingest says about an incident; `targets` are those in the inventory."""
+    """What ingest says about an incident; `targets` are those in the inventory, `labels` those of its newest signal."""
 
     incident_id: str
     is_open: bool
     targets: frozenset[str]
+    source: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_sanity(case: Case, policy: PolicySet, incident_id: str, incident: Incident | None) -> Finding:

@@ -42,7 +42,13 @@ def to_policy_set(
         caps={cap.channel: cap.per_hour for cap in policy_set.notice_caps},
         effect_caps=tuple(to_cap(cap) for cap in policy_set.effect_caps),
         kill_release=(policy_set.kill_release.everything or 2, policy_set.kill_release.others or 1),
+        agents={one.template_id: to_allowance(one) for one in policy_set.agents},
     )
+
+
+def to_allowance(one: policies_pb2.AgentAllowance) -> domain.Allowance:
+    """Return what runs of a template may call, bare tool names made full."""
+    return domain.Allowance(frozenset(tool_name(name) for name in one.tools), frozenset(one.child_templates))
 
 
 def to_windows(policy_set: policies_pb2.PolicySet) -> Mapping[str, tuple[Window, ...]]:

@@ -157,6 +157,14 @@ class Entry:
     depends_on: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What runs of a template may call at all, by full names, and of which templates they may start child runs."""
+
+    tools: frozenset[str] = frozenset()
+    children: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class PolicySet:
     """The rules and the inventory of one version; 0 is the version of nothing published."""
@@ -168,6 +176,8 @@ class PolicySet:
     effect_caps: tuple[EffectCap, ...] = ()
     # How many different people must release a kill of everything, and any other.
     kill_release: tuple[int, int] = (2, 1)
+    # By template; a template that is not here may call nothing.
+    agents: Mapping[str, Allowance] = field(default_factory=dict)
 
     @cached_property
     def inventory(self) -> Mapping[str, Entry]:
@@ -206,6 +216,8 @@ class Ruling:
     rule_id: str = ""
     description: str = ""
     need: Need | None = None
+    # Nobody is proved to have asked: one person more must approve than the rule says.
+    unproved: bool = False
 
 
 def rule_on(policy: PolicySet, case: Case, now: datetime) -> Ruling:

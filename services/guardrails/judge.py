@@ -18,6 +18,7 @@ from services.guardrails.domain import Access, Case, PolicySet, Ruling, Verdict
 from services.guardrails.judgement import Asked, Judged, Look
 from services.guardrails.kills import store as kill_store
 from services.guardrails.kills.store import Standing
+from services.guardrails.origin import Origin, Origins, Scene
 from services.guardrails.policies.store import Policies
 from services.guardrails.store import Key, Moment, Session
 from services.guardrails.surroundings import PeerTrouble, Surroundings
@@ -42,10 +43,13 @@ class Proposal:
 class Judge:
     """Applies the four checks; changes nothing."""
 
-    def __init__(self, policies: Policies, surroundings: Surroundings, identities: Identities) -> None:
+    def __init__(
+        self, policies: Policies, surroundings: Surroundings, identities: Identities, origins: Origins
+    ) -> None:
         self._policies = policies
         self._surroundings = surroundings
         self._identities = identities
+        self._origins = origins
 
     async def look(self, asked: Asked, action: Action) -> Proposal:
         """Ask the other services at the same time."""
@@ -75,6 +79,10 @@ class Judge:
         key = Key(asked.caller, action.method, UUID(action.request_id), action.digest)
         moment = await session.moment(action.target_id, key)
         policy = await self._policies.at(moment.policy_set_version, session.connection)
+        scene = Scene(asked, action, policy, look.incident, moment.now)
+        origin = await self._origins.of(session.connection, scene)
+        # From here on only what is believed of it.
+        asked = replace(asked, context=origin.context)
         entry = policy.inventory.get(action.target_id)
         method_risk = domain.Risk(action.tool.policy.risk)
         risk, risk_detail = domain.derive_risk(action.tool.rpc, method_risk, entry, action.blasts)
@@ -90,14 +98,15 @@ class Judge:
             playbook_id=asked.context.playbook_id,
             affected=policy.affected(action.target_id),
         )
-        standing = await _standing(session, asked, case, moment.approval)
+        standing = await _standing(session, origin, case, moment.approval)
         if moment.approval and standing.voids:
             moment = replace(moment, approval=asking.voided(moment.approval, standing.voids))
         if moment.approval:
             moment = replace(moment, approval=asking.elsewhere(moment.approval, asked))
-        ruling, policy_finding = self._rule(case, policy, moment, action)
-        holder = checks.holder_of(asked.caller, asked.context.execution_id)
-        safety = checks.check_safety(case, policy, moment.lock, holder, look.precondition, binding=asked.binding)
+        ruling, policy_finding = self._rule(case, policy, moment, action, origin)
+        safety = origin.over(
+            checks.check_safety(case, policy, moment.lock, origin.holder, look.precondition, binding=asked.binding)
+        )
         if standing.stops:
             facts = {"kill_id": standing.stops.kill_id, "scope": kills.words(standing.stops.scope)}
             safety = failed("safety", "KILLED", **facts)
@@ -118,10 +127,13 @@ class Judge:
             moment=moment,
             ruling=ruling,
             risk_detail=risk_detail,
-            findings=(readable, safety, policy_finding, sanity),
+            findings=(readable, safety, origin.over(policy_finding), origin.over(sanity)),
+            latest=origin.latest,
         )
 
-    def _rule(self, case: Case, policy: PolicySet, moment: Moment, action: Action) -> tuple[Ruling, Finding]:
+    def _rule(
+        self, case: Case, policy: PolicySet, moment: Moment, action: Action, origin: Origin
+    ) -> tuple[Ruling, Finding]:
         """Return what policy says; whatever goes wrong while it is asked is DENY."""
         permission = action.tool.policy.permission
         if not self._identities.allows(case.caller, permission):
@@ -129,6 +141,8 @@ class Judge:
             return Ruling(Verdict.DENY), Finding("policy", passed=False, reason="PERMISSION_DENIED", facts=facts)
         try:
             ruling = domain.rule_on(policy, case, moment.now)
+            if origin.unproved:
+                ruling = checks.one_more(ruling, case)
             return ruling, checks.check_policy(case, policy, ruling, moment.approval, moment.now)
         except Exception:
             error_id = secrets.token_hex(8)
@@ -146,11 +160,11 @@ class Judge:
             raise trouble.refusal from None
 
 
-async def _standing(session: Session, asked: Asked, case: Case, approval: Approval | None) -> Standing:
+async def _standing(session: Session, origin: Origin, case: Case, approval: Approval | None) -> Standing:
     """Return what kills say, read after the epoch that a grant will carry; a notice is stopped by none."""
     if case.access is Access.INFORM:
         return Standing()
-    context = asked.context
+    context = origin.context
     about = kills.facts(
         environment=case.environment,
         target_id=case.target_id,
@@ -159,7 +173,12 @@ async def _standing(session: Session, asked: Asked, case: Case, approval: Approv
         execution_id=context.execution_id,
         run_id=context.run_id,
     )
-    return await kill_store.standing(session.connection, about, approval.kill_epoch if approval else None)
+    epoch = approval.kill_epoch if approval else None
+    # Whoever stops a run means all that it started, too.
+    everything = [about, *(kills.facts(run_id=one) for one in origin.path)]
+    found = [await kill_store.standing(session.connection, one, epoch) for one in everything]
+    stops = next((one.stops for one in found if one.stops), None)
+    return Standing(stops, next((one.voids for one in found if one.voids), None))
 
 
 def _troubled(name: str, trouble: PeerTrouble) -> Finding:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from uuid import UUID
 
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
@@ -49,6 +50,8 @@ class Judged:
     ruling: Ruling
     risk_detail: str
     findings: tuple[Finding, ...]
+    # When a grant is over whatever else holds.
+    latest: datetime | None = None
 
     @property
     def key(self) -> Key:

@@ -22,6 +22,7 @@ from services.guardrails.approvals.servicer import ApprovalServicer
 from services.guardrails.approvals.store import ApprovalStore
 from services.guardrails.authority import Authority
 from services.guardrails.grants import Minter
+from services.guardrails.identity import TokenReader
 from services.guardrails.judge import Judge
 from services.guardrails.kills.file import KillFile
 from services.guardrails.kills.lease import LeaseBoard
@@ -30,10 +31,14 @@ from services.guardrails.kills.switch import KillSwitch
 from services.guardrails.locks import claims
 from services.guardrails.locks import queue as locks
 from services.guardrails.locks.servicer import TargetLockServicer
+from services.guardrails.origin import Origins
 from services.guardrails.places import Places
 from services.guardrails.policies import ledger
 from services.guardrails.policies.servicer import PolicyServicer
 from services.guardrails.policies.store import Policies
+from services.guardrails.runs import store as runs
+from services.guardrails.runs.reads import Reads
+from services.guardrails.runs.registry import Registry
 from services.guardrails.servicer import GuardrailsServicer
 from services.guardrails.settings import GuardrailsSettings
 from services.guardrails.store import JudgementStore
@@ -67,6 +72,7 @@ def furnish(settings: GuardrailsSettings, pool: Pool, reserved: Pool, peers: Pee
     """Wire the servicers and workers to their resources; only kills and leases use the `reserved` pool."""
     identities = Identities.load(settings.identities)
     minter = Minter.load(settings.grant_key_file)
+    tokens = TokenReader.load(settings.identity_public_key_file)
     audit = audit_service_pb2_grpc.AuditServiceStub(peers.channel("audit"))
     writes = Writes(pool, "guardrails", audit)
     policies = Policies(pool)
@@ -80,12 +86,15 @@ def furnish(settings: GuardrailsSettings, pool: Pool, reserved: Pool, peers: Pee
     approvals = ApprovalStore(pool)
     approval_board = ApprovalBoard(approvals)
     expiry = Expiry(pool, writes, approval_board)
-    authority = Authority(store, policies, Judge(policies, surroundings, identities), minter, approval_board)
+    judge = Judge(policies, surroundings, identities, Origins(tokens))
+    authority = Authority(store, policies, judge, minter, approval_board)
+    registry = Registry(store, writes, policies, surroundings, tokens)
+    reads = Reads(store, policies, surroundings, minter)
 
     async def sweep(stop: asyncio.Event) -> None:
         await every(stop, SWEEP_SECONDS, expiry.sweep)
 
-    retention = Retention(pool, request_ids(settings.request_retention_days))
+    retention = Retention(pool, request_ids(settings.request_retention_days), runs.too_old(settings.retention_days))
 
     async def tidy() -> None:
         await store.forget()
@@ -99,7 +108,10 @@ def furnish(settings: GuardrailsSettings, pool: Pool, reserved: Pool, peers: Pee
         await every(stop, SWEEP_SECONDS, switch.stand_by)
 
     ordinary: Servicers = [
-        (guardrails_service_pb2_grpc.add_GuardrailsServiceServicer_to_server, GuardrailsServicer(authority)),
+        (
+            guardrails_service_pb2_grpc.add_GuardrailsServiceServicer_to_server,
+            GuardrailsServicer(authority, registry, reads),
+        ),
         (
             approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server,
             ApprovalServicer(approvals, approval_board, writes, identities=identities, authority=authority),

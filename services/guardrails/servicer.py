@@ -8,14 +8,18 @@ from opsmesh.guardrails.v1 import guardrails_service_pb2_grpc as rpc
 from services.guardrails.authority import Authority
 from services.guardrails.checks import HUMAN
 from services.guardrails.judgement import Asked
+from services.guardrails.runs.reads import Reads
+from services.guardrails.runs.registry import Registry
 from services.mesh.call import current
 
 
 class GuardrailsServicer(rpc.GuardrailsServiceServicer):
     """Judges every action before it happens."""
 
-    def __init__(self, authority: Authority) -> None:
+    def __init__(self, authority: Authority, registry: Registry, reads: Reads) -> None:
         self._authority = authority
+        self._registry = registry
+        self._reads = reads
 
     async def AuthorizeAction(self, request: pb.AuthorizeActionRequest, _: Any) -> pb.AuthorizeActionResponse:
         """Judge, and mint a grant where policy allows it."""
@@ -24,6 +28,18 @@ class GuardrailsServicer(rpc.GuardrailsServiceServicer):
         return await self._authority.authorize(
             Asked(request.method, payload, caller, context_of(request.context, caller))
         )
+
+    async def RegisterRun(self, request: pb.RegisterRunRequest, _: Any) -> pb.RegisterRunResponse:
+        """Bind a run once and for ever."""
+        return await self._registry.register(request)
+
+    async def EndRun(self, request: pb.EndRunRequest, _: Any) -> pb.EndRunResponse:
+        """End a run."""
+        return await self._registry.end(request)
+
+    async def AuthorizeReads(self, request: pb.AuthorizeReadsRequest, _: Any) -> pb.AuthorizeReadsResponse:
+        """Mint a read grant."""
+        return await self._reads.authorize(request)
 
     async def PreviewAction(self, request: pb.PreviewActionRequest, _: Any) -> pb.PreviewActionResponse:
         """Judge, for the caller or as if another had asked, and change nothing."""

@@ -106,6 +106,8 @@ class Mesh:
             incident_id=incident_id,
             is_open=answer.incident.state not in OVER,
             targets=frozenset(target.target_id for target in answer.incident.targets if target.in_inventory),
+            source=answer.incident.source,
+            labels=dict(answer.incident.labels),
         )
         self._incidents[incident_id] = (asked, found)
         self._incidents.move_to_end(incident_id)

@@ -111,6 +111,7 @@ async def pair(tmp_path_factory: pytest.TempPathFactory, postgres: Database, tem
             "postgres_dsn": database.dsn("guardrails", with_password=False),
             "postgres_password_file": database.password_file("guardrails"),
             "grant_key_file": mesh.world.pki / "grant.key",
+            "identity_public_key_file": mesh.world.pki / "identity.pub",
         }
         settings = GuardrailsSettings(**values)
         pool = await open_pool(settings, "guardrails")

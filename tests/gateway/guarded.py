@@ -259,6 +259,7 @@ class Guarded:
             "POSTGRES_DSN": self.database.dsn(service, with_password=False),
             "POSTGRES_PASSWORD_FILE": self.database.password_file(service),
             "GRANT_KEY_FILE": self.world.pki / "grant.key",
+            "IDENTITY_PUBLIC_KEY_FILE": self.world.pki / "identity.pub",
             "GRANT_PUBLIC_KEY_FILE": self.world.pki / "grant.pub",
             "BACKENDS_FILE": self.folder / "backends.yaml",
             "LOG_LEVEL": "warning",

@@ -34,6 +34,7 @@ def environment(pki: World, database: Database, folder: Path, port: int, **chang
         "POSTGRES_DSN": database.dsn("guardrails", with_password=False),
         "POSTGRES_PASSWORD_FILE": database.password_file("guardrails"),
         "GRANT_KEY_FILE": pki.pki / "grant.key",
+        "IDENTITY_PUBLIC_KEY_FILE": pki.pki / "identity.pub",
     } | changes
     given = {f"OPSMESH_{name}": str(value) for name, value in settings.items() if value is not None}
     return base_environment() | given

@@ -13,6 +13,7 @@ from services.guardrails.locks import queue as locks
 from services.guardrails.locks.queue import Held, Rank, rank_of
 from services.mesh.client import refusal_of
 from services.mesh.errors import Refusal
+from tests.guardrails import running
 from tests.guardrails.test_locks import lapse, releasing
 from tests.guardrails.world import CHECKOUT, PAYMENTS, House, reason_of
 
@@ -151,8 +152,9 @@ def claims(home: House) -> "rpc.TargetLockServiceAsyncStub":
 
 async def test_one_agent_claims_a_target(home: House) -> None:
     """Of ten runs one claims a target; the others hear which; given back, or lapsed, another may have it."""
-    await home.publish()
-    runs = [str(uuid.uuid4()) for _ in range(10)]
+    await running.publish(home)
+    incident = home.ingest.open(CHECKOUT, PAYMENTS)
+    runs = [(await running.register(home, incident, CHECKOUT, PAYMENTS)).run_id for _ in range(10)]
 
     async def claim(run_id: str, target_id: str = CHECKOUT) -> str:
         request = pb.AcquireClaimRequest(request_id=str(uuid.uuid4()), target_id=target_id, run_id=run_id)
@@ -184,8 +186,9 @@ async def test_one_agent_claims_a_target(home: House) -> None:
 
 async def test_a_claim_blocks_no_lock(home: House) -> None:
     """A claimed target is locked as ever; only targets of the inventory are claimed, and only by agents."""
-    await home.publish()
-    request = pb.AcquireClaimRequest(request_id=str(uuid.uuid4()), target_id=CHECKOUT, run_id=str(uuid.uuid4()))
+    await running.publish(home)
+    run = await running.register(home, home.ingest.open(CHECKOUT), CHECKOUT)
+    request = pb.AcquireClaimRequest(request_id=str(uuid.uuid4()), target_id=CHECKOUT, run_id=run.run_id)
     await claims(home).AcquireClaim(request)
     assert (await home.lock(execution_id=str(uuid.uuid4()))).fence == 1
     unheard = pb.AcquireClaimRequest(request_id=str(uuid.uuid4()), target_id="svc:demo/no", run_id=request.run_id)

@@ -329,6 +329,7 @@ async def house(world: World, database: Database, folder: Path, *, working: bool
             "postgres_dsn": database.dsn("guardrails", with_password=False),
             "postgres_password_file": database.password_file("guardrails"),
             "grant_key_file": world.pki / "grant.key",
+            "identity_public_key_file": world.pki / "identity.pub",
         }
         settings = GuardrailsSettings(**values)
         pool, peers, stop = await open_pool(settings, "guardrails"), Peers(settings), asyncio.Event()
