@@ -97,6 +97,7 @@ class Town:
             | {
                 "peers": {name: f"127.0.0.1:{port}" for name, port in peers.items()},
                 "postgres_dsn": self.database.dsn("router", with_password=False),
+                "identity_key_file": self.world.pki / "identity.key",
                 "postgres_password_file": self.database.password_file("router"),
             }
             | changes

@@ -28,6 +28,7 @@ def environment(world: World, town: Town, port: int, **changes: str) -> dict[str
     peers = {name: f"127.0.0.1:{free_port()}" for name in PEERS}
     settings = world.settings("router", listen=f"127.0.0.1:{port}", peers=peers).model_dump(mode="json") | {
         "postgres_dsn": town.database.dsn("router", with_password=False),
+        "identity_key_file": str(world.pki / "identity.key"),
         "postgres_password_file": str(town.database.password_file("router")),
     }
     told = {name: json.dumps(value) if isinstance(value, dict) else str(value) for name, value in settings.items()}

@@ -1,0 +1,99 @@
+"""The parts of conversations, put together."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from opsmesh.agents.v1 import model_service_pb2_grpc, template_service_pb2_grpc
+from opsmesh.automation.v1 import playbook_service_pb2_grpc
+from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc, policy_service_pb2_grpc
+from opsmesh.ingest.v1 import ingest_service_pb2_grpc
+from opsmesh.router.v1 import decision_service_pb2, outcome_pb2
+from services.mesh.client import Peers
+from services.mesh.identities import Identities
+from services.mesh.postgres import Connection, Pool
+from services.mesh.retention import Retention
+from services.mesh.server import Worker
+from services.mesh.writes import Writes
+from services.router.conversations.confirming import Confirming, closed
+from services.router.conversations.servicer import ConversationServicer, Questions
+from services.router.conversations.store import PostgresConversations, too_old
+from services.router.conversations.tokens import Minter
+from services.router.conversations.turns import Sense, Turns
+from services.router.conversations.views import Stubs, Views
+from services.router.conversations.wishes import Wishes
+from services.router.domain import decision_id
+from services.router.messages import decision_message
+from services.router.reasoning.reasoner import Reasoner
+from services.router.settings import RouterSettings
+from services.router.store import DecisionStore
+
+FIRST: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the router runs of conversations."""
+
+    servicer: ConversationServicer
+    workers: Sequence[Worker]
+
+
+def wishes_of(settings: RouterSettings, peers: Peers, pool: Pool) -> Wishes:
+    """Return the wishes, which both conversations and decisions need."""
+    ingest = ingest_service_pb2_grpc.IngestServiceStub(peers.channel("ingest"))
+    return Wishes(pool, ingest, Minter.load(settings.identity_key_file))
+
+
+class NoQuestions:
+    """Decisions that ask nothing."""
+
+    async def ask_of(self, decision_id: uuid.UUID) -> outcome_pb2.AskHuman | None:
+        """See Questions."""
+        del decision_id
+        return None
+
+    async def answer(
+        self, connection: Connection, decision_id: uuid.UUID, answer: outcome_pb2.HumanAnswer, answerer: str
+    ) -> decision_service_pb2.Decision:
+        """See Questions."""
+        del connection, answer, answerer
+        raise closed(decision_id, "it asks nothing")
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What conversations need of the rest of the router."""
+
+    writes: Writes
+    wishes: Wishes
+    reasoner: Reasoner
+    questions: Questions
+    decisions: DecisionStore
+
+
+def compose(settings: RouterSettings, peers: Peers, pool: Pool, rest: Rest) -> Parts:
+    """Put the parts together."""
+    views = Views(
+        Stubs(
+            playbook_service_pb2_grpc.PlaybookServiceStub(peers.channel("automation")),
+            template_service_pb2_grpc.TemplateServiceStub(peers.channel("agents")),
+            policy_service_pb2_grpc.PolicyServiceStub(peers.channel("guardrails")),
+            ingest_service_pb2_grpc.IngestServiceStub(peers.channel("ingest")),
+            model_service_pb2_grpc.ModelServiceStub(peers.channel("agents")),
+            kill_switch_service_pb2_grpc.KillSwitchServiceStub(peers.channel("guardrails")),
+        )
+    )
+
+    async def decided(incident: uuid.UUID) -> decision_service_pb2.Decision | None:
+        found = await rest.decisions.read([decision_id(incident, FIRST)])
+        return decision_message(found[0]) if found else None
+
+    store = PostgresConversations(pool)
+    confirming = Confirming(pool, store, rest.wishes, views.catalogue, decided)
+    sense = Sense(views, rest.reasoner, Identities.load(settings.identities))
+    turns = Turns(pool, store, rest.wishes, confirming, sense)
+    servicer = ConversationServicer(store, rest.writes, turns, confirming, rest.questions)
+    retention = Retention(pool, too_old(settings.conversation_retention_days))
+    return Parts(servicer, [rest.wishes.run, retention.run])
