@@ -9,14 +9,14 @@ from opsmesh.agents.v1 import model_service_pb2_grpc, template_service_pb2_grpc
 from opsmesh.automation.v1 import playbook_service_pb2_grpc
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc, policy_service_pb2_grpc
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc
-from opsmesh.router.v1 import decision_service_pb2, outcome_pb2
+from opsmesh.router.v1 import decision_service_pb2
 from services.mesh.client import Peers
 from services.mesh.identities import Identities
-from services.mesh.postgres import Connection, Pool
+from services.mesh.postgres import Pool
 from services.mesh.retention import Retention
 from services.mesh.server import Worker
 from services.mesh.writes import Writes
-from services.router.conversations.confirming import Confirming, closed
+from services.router.conversations.confirming import Confirming
 from services.router.conversations.servicer import ConversationServicer, Questions
 from services.router.conversations.store import PostgresConversations, too_old
 from services.router.conversations.tokens import Minter
@@ -44,22 +44,6 @@ def wishes_of(settings: RouterSettings, peers: Peers, pool: Pool) -> Wishes:
     """Return the wishes, which both conversations and decisions need."""
     ingest = ingest_service_pb2_grpc.IngestServiceStub(peers.channel("ingest"))
     return Wishes(pool, ingest, Minter.load(settings.identity_key_file))
-
-
-class NoQuestions:
-    """Decisions that ask nothing."""
-
-    async def ask_of(self, decision_id: uuid.UUID) -> outcome_pb2.AskHuman | None:
-        """See Questions."""
-        del decision_id
-        return None
-
-    async def answer(
-        self, connection: Connection, decision_id: uuid.UUID, answer: outcome_pb2.HumanAnswer, answerer: str
-    ) -> decision_service_pb2.Decision:
-        """See Questions."""
-        del connection, answer, answerer
-        raise closed(decision_id, "it asks nothing")
 
 
 @dataclass(frozen=True, slots=True)

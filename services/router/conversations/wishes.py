@@ -3,7 +3,6 @@
 import asyncio
 import json
 import uuid
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -12,7 +11,6 @@ import grpc.aio
 import structlog
 
 from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc, signal_pb2
-from opsmesh.router.v1 import outcome_pb2
 from services.mesh.call import working
 from services.mesh.errors import from_rpc_error
 from services.mesh.loop import every
@@ -21,7 +19,7 @@ from services.router.conversations import domain
 from services.router.conversations.domain import Message, WishState
 from services.router.conversations.plans import Plan
 from services.router.conversations.tokens import Minter, message_digest
-from services.router.domain import Outcome
+from services.router.domain import Order, Outcome, Snapshot, State, Verdict, shorten
 
 SOURCE: Final = "chat"
 PERIOD: Final = 1.0
@@ -93,25 +91,6 @@ class Kept:
     subject: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """A confirmed wish for the decision of its incident: exactly this was said yes to, by whom `identity_token` says.
-
-    `identity_token` is a serialised SignedIdentity. `template_id` and `goal` are of DELEGATE_AGENT, `playbook_id` of
-    TRIGGER_AUTOMATION.
-    """
-
-    outcome: Outcome
-    playbook_id: str
-    template_id: str
-    goal: str
-    target_ids: tuple[str, ...]
-    conversation_id: str
-    person: str
-    identity_token: bytes
-    model_outcome: outcome_pb2.ModelOutcome
-
-
 class Wishes:
     """Keeps wishes, hands them in, and tells the decision what was confirmed."""
 
@@ -161,22 +140,23 @@ class Wishes:
         row = await self._pool.fetchrow(CONFIRMED_BY, message_id)
         return _kept(row) if row else None
 
-    async def take(self, incident_id: uuid.UUID, labels: Mapping[str, str], targets: Sequence[str]) -> Wish | None:
-        """Return the wish that an incident of a chat carries out, and bind it to that incident for ever.
+    async def of(self, snapshot: Snapshot) -> Verdict | None:
+        """Return what was confirmed for an incident of a chat, and bind it to that incident for ever.
 
         None when nobody confirmed it, another incident has it, or the incident is about other targets.
         """
         try:
-            message_id, conversation = uuid.UUID(labels["message_id"]), uuid.UUID(labels["conversation_id"])
-            digest = bytes.fromhex(labels["message_digest"])
+            message_id = uuid.UUID(snapshot.facts["labels.message_id"])
+            conversation = uuid.UUID(snapshot.facts["labels.conversation_id"])
+            digest = bytes.fromhex(snapshot.facts["labels.message_digest"])
         except (KeyError, ValueError):
             return None
-        about = list(dict.fromkeys(targets))
-        row = await self._pool.fetchrow(BIND, incident_id, message_id, conversation, digest, TAKE_AGE, about)
+        about = list(snapshot.target_ids)
+        row = await self._pool.fetchrow(BIND, snapshot.incident_id, message_id, conversation, digest, TAKE_AGE, about)
         if row is None:
-            log.warning("an incident of a chat without a wish of its own", incident_id=str(incident_id))
+            log.warning("an incident of a chat without a wish of its own", incident_id=str(snapshot.incident_id))
             return None
-        return self._wish(_kept(row))
+        return self._verdict(_kept(row))
 
     async def hand_in(self, kept: Kept) -> str:
         """Hand a confirmed wish to ingest; return why that did not work, or nothing."""
@@ -217,20 +197,23 @@ class Wishes:
             with working("service/router", "router/wishes", CALL_SECONDS, on_behalf_of=kept.person):
                 await self.hand_in(kept)
 
-    def _wish(self, kept: Kept) -> Wish:
-        """Return a bound wish, with the token of the person who confirmed it."""
+    def _verdict(self, kept: Kept) -> Verdict:
+        """Return a bound wish as it was confirmed, with the token of the person who confirmed it."""
         said = kept.confirm_time or datetime.now(UTC)
         automation = kept.plan.outcome is Outcome.TRIGGER_AUTOMATION
-        return Wish(
+        return Verdict(
+            State.DECIDED,
+            shorten(f"{kept.person} confirmed it in conversation {kept.conversation_id}: {kept.plan.what}"),
             outcome=kept.plan.outcome,
             playbook_id=kept.plan.name if automation else "",
             template_id="" if automation else kept.plan.name,
-            goal=kept.plan.goal,
-            target_ids=kept.plan.target_ids,
-            conversation_id=str(kept.conversation_id),
-            person=kept.person,
-            identity_token=self._minter.mint(kept.person, kept.conversation_id, kept.message_digest, said),
-            model_outcome=outcome_pb2.ModelOutcome.FromString(kept.model_outcome),
+            order=Order(
+                target_ids=kept.plan.target_ids,
+                goal=kept.plan.goal,
+                token=self._minter.mint(kept.person, kept.conversation_id, kept.message_digest, said),
+                conversation_id=str(kept.conversation_id),
+            ),
+            model_outcome=kept.model_outcome,
         )
 
 
