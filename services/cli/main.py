@@ -31,6 +31,7 @@ GROUPS: Final = {
 ALONE: Final = {
     "up": ("mesh", "Run the mesh in the foreground until Ctrl-C."),
     "status": ("mesh", "Say how each service and store is, and what waits for whom."),
+    "chat": ("chat", "Talk: ask, wish, and answer what is asked."),
     "logs": ("mesh", "Show the last lines a process wrote."),
     "check": ("check", "Validate all configuration against the IDL, offline."),
     "migrate": ("mesh", "Bring the database to this version's schema."),
