@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 MAX_AGE: Final = timedelta(hours=1)
 REASON_MAX: Final = 1024
+CHAT: Final = "chat"
 
 
 class State(StrEnum):
@@ -23,6 +24,7 @@ class Outcome(StrEnum):
     """What is done; the words of the IDL without their prefix."""
 
     UNSPECIFIED = "UNSPECIFIED"
+    DELEGATE_AGENT = "DELEGATE_AGENT"
     TRIGGER_AUTOMATION = "TRIGGER_AUTOMATION"
     ASK_HUMAN = "ASK_HUMAN"
     RESPOND = "RESPOND"
@@ -41,6 +43,8 @@ class Result(StrEnum):
     RESPONDED = "RESPONDED"
     SUPERSEDED = "SUPERSEDED"
     STALE = "STALE"
+    ANSWERED = "ANSWERED"
+    REPORTED = "REPORTED"
 
 
 class Stage(StrEnum):
@@ -52,6 +56,9 @@ class Stage(StrEnum):
     MODEL = "MODEL"
     NOTIFY = "NOTIFY"
     HELD = "HELD"
+    PARKED = "PARKED"
+    START_RUN = "START_RUN"
+    FOLLOW_RUN = "FOLLOW_RUN"
 
 
 class Kind(StrEnum):
@@ -95,7 +102,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the router needs to know of one revision of an incident; `facts` maps field names of rules to values."""
+    """What the router needs to know of one revision of an incident; `facts` maps field names of rules to values.
+
+    `target_ids` are those that the inventory knows.
+    """
 
     incident_id: uuid.UUID
     revision: int
@@ -104,19 +114,56 @@ class Snapshot:
     firing: bool = True
     readable: bool = True
     open_time: datetime | None = None
+    target_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The execution of the newest decision that ended badly, and no run was opened for yet."""
+
+    execution_id: str
+    playbook_id: str
+    result: Result
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Earlier decisions of an incident: rules that started a playbook, and the newest revision decided."""
+    """Earlier decisions of an incident, and the newest revision decided.
+
+    `started` are rules that started a playbook, or asked a person and got the answer. `killed` says that people stopped
+    what the newest of them had started.
+    """
 
     started: frozenset[str] = frozenset()
     newest: int = 0
+    failed: Failed | None = None
+    killed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an execution or a run is started with, beside its name; `token` is a serialised SignedIdentity.
+
+    `cause` is the failed execution whose trace a run gets: at most one run for each.
+    """
+
+    target_ids: tuple[str, ...] = ()
+    goal: str = ""
+    cause: str = ""
+    token: bytes = b""
+    conversation_id: str = ""
+
+
+NO_ORDER: Final = Order()
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was decided, before it has a row."""
+    """What was decided, before it has a row.
+
+    With `for_people`, what nobody knows is not put to a model. `model_outcome` and `question` are serialised messages
+    (ModelOutcome, AskHuman).
+    """
 
     state: State
     reason: str
@@ -126,6 +173,11 @@ class Verdict:
     rule_set_version: int = 0
     playbook_id: str = ""
     max_age: timedelta = MAX_AGE
+    template_id: str = ""
+    order: Order = NO_ORDER
+    for_people: bool = False
+    model_outcome: bytes = b""
+    question: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +185,8 @@ class Decision:
     """A decision as it is stored; `age` is since it was asked for, by the database's clock, when read.
 
     While `held`, its start waits for the release of kill `held_by` (empty: for a lease); `held_time` stays after it.
-    `tried` says that such a start was asked for, and not refused as far as is known.
+    `tried` says that such a start was asked for, and not refused as far as is known. While `parked`, it waits for a
+    model that can be asked. `killed` says that a kill ended what it had started.
     """
 
     decision_id: uuid.UUID
@@ -158,6 +211,18 @@ class Decision:
     held_time: datetime | None = None
     max_age: timedelta = MAX_AGE
     tried: bool = False
+    run_id: str = ""
+    template_id: str = ""
+    order: Order = NO_ORDER
+    model_call_count: int = 0
+    recorded: bool = False
+    model_outcome: bytes = b""
+    question: bytes = b""
+    answer: bytes = b""
+    answerer: str = ""
+    parked: bool = False
+    parked_words: str = ""
+    killed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,21 +249,48 @@ class Rules(Protocol):
         """Return the first rule in order that matches and is not skipped."""
 
 
+class Wishes(Protocol):
+    """What people confirmed in conversations."""
+
+    async def of(self, snapshot: Snapshot) -> Verdict | None:
+        """Return exactly what was confirmed for an incident of source `chat`; None when nobody knows of a wish."""
+
+
+class NoWishes:
+    """Wishes, where nobody talks."""
+
+    async def of(self, snapshot: Snapshot) -> Verdict | None:
+        """See Wishes."""
+        del snapshot
+        return None
+
+
 def decision_id(incident_id: uuid.UUID, revision: int) -> uuid.UUID:
     """Return the id of the one decision on this revision."""
     return uuid.uuid5(incident_id, f"decision/{revision}")
 
 
-def decide(snapshot: Snapshot, rules: Rules, history: History, now: datetime) -> Verdict:
-    """Decide one revision: over, unreadable, known to a rule, or not known."""
+def decide(snapshot: Snapshot, rules: Rules, history: History, now: datetime, wish: Verdict | None = None) -> Verdict:
+    """Decide one revision: over, unreadable, wished in a chat, known to a rule, or not known."""
     if beforehand := _beforehand(snapshot, rules.version, history):
         return beforehand
+    if snapshot.facts.get("source") == CHAT and not history.newest:
+        # What a person confirmed, and nothing else; without it nobody wished anything.
+        return wish or _await("no confirmed wish of a conversation stands behind it", rules.version, for_people=True)
     rule = rules.first(snapshot.facts, history.started)
     if rule:
         return _apply(rule, snapshot, rules.version, now)
-    reason = "no rule matches"
+    reason = "no rule matches" if rules.version else "no rule set is published; publish one: opsmesh rules publish"
     if history.started:
         reason += f"; started before and not again: {', '.join(sorted(history.started))}"
+    if history.killed:
+        reason = f"a kill ended what was done about it: whether it is repeated is for people to say; {reason}"
+        return _await(reason, rules.version, for_people=True)
+    if failed := history.failed:
+        reason = (
+            f"execution {failed.execution_id} of {failed.playbook_id or 'a playbook'} ended {failed.result}; {reason}"
+        )
+        return _await(reason, rules.version, cause=failed.execution_id)
     return _await(reason, rules.version)
 
 
@@ -211,11 +303,9 @@ def _beforehand(snapshot: Snapshot, version: int, history: History) -> Verdict |
         return _respond("the incident is resolved", version)
     # Before `firing`: what cannot be read must not pass for over, either.
     if not snapshot.readable:
-        return _await("the status of its newest signal could not be read: a person must look", version)
+        return _await("the status of its newest signal could not be read: a person must look", version, for_people=True)
     if not snapshot.firing:
         return _respond("the sender resolved every alert", version)
-    if not version:
-        return _await("no rule set is published; publish one: opsmesh rules publish", version)
     return None
 
 
@@ -223,8 +313,14 @@ def _respond(reason: str, version: int) -> Verdict:
     return Verdict(State.CLOSED, reason, Outcome.RESPOND, Result.RESPONDED, rule_set_version=version)
 
 
-def _await(reason: str, version: int) -> Verdict:
-    return Verdict(State.AWAITING_MODEL, shorten(reason), rule_set_version=version)
+def _await(reason: str, version: int, *, for_people: bool = False, cause: str = "") -> Verdict:
+    return Verdict(
+        State.AWAITING_MODEL,
+        shorten(reason),
+        rule_set_version=version,
+        for_people=for_people,
+        order=Order(cause=cause) if cause else NO_ORDER,
+    )
 
 
 def _apply(rule: Rule, snapshot: Snapshot, version: int, now: datetime) -> Verdict:
@@ -250,13 +346,14 @@ def _apply(rule: Rule, snapshot: Snapshot, version: int, now: datetime) -> Verdi
     )
 
 
-def first_stage(made: Verdict | Decision) -> Stage:
+def first_stage(made: Verdict) -> Stage:
     """Return the lane that a decision, just made, needs first."""
     if made.state is State.AWAITING_MODEL:
-        return Stage.MODEL
+        return Stage.NOTIFY if made.for_people else Stage.MODEL
     if made.state is State.CLOSED:
         return Stage.NONE
-    return Stage.START if made.outcome is Outcome.TRIGGER_AUTOMATION else Stage.NOTIFY
+    starts = {Outcome.TRIGGER_AUTOMATION: Stage.START, Outcome.DELEGATE_AGENT: Stage.START_RUN}
+    return starts.get(made.outcome, Stage.NOTIFY)
 
 
 def shorten(text: str) -> str:

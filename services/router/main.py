@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from opsmesh.agents.v1 import model_service_pb2_grpc
 from opsmesh.audit.v1 import audit_service_pb2_grpc
 from opsmesh.automation.v1 import automation_service_pb2_grpc, playbook_service_pb2_grpc
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc
-from opsmesh.router.v1 import decision_service_pb2_grpc, rule_service_pb2_grpc
+from opsmesh.router.v1 import conversation_service_pb2_grpc, decision_service_pb2_grpc, rule_service_pb2_grpc
 from services.mesh.client import Peers
 from services.mesh.postgres import Pool, answers, check_revision, open_pool
 from services.mesh.retention import Retention, request_ids
@@ -18,13 +17,19 @@ from services.mesh.server import Servicers, Worker, serve
 from services.mesh.settings import load
 from services.mesh.writes import Writes
 from services.router.book import RuleBook
+from services.router.conversations import parts
+from services.router.domain import NoWishes, Outcome
 from services.router.forgetting import Forgetting, PostgresOldDecisions
 from services.router.lanes import Hands, Lanes
 from services.router.pace import Pace
 from services.router.playbooks import AutomationPlaybooks
+from services.router.reasoning import journal
+from services.router.reasoning import parts as reasoning
+from services.router.reasoning.parked import Returner
+from services.router.reasoning.questions import DecisionQuestions
 from services.router.resume import Eyes, Resumer
 from services.router.rule_store import PostgresRuleStore
-from services.router.servicer import DecisionServicer, RuleServicer
+from services.router.servicer import DecisionServicer, Rest, RuleServicer
 from services.router.settings import RouterSettings
 from services.router.store import PostgresDecisionStore
 
@@ -45,28 +50,54 @@ def compose(settings: RouterSettings, peers: Peers, pool: Pool) -> Router:
     audit = audit_service_pb2_grpc.AuditServiceStub(peers.channel("audit"))
     automation = automation_service_pb2_grpc.AutomationServiceStub(peers.channel("automation"))
     playbooks = playbook_service_pb2_grpc.PlaybookServiceStub(peers.channel("automation"))
-    models = model_service_pb2_grpc.ModelServiceStub(peers.channel("agents"))
     incidents = ingest_service_pb2_grpc.IngestServiceStub(peers.channel("ingest"))
     kills = kill_switch_service_pb2_grpc.KillSwitchServiceStub(peers.channel("guardrails"))
 
     writes = Writes(pool, "router", audit)
     decisions, rule_sets = PostgresDecisionStore(pool, writes), PostgresRuleStore(pool)
     book = RuleBook(rule_sets)
-    hands = Hands(automation, models)
-    lanes = Lanes(decisions, hands)
+    hands, minds = Hands(automation), reasoning.compose(peers, pool, decisions, book)
+    lanes = Lanes(decisions, hands, minds.jobs)
     eyes, pace = Eyes(kills, incidents), Pace(pool, settings.resume_per_second)
-    resumer = Resumer(decisions, pace, eyes, hands.start, lanes.later)
-    retention = Retention(pool, request_ids(settings.request_retention_days))
+    starts = {Outcome.TRIGGER_AUTOMATION: hands.start, Outcome.DELEGATE_AGENT: minds.runs.start}
+    resumer = Resumer(decisions, pace, eyes, lambda work: starts[work.decision.outcome](work), lanes.later)
+    returner = Returner(decisions, pace, eyes, minds.reasoner, lanes)
+    retention = Retention(
+        pool, request_ids(settings.request_retention_days), journal.forgotten(settings.retention_days)
+    )
     forgetting = Forgetting(PostgresOldDecisions(pool), eyes, settings.retention_days)
-    decision_servicer = DecisionServicer(decisions, book, lanes.wake)
+    wishes = parts.wishes_of(settings, peers, pool)
+    decision_servicer = DecisionServicer(decisions, book, lanes.wake, Rest(minds.journal, NoWishes()))
     rule_servicer = RuleServicer(rule_sets, book, writes, AutomationPlaybooks(playbooks))
+    talk = parts.compose(
+        settings,
+        peers,
+        pool,
+        parts.Rest(
+            writes=writes,
+            wishes=wishes,
+            reasoner=minds.reasoner,
+            questions=DecisionQuestions(pool),
+            decisions=decisions,
+        ),
+    )
     return Router(
         book,
         [
+            (conversation_service_pb2_grpc.add_ConversationServiceServicer_to_server, talk.servicer),
             (decision_service_pb2_grpc.add_DecisionServiceServicer_to_server, decision_servicer),
             (rule_service_pb2_grpc.add_RuleServiceServicer_to_server, rule_servicer),
         ],
-        [*lanes.workers, resumer.run, book.follow, writes.outbox_worker, retention.run, forgetting.run],
+        [
+            *talk.workers,
+            *lanes.workers,
+            resumer.run,
+            returner.run,
+            book.follow,
+            writes.outbox_worker,
+            retention.run,
+            forgetting.run,
+        ],
     )
 
 

@@ -6,14 +6,16 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from opsmesh.agents.v1 import agent_service_pb2
 from opsmesh.automation.v1 import automation_service_pb2
 from opsmesh.config.v1 import rules_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2, signal_pb2
-from opsmesh.router.v1 import decision_service_pb2, rule_service_pb2
+from opsmesh.router.v1 import decision_service_pb2, outcome_pb2, rule_service_pb2
 from services.router import domain, rules
 from services.router.held import Seen
-from services.router.work import Execution
+from services.router.work import Execution, Run
 
+QUESTION_MAX: Final = 500
 NO_ID: Final = uuid.UUID(int=0)
 SEVERITIES: Final = {
     signal_pb2.Signal.SEVERITY_CRITICAL: "critical",
@@ -68,6 +70,7 @@ def snapshot_of(incident: ingest_service_pb2.Incident) -> domain.Snapshot:
         firing=incident.firing,
         readable=incident.status != signal_pb2.Signal.STATUS_UNSPECIFIED,
         open_time=_time_of(incident.open_time) if incident.HasField("open_time") else None,
+        target_ids=tuple(one.target_id for one in incident.targets if one.in_inventory),
     )
 
 
@@ -153,17 +156,44 @@ def decision_message(decision: domain.Decision) -> decision_service_pb2.Decision
         rule_id=decision.rule_id,
         rule_set_version=decision.rule_set_version,
         playbook_id=decision.playbook_id,
-        reason=domain.shorten(f"{decision.reason}; {decision.held_words}") if decision.held else decision.reason,
+        reason=_reason(decision),
         held=decision.held,
         execution_id=decision.execution_id,
         notice_execution_id=decision.notice_execution_id,
         awaiting_approval=decision.awaiting_approval,
         create_time=_timestamp(decision.create_time),
         age_seconds=max(0, int(decision.age.total_seconds())),
+        run_id=decision.run_id,
+        template_id=decision.template_id,
+        model_call_count=decision.model_call_count,
+        recorded=decision.recorded,
+        answerer=decision.answerer,
+        conversation_id=decision.order.conversation_id,
     )
     if decision.close_time:
         message.close_time.CopyFrom(_timestamp(decision.close_time))
+    if decision.model_outcome:
+        message.model_outcome.ParseFromString(decision.model_outcome)
+    if question := question_of(decision):
+        message.question.CopyFrom(question)
+    if decision.answer:
+        message.answer.ParseFromString(decision.answer)
     return message
+
+
+def _reason(decision: domain.Decision) -> str:
+    """Return why, with what it waits for now."""
+    waits = decision.held_words if decision.held else decision.parked_words if decision.parked else ""
+    return domain.shorten(f"{decision.reason}; {waits}") if waits else decision.reason
+
+
+def question_of(decision: domain.Decision) -> outcome_pb2.AskHuman | None:
+    """Return the question that a decision puts to a person, if it does; a rule's is answered in a few words."""
+    if decision.outcome is not domain.Outcome.ASK_HUMAN:
+        return None
+    if decision.question:
+        return outcome_pb2.AskHuman.FromString(decision.question)
+    return outcome_pb2.AskHuman(question=decision.reason[:QUESTION_MAX], text=outcome_pb2.FreeText())
 
 
 def preview_response(
@@ -212,7 +242,14 @@ def rule_set_message(row: domain.RuleSetRow) -> rule_service_pb2.RuleSetVersion:
 def execution_of(execution: automation_service_pb2.Execution) -> Execution:
     """Return what the router needs to know of an execution."""
     word = automation_service_pb2.Execution.State.Name(execution.state).removeprefix("STATE_")
-    return Execution(execution.execution_id, word, execution.health_proved)
+    return Execution(execution.execution_id, word, execution.health_proved, killed=bool(execution.kill_id))
+
+
+def run_of(run: agent_service_pb2.Run) -> Run:
+    """Return what the router needs to know of a run; its words come from us, not from its model."""
+    word = agent_service_pb2.Run.State.Name(run.state).removeprefix("STATE_")
+    words = f"{run.reason}: {run.detail}" if run.reason and run.detail else run.reason or run.detail
+    return Run(run.run_id, word, run.health_proved, killed=bool(run.kill_id), words=words)
 
 
 def _timestamp(moment: datetime) -> Timestamp:

@@ -91,7 +91,7 @@ class Resumer:
 
     async def once(self) -> float:
         """Look at one held decision; return the seconds until the next look is worth it."""
-        if not await self._store.holds():
+        if not await self._store.has(Stage.HELD):
             return PERIOD
         try:
             kills = await self._eyes.kills()

@@ -4,10 +4,10 @@ import asyncio
 import hashlib
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.config.v1 import rules_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2
 from opsmesh.router.v1 import (
@@ -20,15 +20,18 @@ from opsmesh.type.v1 import error_reason_pb2
 from services.mesh import paging
 from services.mesh.call import current
 from services.mesh.errors import FieldViolation, Refusal
-from services.mesh.writes import Event, Subject, Writes, event
-from services.router import domain, messages, rule_store, rules
+from services.mesh.writes import Subject, Writes
+from services.router import domain, messages, records, rule_store, rules
 from services.router.book import RuleBook
-from services.router.domain import Decision, History, RuleSetRow, Snapshot
+from services.router.domain import Decision, History, RuleSetRow, Wishes
+from services.router.reasoning.journal import Journal
 from services.router.rule_store import RuleStore
 from services.router.store import DecisionStore, Filter
 
 # A version must fit into the answer of GetRuleSet, and a message is at most 4 MiB.
 RULE_SET_BYTES_MAX: Final = 4_000_000
+# What an answer may carry of them: the newest.
+CALLS_MAX: Final = 32
 Clock = Callable[[], datetime]
 
 
@@ -39,6 +42,14 @@ class Playbooks(Protocol):
         """Return the ids of all published playbooks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What is asked beside the rules: what models were told and said, and what people confirmed in conversations."""
+
+    journal: Journal
+    wishes: Wishes
+
+
 class DecisionServicer(decision_service_pb2_grpc.DecisionServiceServicer):
     """Decides, and shows what was decided. `wake` is told which decisions may need work now."""
 
@@ -47,11 +58,13 @@ class DecisionServicer(decision_service_pb2_grpc.DecisionServiceServicer):
         store: DecisionStore,
         book: RuleBook,
         wake: Callable[[Sequence[Decision]], None],
+        rest: Rest,
         clock: Clock = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
         self._book = book
         self._wake = wake
+        self._rest = rest
         self._clock = clock
 
     async def DecideIncident(  # noqa: N802  the IDL's name
@@ -63,10 +76,12 @@ class DecisionServicer(decision_service_pb2_grpc.DecisionServiceServicer):
         snapshots = [messages.snapshot_of(incident) for incident in request.incidents]
         # One index for the whole batch: a version activated meanwhile decides the next one.
         index, now = self._book.index, self._clock()
+        chats = [snapshot for snapshot in snapshots if snapshot.facts.get("source") == domain.CHAT]
+        wishes = {snapshot.incident_id: await self._rest.wishes.of(snapshot) for snapshot in chats}
         decisions = await self._store.decide(
             snapshots,
-            lambda snapshot, history: domain.decide(snapshot, index, history, now),
-            _witness,
+            lambda snapshot, history: domain.decide(snapshot, index, history, now, wishes.get(snapshot.incident_id)),
+            records.decided,
             current().trace.header,
         )
         self._wake(decisions)
@@ -75,12 +90,16 @@ class DecisionServicer(decision_service_pb2_grpc.DecisionServiceServicer):
     async def GetDecision(  # noqa: N802  the IDL's name
         self, request: decision_service_pb2.GetDecisionRequest, context: Any
     ) -> decision_service_pb2.GetDecisionResponse:
-        """Read one decision."""
+        """Read one decision, with the calls of models and what they were told."""
         del context
         found = await self._store.read([uuid.UUID(request.decision_id)])
         if not found:
             raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="decision", id=request.decision_id)
-        return decision_service_pb2.GetDecisionResponse(decision=messages.decision_message(found[0]))
+        decision = messages.decision_message(found[0])
+        record = await self._rest.journal.record(found[0].decision_id)
+        decision.model_calls.extend(record.calls[-CALLS_MAX:])
+        decision.context_sources.extend(record.sources)
+        return decision_service_pb2.GetDecisionResponse(decision=decision)
 
     async def BatchGetDecisions(  # noqa: N802  the IDL's name
         self, request: decision_service_pb2.BatchGetDecisionsRequest, context: Any
@@ -214,26 +233,3 @@ def _check(incidents: Sequence[ingest_service_pb2.Incident]) -> None:
         seen.add(incident.incident_id)
     if wrong:
         raise Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=wrong)
-
-
-def _witness(snapshot: Snapshot, decision: Decision) -> audit_service_pb2.AuditEvent:
-    """Return the audit record of a decision; the same decision has the same event_id."""
-    detail = {
-        "outcome": str(decision.outcome),
-        "state": str(decision.state),
-        "result": str(decision.result),
-        "revision": str(decision.revision),
-        "rule_id": decision.rule_id,
-        "playbook_id": decision.playbook_id,
-    }
-    subject = Subject(
-        target=snapshot.facts.get("target", ""),
-        environment=snapshot.facts.get("environment", ""),
-        region=snapshot.facts.get("region", ""),
-        incident_id=str(decision.incident_id),
-        decision_id=str(decision.decision_id),
-        rule_set_version=decision.rule_set_version,
-        detail={name: value for name, value in detail.items() if value},
-    )
-    event_id = uuid.uuid5(decision.decision_id, "record")
-    return event(Event.PHASE_RECORD, Event.OUTCOME_SUCCEEDED, subject, event_id=event_id)

@@ -8,7 +8,7 @@ from services.mesh.settings import PostgresSettings
 
 
 class RouterSettings(PostgresSettings):
-    """Settings of the router; OPSMESH_PEERS must name automation, agents, ingest, guardrails and audit."""
+    """Settings of the router; OPSMESH_PEERS must name automation, agents, ingest, guardrails, gateway and audit."""
 
     resume_per_second: float = Field(
         default=2.0, ge=0.01, le=1000, description="how many held decisions are tried a second after a kill's release"

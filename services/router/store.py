@@ -4,40 +4,33 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Protocol
-
-import asyncpg
+from typing import Final, Protocol
 
 from opsmesh.audit.v1 import audit_service_pb2
 from services.mesh.postgres import Connection, Pool
-from services.router import domain
-from services.router.domain import Decision, History, Outcome, Result, Snapshot, Stage, State, Verdict
-from services.router.work import Step, Work
+from services.router import domain, records
+from services.router.domain import Decision, History, Snapshot, Stage, State, Verdict
+from services.router.rows import COLUMNS, MADE, decision_of, history_of, new_columns, work_of
+from services.router.work import Made, Step, Work
 
-COLUMNS: Final = (
-    "decision_id, incident_id, revision, state, outcome, result, rule_id, rule_set_version, playbook_id, reason, "
-    "execution_id, notice_execution_id, awaiting_approval, create_time, close_time, "
-    "clock_timestamp() - create_time AS age, stage = 'HELD' AS held, held_by, held_words, held_time, max_age, "
-    "start_time IS NOT NULL AS tried"
-)
 # Ids come sorted, so that two calls with the same incidents never wait for each other in a circle.
 LOCK: Final = "SELECT pg_advisory_xact_lock(20, hashtext(id::text)) FROM unnest($1::uuid[]) AS ids(id)"
 HISTORY: Final = f"SELECT {COLUMNS} FROM decisions WHERE incident_id = ANY($1::uuid[])"  # noqa: S608  constants only
+_NAMES: Final = ", ".join(name for name, _ in MADE)
+_PLACES: Final = ", ".join(f"${place}::{kind}[]" for place, (_, kind) in enumerate(MADE, 1))
+_VALUES: Final = _NAMES.replace("targets", "coalesce(string_to_array(nullif(targets, ''), chr(10)), '{}')")
 INSERT: Final = f"""
-INSERT INTO decisions (decision_id, incident_id, revision, state, outcome, result, rule_id, rule_set_version,
-                       playbook_id, reason, stage, max_age, traceparent, close_time)
-SELECT decision_id, incident_id, revision, state, outcome, result, rule_id, rule_set_version,
-       playbook_id, reason, stage, max_age, $13, CASE WHEN state = 'CLOSED' THEN clock_timestamp() END
-FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[],
-            $9::text[], $10::text[], $11::text[], $12::interval[])
-  AS new(decision_id, incident_id, revision, state, outcome, result, rule_id, rule_set_version, playbook_id, reason,
-         stage, max_age)
+INSERT INTO decisions ({_NAMES.replace("targets", "target_ids")}, traceparent, close_time)
+SELECT {_VALUES}, ${len(MADE) + 1}, CASE WHEN state = 'CLOSED' THEN clock_timestamp() END
+FROM unnest({_PLACES}) AS new({_NAMES})
 RETURNING {COLUMNS}
 """  # noqa: S608  constants only
+# The failed execution of what was superseded before its run was started is the newer revision's to look into.
 SUPERSEDE: Final = """
 UPDATE decisions
 SET state = 'CLOSED', result = 'SUPERSEDED', stage = 'NONE', awaiting_approval = false,
-    close_time = clock_timestamp()
+    close_time = clock_timestamp(),
+    cause_execution_id = CASE WHEN run_id = '' AND start_time IS NULL THEN '' ELSE cause_execution_id END
 FROM unnest($1::uuid[], $2::bigint[]) AS newer(incident_id, revision)
 WHERE decisions.incident_id = newer.incident_id AND decisions.revision < newer.revision
   AND decisions.state <> 'CLOSED'
@@ -62,9 +55,28 @@ WHERE decision_id = (
 RETURNING {COLUMNS}, stage, attempts, traceparent
 """  # noqa: S608  constants only
 TRY: Final = """
-UPDATE decisions SET start_time = clock_timestamp() WHERE decision_id = $1 AND stage = 'HELD' RETURNING true
+UPDATE decisions SET start_time = clock_timestamp()
+WHERE decision_id = $1 AND stage IN ('HELD', 'START_RUN') RETURNING true
 """
-HOLDS: Final = "SELECT EXISTS (SELECT FROM decisions WHERE stage = 'HELD')"
+HAS: Final = "SELECT EXISTS (SELECT FROM decisions WHERE stage = $1)"
+# The oldest that waits for a model; its notice is another lane's business.
+CLAIM_PARKED: Final = f"""
+UPDATE decisions SET resume_time = clock_timestamp() + make_interval(secs => $1)
+WHERE decision_id = (
+    SELECT decision_id FROM decisions WHERE stage = 'PARKED' AND resume_time <= clock_timestamp()
+    ORDER BY create_time LIMIT 1 FOR UPDATE SKIP LOCKED)
+RETURNING {COLUMNS}, stage, attempts, traceparent
+"""  # noqa: S608  constants only
+# Only where it was claimed: a decision that was superseded meanwhile stays so.
+MAKE: Final = f"""
+UPDATE decisions
+SET state = $3, outcome = $4, result = $5, reason = $6, stage = $7, playbook_id = $8, template_id = $9,
+    target_ids = $10, goal = $11, model_outcome = $12, question = $13, model_call_count = $14, recorded = $15,
+    due_time = clock_timestamp(), attempts = 0, parked_words = '',
+    close_time = CASE WHEN $3 = 'CLOSED' THEN clock_timestamp() END
+WHERE decision_id = $1 AND stage = $2
+RETURNING {COLUMNS}
+"""  # noqa: S608  constants only
 # What was started is kept whatever happened meanwhile; the rest only if the decision is still where it was claimed.
 ADVANCE: Final = """
 UPDATE decisions
@@ -81,6 +93,12 @@ SET execution_id = CASE WHEN $3 <> '' THEN $3 ELSE execution_id END,
     held_words = CASE WHEN stage = $2 AND $13 <> '' THEN $13 ELSE held_words END,
     held_time = CASE WHEN stage = $2 AND $13 <> '' THEN coalesce(held_time, clock_timestamp()) ELSE held_time END,
     start_time = CASE WHEN $13 <> '' THEN NULL ELSE start_time END,
+    run_id = CASE WHEN $14 <> '' THEN $14 ELSE run_id END,
+    killed = killed OR $15,
+    parked_words = CASE WHEN stage = $2 AND $16 <> '' THEN $16 ELSE parked_words END,
+    parked_time = CASE WHEN stage = $2 AND $16 <> '' THEN coalesce(parked_time, clock_timestamp()) ELSE parked_time END,
+    resume_time = CASE WHEN stage = $2 AND $16 <> '' THEN clock_timestamp() + make_interval(secs => $17)
+                  ELSE resume_time END,
     close_time = CASE WHEN stage = $2 AND $6 = 'CLOSED' THEN clock_timestamp() ELSE close_time END
 WHERE decision_id = $1
 """
@@ -139,14 +157,17 @@ class DecisionStore(Protocol):
     async def claim(self, stage: Stage, limit: int, seconds: float) -> list[Work]:
         """Return due work of a stage and keep it from others for some seconds."""
 
-    async def holds(self) -> bool:
-        """Say whether any decision is held."""
+    async def has(self, stage: Stage) -> bool:
+        """Say whether any decision is in a stage."""
 
     async def claim_held(self, kills: Sequence[str], seconds: float) -> Work | None:
         """Return the oldest due decision that none of these kills holds, and keep it from others for some seconds."""
 
+    async def claim_parked(self, seconds: float) -> Work | None:
+        """Return the oldest decision that waits for a model, and keep it from others who resume for some seconds."""
+
     async def trying(self, decision: Decision) -> bool:
-        """Note that a held decision is started now, in step with new revisions; False when one was decided."""
+        """Note that what was held, or a run, is started now, in step with new revisions; False when one was decided."""
 
     async def advance(self, work: Work, step: Step) -> None:
         """Write back what became of claimed work."""
@@ -166,17 +187,17 @@ class PostgresDecisionStore:
         incidents = sorted(snapshot.incident_id for snapshot in snapshots)
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute(LOCK, incidents)
-            known = [_decision(row) for row in await connection.fetch(HISTORY, incidents)]
+            known = [decision_of(row) for row in await connection.fetch(HISTORY, incidents)]
             found = {(one.incident_id, one.revision): one for one in known}
             new = {
-                (snapshot.incident_id, snapshot.revision): (snapshot, judge(snapshot, _history(known, snapshot)))
+                (snapshot.incident_id, snapshot.revision): (snapshot, judge(snapshot, history_of(known, snapshot)))
                 for snapshot in snapshots
                 if (snapshot.incident_id, snapshot.revision) not in found
             }
             if new:
-                rows = await connection.fetch(INSERT, *_columns(new.values()), traceparent)
-                made = {(one.incident_id, one.revision): one for one in map(_decision, rows)}
                 await connection.execute(SUPERSEDE, [key[0] for key in new], [key[1] for key in new])
+                rows = await connection.fetch(INSERT, *new_columns(new.values()), traceparent)
+                made = {(one.incident_id, one.revision): one for one in map(decision_of, rows)}
                 events = [witness(snapshot, made[key]) for key, (snapshot, _) in new.items()]
                 await self._outbox.enqueue(connection, *events)
                 found |= made
@@ -186,31 +207,36 @@ class PostgresDecisionStore:
 
     async def history(self, incident_id: uuid.UUID, revision: int) -> History:
         """See DecisionStore."""
-        known = [_decision(row) for row in await self._pool.fetch(HISTORY, [incident_id])]
-        return _history([one for one in known if one.revision != revision], Snapshot(incident_id, revision, {}))
+        known = [decision_of(row) for row in await self._pool.fetch(HISTORY, [incident_id])]
+        return history_of([one for one in known if one.revision != revision], Snapshot(incident_id, revision, {}))
 
     async def read(self, ids: Sequence[uuid.UUID]) -> list[Decision]:
         """See DecisionStore."""
-        return [_decision(row) for row in await self._pool.fetch(BY_IDS, ids)]
+        return [decision_of(row) for row in await self._pool.fetch(BY_IDS, ids)]
 
     async def page(self, chosen: Filter, limit: int) -> list[Decision]:
         """See DecisionStore."""
         moment, last = chosen.before or (None, None)
         rows = await self._pool.fetch(PAGE, chosen.incident_id, chosen.rule_id, chosen.state or "", moment, last, limit)
-        return [_decision(row) for row in rows]
+        return [decision_of(row) for row in rows]
 
     async def claim(self, stage: Stage, limit: int, seconds: float) -> list[Work]:
         """See DecisionStore."""
-        return [_work(row) for row in await self._pool.fetch(CLAIM, stage, limit, seconds)]
+        return [work_of(row) for row in await self._pool.fetch(CLAIM, stage, limit, seconds)]
 
-    async def holds(self) -> bool:
+    async def has(self, stage: Stage) -> bool:
         """See DecisionStore."""
-        return bool(await self._pool.fetchval(HOLDS))
+        return bool(await self._pool.fetchval(HAS, stage))
 
     async def claim_held(self, kills: Sequence[str], seconds: float) -> Work | None:
         """See DecisionStore."""
         row = await self._pool.fetchrow(CLAIM_HELD, kills, seconds)
-        return _work(row) if row else None
+        return work_of(row) if row else None
+
+    async def claim_parked(self, seconds: float) -> Work | None:
+        """See DecisionStore."""
+        row = await self._pool.fetchrow(CLAIM_PARKED, seconds)
+        return work_of(row) if row else None
 
     async def trying(self, decision: Decision) -> bool:
         """See DecisionStore."""
@@ -221,6 +247,9 @@ class PostgresDecisionStore:
 
     async def advance(self, work: Work, step: Step) -> None:
         """See DecisionStore."""
+        if step.made is not None:
+            await self._make(work, step.made)
+            return
         await self._pool.execute(
             ADVANCE,
             work.decision.decision_id,
@@ -236,73 +265,35 @@ class PostgresDecisionStore:
             step.news,
             step.held_by,
             step.held_words,
+            step.run_id,
+            step.killed,
+            step.parked_words,
+            step.resume,
         )
 
-
-def _history(known: Sequence[Decision], snapshot: Snapshot) -> History:
-    """Return what the decisions of all incidents say about the earlier revisions of this one."""
-    own = [one for one in known if one.incident_id == snapshot.incident_id]
-    # What was held until it was superseded never started anything.
-    started = frozenset(
-        one.rule_id
-        for one in own
-        if one.revision < snapshot.revision
-        and one.outcome is Outcome.TRIGGER_AUTOMATION
-        and (one.execution_id or one.tried or not one.held_time)
-    )
-    return History(started, max((one.revision for one in own), default=0))
-
-
-def _columns(new: Any) -> list[list[Any]]:
-    """Return (snapshot, verdict) pairs as one list per column of INSERT."""
-    rows = [
-        (
-            domain.decision_id(snapshot.incident_id, snapshot.revision),
-            snapshot.incident_id,
-            snapshot.revision,
-            verdict.state,
-            verdict.outcome,
-            verdict.result,
-            verdict.rule_id,
-            verdict.rule_set_version,
-            verdict.playbook_id,
-            verdict.reason,
-            domain.first_stage(verdict),
-            verdict.max_age,
-        )
-        for snapshot, verdict in new
-    ]
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _work(row: asyncpg.Record) -> Work:
-    """Return a claimed row as work."""
-    return Work(_decision(row), Stage(row["stage"]), row["attempts"], row["traceparent"])
-
-
-def _decision(row: asyncpg.Record) -> Decision:
-    """Return a row as a decision."""
-    return Decision(
-        decision_id=row["decision_id"],
-        incident_id=row["incident_id"],
-        revision=row["revision"],
-        state=State(row["state"]),
-        outcome=Outcome(row["outcome"]),
-        result=Result(row["result"]),
-        rule_id=row["rule_id"],
-        rule_set_version=row["rule_set_version"],
-        playbook_id=row["playbook_id"],
-        reason=row["reason"],
-        execution_id=row["execution_id"],
-        notice_execution_id=row["notice_execution_id"],
-        awaiting_approval=row["awaiting_approval"],
-        create_time=row["create_time"],
-        close_time=row["close_time"],
-        age=row["age"],
-        held=row["held"],
-        held_by=row["held_by"],
-        held_words=row["held_words"],
-        held_time=row["held_time"],
-        max_age=row["max_age"],
-        tried=row["tried"],
-    )
+    async def _make(self, work: Work, made: Made) -> None:
+        """Write what was decided, and its audit event, in one transaction."""
+        verdict = made.verdict
+        async with self._pool.acquire() as connection, connection.transaction():
+            row = await connection.fetchrow(
+                MAKE,
+                work.decision.decision_id,
+                work.stage,
+                verdict.state,
+                verdict.outcome,
+                verdict.result,
+                verdict.reason,
+                domain.first_stage(verdict),
+                verdict.playbook_id,
+                verdict.template_id,
+                list(verdict.order.target_ids),
+                verdict.order.goal,
+                verdict.model_outcome,
+                verdict.question,
+                made.model_call_count,
+                made.recorded,
+            )
+            if row is None:
+                return
+            await self._outbox.enqueue(connection, records.made(decision_of(row)))
+        self._outbox.wake()

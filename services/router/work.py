@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from services.router.domain import Decision, Result, Stage, State, shorten
+from services.router.domain import Decision, Result, Stage, State, Verdict, shorten
 
 NOTICE_PAUSE: Final = 60.0
 NOTICE_TRIES: Final = 30
+SECOND: Final = 1.0
+# A lane has nothing more to do on it; a day later it looks again all the same.
+NEVER: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +25,20 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """What a model, or the failure of an execution, decided about what no rule knew. `verdict` is as for rules."""
+
+    verdict: Verdict
+    model_call_count: int = 0
+    recorded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What a lane has to write back; empty texts leave what is there. `delay` in seconds until the next look.
 
-    `held_words` say why a start is held, and by which kill (`held_by`; empty where a lease is missing).
+    `held_words` say why a start is held, and by which kill (`held_by`; empty where a lease is missing). `parked_words`
+    say why no model can be asked; another try is worth it after `resume` seconds. With `made` the decision is made.
     """
 
     stage: Stage
@@ -39,6 +52,11 @@ class Step:
     news: bool = True
     held_by: str = ""
     held_words: str = ""
+    run_id: str = ""
+    killed: bool = False
+    parked_words: str = ""
+    resume: float = 0.0
+    made: Made | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,18 @@ class Execution:
     execution_id: str
     state: str
     health_proved: bool = False
+    killed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the router needs to know of a run; `state` is the IDL's word without prefix, `words` say what happened."""
+
+    run_id: str
+    state: str
+    health_proved: bool = False
+    killed: bool = False
+    words: str = ""
 
 
 FINAL: Final[Mapping[str, Result]] = {
@@ -64,9 +94,17 @@ def start_request_id(decision: uuid.UUID) -> uuid.UUID:
     return uuid.uuid5(decision, "start")
 
 
-def notify_request_id(decision: uuid.UUID) -> uuid.UUID:
-    """Return the request_id under which a decision notifies a person, however often it is tried."""
-    return uuid.uuid5(decision, "notify")
+def run_request_id(decision: uuid.UUID) -> uuid.UUID:
+    """Return the request_id under which a decision starts its run, however often it is tried."""
+    return uuid.uuid5(decision, "run")
+
+
+def notify_request_id(decision: uuid.UUID, *, again: bool = False) -> uuid.UUID:
+    """Return the request_id under which a decision notifies a person, however often it is tried.
+
+    `again`: it was told before that nobody could decide, and now it is decided.
+    """
+    return uuid.uuid5(decision, "notify/decided" if again else "notify")
 
 
 def follow(work: Work, execution: Execution) -> Step:
@@ -74,7 +112,9 @@ def follow(work: Work, execution: Execution) -> Step:
     if result := FINAL.get(execution.state):
         if execution.state == "SUCCEEDED" and execution.health_proved:
             result = Result.REPAIRED
-        return Step(Stage.NONE, State.CLOSED, result=result, execution_id=execution.execution_id)
+        return Step(
+            Stage.NONE, State.CLOSED, result=result, execution_id=execution.execution_id, killed=execution.killed
+        )
     awaiting = execution.state == "AWAITING_APPROVAL"
     news = work.stage is Stage.START or awaiting != work.decision.awaiting_approval
     return Step(
@@ -87,6 +127,30 @@ def follow(work: Work, execution: Execution) -> Step:
     )
 
 
+def follow_run(work: Work, run: Run) -> Step:
+    """Return what a run, just read, means for its decision: what it says of itself is a report, not a repair."""
+    if result := FINAL.get(run.state):
+        if run.state == "SUCCEEDED":
+            result = Result.REPAIRED if run.health_proved else Result.REPORTED
+        reason = shorten(f"{work.decision.reason}; {run.words}") if run.words else ""
+        return Step(Stage.NONE, State.CLOSED, result=result, reason=reason, run_id=run.run_id, killed=run.killed)
+    awaiting = run.state == "AWAITING_APPROVAL"
+    news = work.stage is not Stage.FOLLOW_RUN or awaiting != work.decision.awaiting_approval
+    return Step(
+        Stage.FOLLOW_RUN,
+        State.DECIDED,
+        delay=pause(0 if news else work.attempts),
+        run_id=run.run_id,
+        awaiting_approval=awaiting,
+        news=news,
+    )
+
+
+def park(why: str, seconds: float) -> Step:
+    """Keep a decision until a model can be asked; another try before `seconds` have passed is of no use."""
+    return Step(Stage.PARKED, State.AWAITING_MODEL, parked_words=shorten(why), resume=seconds)
+
+
 def give_up(work: Work, result: Result, why: str) -> Step:
     """Close a decision whose playbook cannot be started or found: ingest makes a new revision of it."""
     return Step(Stage.NONE, State.CLOSED, result=result, reason=shorten(f"{work.decision.reason}; {why}"))
@@ -97,7 +161,13 @@ def not_notified(work: Work, why: str) -> Step:
     decision = work.decision
     if work.attempts < NOTICE_TRIES:
         return Step(work.stage, decision.state, delay=NOTICE_PAUSE, news=False)
-    return Step(Stage.NONE, decision.state, reason=shorten(f"{decision.reason}; nobody could be notified: {why}"))
+    reason = shorten(f"{decision.reason}; nobody could be notified: {why}")
+    return Step(told(work), decision.state, delay=NEVER, reason=reason)
+
+
+def told(work: Work) -> Stage:
+    """Return where a decision goes once people were told: what waits for a model goes on waiting."""
+    return Stage.PARKED if work.stage is Stage.PARKED else Stage.NONE
 
 
 def again(work: Work) -> Step:

@@ -53,6 +53,7 @@ class Town:
     audit_port: int = field(default_factory=free_port)
     guardrails_port: int = field(default_factory=free_port)
     ingest_port: int = field(default_factory=free_port)
+    gateway_port: int = field(default_factory=free_port)
 
     def serve_automation(self) -> Any:
         """Run automation."""
@@ -91,6 +92,7 @@ class Town:
             "audit": self.audit_port,
             "guardrails": self.guardrails_port,
             "ingest": self.ingest_port,
+            "gateway": self.gateway_port,
         }
         settings = RouterSettings(
             **self.world.settings("router").model_dump()

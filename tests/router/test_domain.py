@@ -52,7 +52,11 @@ def test_a_match_is_decided_at_once() -> None:
 def test_what_is_not_known_waits(snapshot: Snapshot, index: Index, history: History, words: str) -> None:
     """No match, an unreadable status, no rules and a rule that ran before leave the decision to model or person."""
     verdict = decide(snapshot, index, history, NOW)
-    assert (verdict.state, first_stage(verdict)) == (State.AWAITING_MODEL, Stage.MODEL)
+    # What could not be read is nothing to reason about: people are told.
+    assert (verdict.state, first_stage(verdict)) == (
+        State.AWAITING_MODEL,
+        Stage.MODEL if snapshot.readable else Stage.NOTIFY,
+    )
     assert words in verdict.reason
 
 

@@ -20,7 +20,7 @@ from services.mesh.client import connect, refusal_of
 from tests.mesh.world import ROOT, World
 from tests.router.house import Town, checkout_rules
 
-PEERS = ("automation", "agents", "ingest", "guardrails", "audit")
+PEERS = ("automation", "agents", "ingest", "guardrails", "gateway", "audit")
 
 
 def environment(world: World, town: Town, port: int, **changes: str) -> dict[str, str]:

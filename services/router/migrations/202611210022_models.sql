@@ -20,8 +20,12 @@ ALTER TABLE router.decisions
     ADD COLUMN goal text NOT NULL DEFAULT '',
     ADD COLUMN cause_execution_id text NOT NULL DEFAULT '',
     ADD COLUMN identity_token bytea NOT NULL DEFAULT '',
-    -- Since when it waits for a model that can be asked.
-    ADD COLUMN parked_time timestamptz;
+    -- Why it waits for a model that can be asked, since when, and from when it is worth another try.
+    ADD COLUMN parked_words text NOT NULL DEFAULT '',
+    ADD COLUMN parked_time timestamptz,
+    ADD COLUMN resume_time timestamptz NOT NULL DEFAULT '-infinity',
+    -- A kill ended what it had started.
+    ADD COLUMN killed boolean NOT NULL DEFAULT false;
 CREATE INDEX decisions_parked ON router.decisions (create_time) WHERE stage = 'PARKED';
 -- At most one run for a failed execution, whatever is replayed.
 CREATE UNIQUE INDEX decisions_cause ON router.decisions (cause_execution_id) WHERE cause_execution_id <> '';
@@ -80,4 +84,7 @@ ALTER TABLE router.decisions
     DROP COLUMN goal,
     DROP COLUMN cause_execution_id,
     DROP COLUMN identity_token,
-    DROP COLUMN parked_time;
+    DROP COLUMN parked_words,
+    DROP COLUMN parked_time,
+    DROP COLUMN resume_time,
+    DROP COLUMN killed;

@@ -1,18 +1,20 @@
 """What a model is told: each source has its own deadline and asks alone; what is absent is marked absent, with why."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import Message
 
 from opsmesh.ingest.v1 import ingest_service_pb2
 from opsmesh.router.v1 import decision_service_pb2
 from services.mesh.errors import Refusal, from_rpc_error
 from services.mesh.models.outcomes import Available
+from services.mesh.models.tool_schema import Offer
 from services.mesh.models.untrusted import Marks
 
 SECONDS: Final = 2.0
@@ -30,12 +32,24 @@ class Section:
     text: str
 
 
+class Reads(Protocol):
+    """Reads through the gateway for one decision. Raises grpc.aio.AioRpcError."""
+
+    async def offers(self) -> Mapping[str, Offer]:
+        """Return what may be read, as a model is offered it."""
+
+    async def call(self, name: str, request: Message) -> Any:
+        """Read with a tool: its full name, or the bare one where that is unique."""
+
+
 @dataclass(frozen=True, slots=True)
 class About:
-    """What the context is for. `incident` is None in a conversation; `decision_id` is empty there, too."""
+    """What the context is for. In a conversation there is no `incident`, no `decision_id`, and nothing to read with."""
 
     incident: ingest_service_pb2.Incident | None = None
+    signals: tuple[ingest_service_pb2.SignalRecord, ...] = ()
     decision_id: str = ""
+    reads: Reads | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,7 @@ class Told:
     playbooks: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    reads: Mapping[str, Offer] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -88,6 +103,7 @@ async def gather(sources: Sequence[Source], about: About, marks: Marks, seconds:
             playbooks=_all([found.playbooks for found, _ in told if found]),
             templates=_all([found.templates for found, _ in told if found]),
             targets=_all([found.targets for found, _ in told if found]),
+            reads={name: one for found, _ in told if found for name, one in found.reads.items()},
         ),
     )
 

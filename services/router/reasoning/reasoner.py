@@ -122,7 +122,7 @@ class Reasoner:
     async def away(self, incident_id: str = "", requester: str = "") -> str:
         """Return why no model can be asked now; empty when one can. Raises grpc.aio.AioRpcError."""
         answer = await self._models.ListModels(pb.ListModelsRequest(incident_id=incident_id, requester=requester))
-        return (answer.automation_only_reason or "automation-only mode") if answer.automation_only else ""
+        return (answer.automation_only_reason or "no model is configured") if answer.automation_only else ""
 
     async def record(self, key: uuid.UUID) -> Record:
         """Return the calls and sources of a decision or message, of all attempts."""
