@@ -1,106 +1,131 @@
-"""What agents tells guardrails about a kill: that nothing of its own goes on."""
+"""The kill switch as runs feel it: what is in scope stops, with what it started, and guardrails is told."""
 # ruff: noqa: N802  the names are those of the IDL
 
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
-from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as rpc
-from services.agents.stops import StopReports
-from services.local.files import free_port
-from services.mesh.call import current
-from services.mesh.client import Peers
-from services.mesh.server import Server
+from services.agents.stops import KillStore, Stops
+from services.mesh.leases import Leases
+from tests.agents.run_house import OTHER, TARGET, Runs, check, running, template
 from tests.mesh.world import World
+from tests.stores import Database
 
 
-class FakeKillSwitch(rpc.KillSwitchServiceServicer):
-    """Streams the leases that are put into `leases`; None ends the stream."""
+@dataclass
+class Switch:
+    """Hands out the kills that are put there, and keeps what is reported: (kill, subject, state)."""
 
-    def __init__(self) -> None:
-        self.leases: asyncio.Queue[pb.Lease | None] = asyncio.Queue()
-        self.reports: asyncio.Queue[tuple[str, str, int]] = asyncio.Queue()
+    kills: list[pb.LeasedKill] = field(default_factory=list)
+    polls: int = 0
+    reports: "asyncio.Queue[tuple[str, list[tuple[str, int]]]]" = field(default_factory=asyncio.Queue)
 
-    async def WatchLease(self, _: Any, __: Any) -> AsyncIterator[pb.WatchLeaseResponse]:
-        """Stream."""
-        while (lease := await self.leases.get()) is not None:
-            yield pb.WatchLeaseResponse(lease=lease)
+    async def PollLease(self, _: Any, **__: Any) -> pb.PollLeaseResponse:
+        """Answer with what holds now."""
+        self.polls += 1
+        answer = pb.PollLeaseResponse(lease=pb.Lease(kills=self.kills))
+        answer.lease.lease_time.GetCurrentTime()
+        return answer
 
-    async def ReportStops(self, request: pb.ReportStopsRequest, _: Any) -> pb.ReportStopsResponse:
-        """Keep who reported how many stops of which kill."""
-        await self.reports.put((current().identity, request.kill_id, len(request.stops)))
+    async def ReportStops(self, request: pb.ReportStopsRequest, **_: Any) -> pb.ReportStopsResponse:
+        """Keep it."""
+        self.reports.put_nowait((request.kill_id, [(one.subject, one.state) for one in request.stops]))
+        assert all(one.kind == pb.Stop.KIND_RUN for one in request.stops)
         return pb.ReportStopsResponse()
 
-    async def PollLease(self, _: Any, __: Any) -> pb.PollLeaseResponse:
-        """Answer nothing: not asked by agents."""
-        return pb.PollLeaseResponse()
+    def kill(self, **scope: Any) -> str:
+        """Engage one; return its id."""
+        kill_id = str(uuid.uuid4())
+        self.kills.append(pb.LeasedKill(kill_id=kill_id, scope=pb.KillScope(**scope), epoch=len(self.kills) + 1))
+        return kill_id
 
-    async def Engage(self, _: Any, __: Any) -> pb.EngageResponse:
-        """Answer nothing: not asked by agents."""
-        return pb.EngageResponse()
-
-    async def Release(self, _: Any, __: Any) -> pb.ReleaseResponse:
-        """Answer nothing: not asked by agents."""
-        return pb.ReleaseResponse()
-
-    async def GetStatus(self, _: Any, __: Any) -> pb.GetStatusResponse:
-        """Answer nothing: not asked by agents."""
-        return pb.GetStatusResponse()
+    async def told(self, kill_id: str, *wanted: tuple[str, int]) -> None:
+        """Wait until exactly this was reported."""
+        async with asyncio.timeout(20):
+            while True:
+                found, stops = await self.reports.get()
+                if found == kill_id and sorted(stops) == sorted(wanted):
+                    return
 
 
-def lease(*kills: str, released: str = "") -> pb.Lease:
-    """Return a lease with these kills."""
-    scope = pb.KillScope(everything=True)
-    return pb.Lease(kills=[pb.LeasedKill(kill_id=one, scope=scope, released=one == released) for one in kills])
+@asynccontextmanager
+async def stopping(runs: Runs) -> AsyncIterator[Switch]:
+    """Follow the lease."""
+    switch, stop = Switch(), asyncio.Event()
+    stub: Any = switch
+    leases = Leases(stub, "agents@test")
+    stops = Stops(leases, KillStore(runs.pool), runs.runner.halt, stub)
+    workers = [asyncio.create_task(one(stop)) for one in (leases.poll, stops.work)]
+    try:
+        yield switch
+    finally:
+        stop.set()
+        await asyncio.gather(*workers)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    """Give certificates."""
-    return World(tmp_path)
+async def runs(mesh: World, database: Database) -> AsyncIterator[Runs]:
+    """Run the engine."""
+    async with running(mesh, database) as one:
+        yield one
 
 
-async def test_each_kill_is_reported_once_per_stream(world: World) -> None:
-    """Every kill that holds gets an empty report, released ones none.
+async def test_a_kill_without_runs_is_reported(runs: Runs) -> None:
+    """Every kill that holds gets a report, so that nobody waits for one."""
+    async with stopping(runs) as switch:
+        await switch.told(switch.kill(everything=True))
 
-    A new stream, also of a guardrails that came back, is told again; stopping waits for nobody.
-    """
-    first, second, over = (str(uuid.uuid4()) for _ in range(3))
-    fake, port = FakeKillSwitch(), free_port()
-    peers = Peers(world.settings("agents", peers={"guardrails": f"127.0.0.1:{port}"}))
-    stop = asyncio.Event()
-    task = asyncio.create_task(StopReports(peers.channel("guardrails")).run(stop))
 
-    def serve() -> Server:
-        servicers: list[tuple[Any, Any]] = [(rpc.add_KillSwitchServiceServicer_to_server, fake)]
-        return Server(world.settings("guardrails", listen=f"127.0.0.1:{port}"), servicers)
+async def test_a_kill_of_a_target_stops_its_runs(runs: Runs) -> None:
+    """A run that waits for people ends CANCELLED with the kill's id; one on another target goes on."""
+    runs.outside.verdicts = [guardrails.VERDICT_REQUIRE_APPROVAL] * 2
+    here = await runs.until(await runs.start(), "AWAITING_APPROVAL")
+    runs.script.lines = {"": ([check(OTHER)], [("workload_RestartWorkload", {"target_id": OTHER})])}
+    there = await runs.until(await runs.start(targets=(OTHER,)), "AWAITING_APPROVAL")
+    async with stopping(runs) as switch:
+        kill_id = switch.kill(target_id=TARGET)
+        run = await runs.until(here.run_id, closed=True)
+        assert (run.state, run.kill_id, run.reason) == ("CANCELLED", kill_id, "KILLED")
+        await switch.told(kill_id, (run.run_id, pb.Stop.STATE_STOPPED))
+    assert (await runs.run(there.run_id)).state == "AWAITING_APPROVAL"
+    assert runs.outside.made == {}
 
-    async def told(*kills: str) -> None:
-        for one in kills:
-            assert await asyncio.wait_for(fake.reports.get(), 20) == ("service/agents", one, 0)
 
-    server = serve()
-    await server.start()
-    fake.leases.put_nowait(lease())
-    fake.leases.put_nowait(lease(first, over, released=over))
-    await told(first)
-    fake.leases.put_nowait(lease(first, second))
-    await told(second)
-    fake.leases.put_nowait(None)
-    fake.leases.put_nowait(lease(first, second))
-    await told(first, second)
-    await server.stop(grace=0.1)
-    fake.leases = asyncio.Queue()
-    fake.leases.put_nowait(lease(second))
-    server = serve()
-    await server.start()
-    await told(second)
-    stop.set()
-    await asyncio.wait_for(task, 5)
-    await peers.close()
-    await server.stop(grace=0.1)
+async def test_a_kill_of_a_run_stops_what_it_started(runs: Runs) -> None:
+    """Parent and child end CANCELLED, the child first; each is reported."""
+    await runs.publish(template("child"))
+    runs.outside.verdicts = [guardrails.VERDICT_REQUIRE_APPROVAL]
+    runs.script.lines = {
+        "a parent agent": ([("delegate_run", {"template_id": "child", "goal": "restart it"})],),
+        "a child agent": ([check()], [("workload_RestartWorkload", {"target_id": TARGET})]),
+    }
+    content = template("parent", child_templates=["child"], max_depth=1)
+    parent = await runs.until(await runs.start(content), "AWAITING_CHILD")
+    child_id = (await runs.run(parent.run_id)).steps[1].child_run_id
+    await runs.until(child_id, "AWAITING_APPROVAL")
+    async with stopping(runs) as switch:
+        kill_id = switch.kill(run_id=parent.run_id)
+        ended = await runs.until(parent.run_id, closed=True)
+        child = await runs.until(child_id, closed=True)
+        await switch.told(kill_id, (parent.run_id, pb.Stop.STATE_STOPPED), (child_id, pb.Stop.STATE_STOPPED))
+    assert (ended.state, child.state) == ("CANCELLED", "CANCELLED")
+    assert (ended.kill_id, child.kill_id) == (kill_id, kill_id)
+    assert str(child.end_time) <= str(ended.end_time)
+
+
+async def test_a_kill_ends_the_wait_for_a_model(runs: Runs) -> None:
+    """A run whose model takes its time is stopped while it waits; its model's answer is worth nothing."""
+    runs.script.hangs = True
+    run_id = await runs.start()
+    await asyncio.wait_for(runs.script.hanging.wait(), 20)
+    async with stopping(runs) as switch:
+        kill_id = switch.kill(environment="demo")
+        run = await runs.until(run_id, closed=True)
+        assert (run.state, run.kill_id) == ("CANCELLED", kill_id)

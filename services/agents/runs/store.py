@@ -55,7 +55,7 @@ CHECKPOINT: Final = """
         end_time = CASE WHEN $3 = ANY($20) THEN NULL ELSE coalesce(end_time, clock_timestamp()) END,
         lease_until = CASE WHEN $21::float8 IS NULL THEN lease_until END,
         -- Who asked to stop meanwhile shall not wait for it.
-        due_time = CASE WHEN $21::float8 IS NULL OR (cancel_requested AND $3 = ANY($20)) THEN clock_timestamp()
+        due_time = CASE WHEN $21::float8 IS NULL OR (cancel_requested AND NOT $22) THEN clock_timestamp()
             ELSE clock_timestamp() + make_interval(secs => $21) END
     WHERE run_id = $1 AND lease_id = $2 AND lease_until > clock_timestamp()
     RETURNING cancel_requested
@@ -144,6 +144,10 @@ class RunStore(Protocol):
 
     async def renew(self, held: Held, seconds: float) -> bool:
         """Keep a lease; say whether somebody asked the run to stop. Raises LostError."""
+        ...
+
+    async def let_go(self, held: Held) -> None:
+        """Give a lease back without writing anything else."""
         ...
 
     async def checkpoint(self, held: Held, run: Run, *steps: Step, notes: Notes | None = None) -> bool:
@@ -242,6 +246,12 @@ class PostgresRuns:
             raise LostError(held.run_id)
         return bool(asked)
 
+    async def let_go(self, held: Held) -> None:
+        """See RunStore."""
+        await self._pool.execute(
+            "UPDATE runs SET lease_until = NULL WHERE run_id = $1 AND lease_id = $2", held.run_id, held.lease_id
+        )
+
     async def checkpoint(self, held: Held, run: Run, *steps: Step, notes: Notes | None = None) -> bool:
         """See RunStore."""
         notes = notes or Notes()
@@ -269,6 +279,7 @@ class PostgresRuns:
                 notes.claimed,
                 OPEN,
                 notes.park.seconds if notes.park else None,
+                run.stopping or not run.open,
             )
             if asked is None:
                 raise LostError(held.run_id)
