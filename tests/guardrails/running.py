@@ -5,6 +5,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 import grpc.aio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -57,6 +58,15 @@ async def register(home: House, incident_id: str, *targets: str, **fields: Any) 
     wanted = {"request_id": uid(), "run_id": uid(), "template_id": "repair", "incident_id": incident_id} | fields
     request = pb.RegisterRunRequest(target_ids=targets, **wanted)
     return (await home.guardrails("agents").RegisterRun(request)).run
+
+
+async def owned(home: House, statement: str, *values: Any) -> None:
+    """Change the database as nobody of the mesh may."""
+    connection = await asyncpg.connect(home.database.dsn("owner"))
+    try:
+        await connection.execute(statement, *values)
+    finally:
+        await connection.close()
 
 
 async def end(home: House, run_id: str) -> None:

@@ -12,6 +12,7 @@ from opsmesh.guardrails.v1 import guardrails_service_pb2 as judge_pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from services.guardrails.kills import store as kill_store
 from services.mesh import kills
+from tests.guardrails import running
 from tests.guardrails.killing import Kill, engage, lease, release
 from tests.guardrails.world import (
     CHECKOUT,
@@ -58,32 +59,33 @@ def test_a_scope_stops_its_own_and_nothing_else(
 
 
 async def test_each_scope_stops_its_own_actions(home: House) -> None:
-    """Of six actions a kill of each scope stops those that bear its name; what is outside goes on; released, all do."""
-    await home.publish()
-    contexts = []
-    for target, playbook, run in ((CHECKOUT, "one", ""), (PRODUCTION, "one", ""), (CHECKOUT, "two", str(uuid.uuid4()))):
-        context = Context(
-            incident_id=home.ingest.open(target),
-            execution_id=str(uuid.uuid4()),
-            step_id="restart",
-            playbook_id=playbook,
-            run_id=run,
+    """Of three actions a kill of each scope stops those that bear its name; the others go on; released, all do."""
+    await running.publish(home)
+    run = await running.register(home, home.ingest.open(CHECKOUT), CHECKOUT)
+    await running.claim(home, run.run_id)
+    executions = [
+        Context(
+            incident_id=home.ingest.open(target), execution_id=str(uuid.uuid4()), step_id="restart", playbook_id=one
         )
-        contexts.append((target, context))
+        for target, one in ((CHECKOUT, "one"), (PRODUCTION, "two"))
+    ]
+
+    async def may(target: str, context: Context) -> bool:
+        await home.fetch("UPDATE guardrails.locks SET expire_time = now() RETURNING true")
+        if context.run_id:
+            await running.lock(home, context.run_id, target)
+        else:
+            await home.lock(target, context.execution_id)
+        answer = await home.authorize(restart(target), context, name="agents" if context.run_id else "automation")
+        assert answer.judgement.verdict in {judge_pb.VERDICT_ALLOW, judge_pb.VERDICT_DENY}
+        assert failures(answer) in ({}, {"safety": "KILLED"})
+        assert bool(answer.grant) == (not failures(answer))
+        return bool(answer.grant)
 
     async def verdicts() -> list[bool]:
-        found = []
-        for target, context in contexts:
-            await home.fetch("UPDATE guardrails.locks SET expire_time = now() RETURNING true")
-            await home.lock(target, context.execution_id)
-            answer = await home.authorize(restart(target), context)
-            assert answer.judgement.verdict in {judge_pb.VERDICT_ALLOW, judge_pb.VERDICT_DENY}
-            assert failures(answer) in ({}, {"safety": "KILLED"})
-            assert bool(answer.grant) == (not failures(answer))
-            found.append(bool(answer.grant))
-        return found
+        first, second = executions
+        return [await may(CHECKOUT, first), await may(PRODUCTION, second), await may(CHECKOUT, running.context(run))]
 
-    third = contexts[2][1]
     scopes: list[tuple[dict[str, Any], list[bool]]] = [
         ({"everything": True}, [False, False, False]),
         ({"environment": "demo"}, [False, True, False]),
@@ -91,9 +93,9 @@ async def test_each_scope_stops_its_own_actions(home: House) -> None:
         ({"target_id": PRODUCTION}, [True, False, True]),
         ({"tool": RESTART}, [False, False, False]),
         ({"tool": NOTICE}, [True, True, True]),
-        ({"playbook_id": "one"}, [False, False, True]),
-        ({"execution_id": third.execution_id}, [True, True, False]),
-        ({"run_id": third.run_id}, [True, True, False]),
+        ({"playbook_id": "one"}, [False, True, True]),
+        ({"execution_id": executions[1].execution_id}, [True, False, True]),
+        ({"run_id": run.run_id}, [True, True, False]),
         ({"run_id": str(uuid.uuid4())}, [True, True, True]),
     ]
     for scope, expected in scopes:

@@ -10,7 +10,7 @@ from services.local.publish import read_policies
 from services.mesh import policy
 from services.mesh.config import load_yaml
 from services.mesh.identities import Identities
-from services.mesh.tools import tools
+from services.mesh.tools import find_tool, tools
 from tests.guardrails.world import Rule, inventory, rule
 from tests.mesh.world import ROOT
 
@@ -103,3 +103,21 @@ def test_a_rule_that_can_never_decide_is_refused() -> None:
     assert look([rule("see", "OBSERVE", environments=["production"]), allow]) == {}
     office = [{"start": "09:00", "end": "17:00", "zone": "UTC"}]
     assert look([rule("see", "OBSERVE", time_windows=office), allow]) == {}
+
+
+def test_what_agents_may_call_is_known() -> None:
+    """Unknown tools, a tool or template given twice, and child templates that are not named are refused."""
+    found = look(
+        [rule("all", "ALLOW")],
+        agents=[
+            {"template_id": "fix", "tools": ["RestartWorkload", "RestartWorklod"], "child_templates": ["look", "gone"]},
+            {"template_id": "look", "tools": ["CheckHealth", find_tool("CheckHealth").name]},
+            {"template_id": "fix"},
+        ],
+    )
+    assert set(found) == {
+        "policy_set.agents[0].tools[1]",
+        "policy_set.agents[0].child_templates[1]",
+        "policy_set.agents[1].tools[1]",
+        "policy_set.agents[2].template_id",
+    }

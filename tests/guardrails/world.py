@@ -239,8 +239,14 @@ class House:
         """Return the stub of leases."""
         return kill_switch_service_pb2_grpc.KillSwitchServiceStub(self.channel(name))
 
-    async def publish(self, *rules: Rule, caps: dict[str, int] | None = None, **fields: Any) -> int:
-        """Publish rules (none: everything is allowed) with the tests' inventory; return the version.
+    async def publish(
+        self,
+        *rules: Rule,
+        caps: dict[str, int] | None = None,
+        places: inventory_pb2.Inventory | None = None,
+        **fields: Any,
+    ) -> int:
+        """Publish rules (none: everything is allowed) with the tests' inventory, or `places`; return the version.
 
         `fields` are others of the policy set.
         """
@@ -251,7 +257,7 @@ class House:
                 notice_caps=[policies_pb2.NoticeCap(channel=key, per_hour=cap) for key, cap in (caps or {}).items()],
                 **fields,
             ),
-            inventory=inventory(),
+            inventory=inventory() if places is None else places,
         )
         answer = await self.policies().PublishPolicySet(request)
         return int(answer.policy_set.version)

@@ -30,6 +30,7 @@ def problems(
         *(times := list(_times(policy_set))),
         *_approvals(policy_set),
         *_releases(policy_set, identities),
+        *_agents(policy_set, tools),
         # What cannot be read as a rule cannot be compared with others.
         *(() if times else (*_impossible(policy_set, inventory), *_unreachable(policy_set))),
     ]
@@ -91,6 +92,20 @@ def _names(
         yield from _unknown(f"{path}.targets", cap.targets, targets, "is not in the inventory")
         if cap.scope == policies_pb2.EffectCap.SCOPE_TARGET and cap.targets_per_hour:
             yield f"{path}.targets_per_hour", "says nothing where each target is counted by itself"
+
+
+def _agents(policy_set: policies_pb2.PolicySet, tools: Collection[str]) -> Iterator[Problem]:
+    """Find allowances of agents for tools or templates that nothing bears, and what is said twice."""
+    yield from _unique("policy_set.agents", "template_id", [one.template_id for one in policy_set.agents])
+    templates = {one.template_id for one in policy_set.agents}
+    for index, one in enumerate(policy_set.agents):
+        path = f"policy_set.agents[{index}]"
+        names = [convert.tool_name(name) for name in one.tools]
+        yield from _unknown(f"{path}.tools", names, tools, "is no tool, or not unique: see opsmesh tools list")
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                yield f"{path}.tools[{number}]", f"{name} is given twice"
+        yield from _unknown(f"{path}.child_templates", one.child_templates, templates, "is no template named in agents")
 
 
 def _times(policy_set: policies_pb2.PolicySet) -> Iterator[Problem]:
