@@ -202,7 +202,10 @@ def _policies(found: Configuration) -> None:
         inventory.MergeFrom(listed)
     names = [one.identity for listed in found.of(identities_pb2.Identities).values() for one in listed.identities]
     for where, description in problems(merged, inventory, tools(), names):
-        _note(found, places, where, description, found.folder / "policies")
+        place = places.find(where)
+        # What is wrong with the tools of a template is told once, by `_templates`.
+        if place is None or place[0] not in templates:
+            _note(found, places, where, description, found.folder / "policies")
 
 
 def _channels(found: Configuration) -> None:

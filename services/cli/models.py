@@ -26,11 +26,11 @@ MODELS: Final[list[Column]] = [
 ]
 BUDGETS: Final[list[Column]] = [
     ("budget", "scope"),
-    ("of", "subject"),
+    ("for", "subject"),
     ("tokens left", "tokens_left"),
-    ("of tokens", "token_limit"),
+    ("token limit", "token_limit"),
     ("money left", lambda one: money(one.cost_left_micros) or "0"),
-    ("of money", lambda one: money(one.cost_limit_micros)),
+    ("money limit", lambda one: money(one.cost_limit_micros)),
 ]
 
 

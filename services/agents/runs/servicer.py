@@ -23,6 +23,7 @@ from services.mesh.writes import Subject, Writes
 ROUTER: Final = "service/router"
 PEOPLE: Final = "human/"
 TARGETS_MAX: Final = 8
+ENTRY: Final = "entries: [{{target_id: {target}, kind: service, environment: ...}}]"
 OVER: Final = frozenset({ingest_service_pb2.Incident.STATE_RESOLVED, ingest_service_pb2.Incident.STATE_STALE})
 ReadIncident = Callable[[str], Awaitable[ingest_service_pb2.Incident]]
 
@@ -125,7 +126,8 @@ def targets_of(incident: ingest_service_pb2.Incident, asked: Sequence[str]) -> t
             reason = error_reason_pb2.ERROR_REASON_TARGET_NOT_OF_INCIDENT
             raise Refusal(reason, target=target_id, incident_id=incident.incident_id)
         if not known[target_id].in_inventory:
-            raise Refusal(error_reason_pb2.ERROR_REASON_TARGET_UNKNOWN, target=target_id)
+            reason = error_reason_pb2.ERROR_REASON_TARGET_UNKNOWN
+            raise Refusal(reason, target=target_id, lines=ENTRY.format(target=target_id))
     chosen = tuple(asked) or tuple(one.target_id for one in incident.targets if one.in_inventory)
     return chosen[:TARGETS_MAX]
 
@@ -138,7 +140,7 @@ def _require_starter(identity: str, method: str, permission: str) -> None:
 
 
 def _unknown(run_id: str) -> Refusal:
-    return Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="run", id=run_id)
+    return Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="run", id=run_id, list="agents list")
 
 
 def _subject(request: pb.StartRunRequest, incident: ingest_service_pb2.Incident, version: int) -> Subject:
