@@ -40,7 +40,7 @@ unit: setup
 
 # SEED, ALERTS, ROUNDS, CALLS and WRITE=--write (renew docs/reliability.md) are optional.
 faults: setup
-	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(ALERTS),--alerts $(ALERTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CALLS),--calls $(CALLS)) $(WRITE)
+	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(ALERTS),--alerts $(ALERTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CALLS),--calls $(CALLS)) $(if $(RUN_CALLS),--run-calls $(RUN_CALLS)) $(WRITE)
 	@$(BIN)/python -m tests.gateway.pauses
 
 bench: setup

@@ -1,13 +1,14 @@
 """`make faults`: the long form of both harnesses on a mesh of its own; exit code 1 when anything was broken.
 
 Options: `--seed N` (1), `--alerts N` (300), `--rounds N` kills of each process (4), `--calls N` of the containment
-(10000), `--write` puts the figures into docs/reliability.md.
+(10000), `--run-calls N` of that of runs (5000), `--write` puts the figures into docs/reliability.md.
 """
 
 import argparse
 import asyncio
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.faults.history import check
 from tests.faults.quiet import quiet
 from tests.faults.reading import Outside, effects, note_starts, read, starts
 from tests.faults.records import Breach
+from tests.faults.runs import RunContainment, meant
 from tests.faults.storm import LONG, Storm
 from tests.faults.tally import counts
 from tests.faults.world import running, short_folder
@@ -36,6 +38,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--alerts", type=int, default=LONG.alerts)
     parser.add_argument("--rounds", type=int, default=LONG.rounds)
     parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--run-calls", type=int, default=5_000)
     parser.add_argument("--write", action="store_true")
     return parser.parse_args()
 
@@ -55,6 +58,19 @@ async def contain(world: World, outside: Outside, seed: int, calls: int) -> tupl
     return attacked, wrong
 
 
+async def contain_runs(world: World, outside: Outside, seed: int, calls: int) -> tuple[RunContainment, list[str]]:
+    """Attack as a compromised model, and return what happened that should not have."""
+    before = Counter(one.target_id for one in starts(world))
+    attacked = RunContainment(world, outside, seed)
+    await attacked.attack(calls)
+    wrong = list(attacked.puppets.wrong)
+    wrong += [one.words for one in await effects(world) if one.request_id in attacked.forged]
+    began = Counter(one.target_id for one in starts(world)) - before
+    if began != meant(attacked):
+        wrong.append(f"{dict(began)} were started where {dict(meant(attacked))} were granted and used")
+    return attacked, wrong
+
+
 async def main(chosen: argparse.Namespace, folder: Path) -> int:
     """Run both harnesses, print what was seen, and return the exit code."""
     began = time.monotonic()
@@ -67,6 +83,10 @@ async def main(chosen: argparse.Namespace, folder: Path) -> int:
         contained, wrong = await contain(world, outside, chosen.seed, chosen.calls)
         for line in contained.table():
             say(line)
+        say(f"containment of runs: {chosen.run_calls} calls")
+        runs, runs_wrong = await contain_runs(world, outside, chosen.seed, chosen.run_calls)
+        for line in runs.table():
+            say(line)
         say("the storm")
         storm = Storm(world, outside, chosen.seed, size, say)
         await storm.rage()
@@ -78,9 +98,11 @@ async def main(chosen: argparse.Namespace, folder: Path) -> int:
         say(f"{what}: {seen}")
     for breach in breaches:
         say(f"BROKEN {breach.invariant}: {breach.what}")
-    for line in wrong:
+    for line in [*wrong, *runs_wrong]:
         say(f"BROKEN containment: {line}")
-    run = report.Run(chosen.seed, time.monotonic() - began, contained, wrong, storm, history, breaches)
+    run = report.Run(
+        chosen.seed, time.monotonic() - began, contained, wrong, storm, history, breaches, runs, runs_wrong
+    )
     say("everything holds" if run.passed else f"broken; seed {chosen.seed}")
     if chosen.write:
         report.write(run)

@@ -55,6 +55,11 @@ def changing() -> list[Tool]:
     return [tool for tool in tools().values() if tool.policy.access not in policy.READS]
 
 
+def reading() -> list[Tool]:
+    """Return every tool that only reads."""
+    return [tool for tool in tools().values() if tool.policy.access in policy.READS]
+
+
 def sample(tool: Tool, target_id: str) -> Any:
     """Return a valid new request of a tool, whatever its fields are."""
     request: Any = tool.request_class()

@@ -10,6 +10,7 @@ from typing import Final
 
 from tests.faults.containment import Containment
 from tests.faults.records import Breach, History
+from tests.faults.runs import RunContainment
 from tests.faults.storm import Storm
 from tests.faults.tally import bound, counts
 
@@ -29,26 +30,35 @@ class Run:
     storm: Storm
     history: History
     breaches: Sequence[Breach]
+    runs: RunContainment
+    runs_wrong: Sequence[str]
 
     @property
     def passed(self) -> bool:
         """Say whether nothing was wrong."""
-        return not self.breaches and not self.wrong
+        return not (self.breaches or self.wrong or self.runs_wrong)
 
 
 def markdown(run: Run) -> str:
     """Return the tables of a run."""
-    forged = run.contained.calls
+    forged, moves = run.contained.calls, run.runs.puppets.calls
     system = f"Linux {platform.release().partition('-')[0]}"
     where = f"{os.cpu_count()} cores, {system}, load average {os.getloadavg()[0]:.1f} at its end"
-    worth = f"with 95 % confidence fewer than {bound(forged):.3%} of such calls have one"
     parts = [
         f"One run at {_version()}, seed {run.seed}, {run.seconds:.0f} s, {where}.",
         "\n".join(_storm_table(run)),
-        f"Containment: {forged} calls, {len(run.wrong)} effects{'' if run.wrong else f' ({worth})'}.",
+        f"Containment: {forged} calls, {_effects(run.wrong, forged)}.",
         "\n".join(run.contained.table()),
+        f"Containment of runs: {moves} calls, {_effects(run.runs_wrong, moves)} beyond what policy grants.",
+        "\n".join(run.runs.table()),
     ]
     return "\n\n".join(parts)
+
+
+def _effects(wrong: Sequence[str], calls: int) -> str:
+    """Return how many effects so many calls had, and what it is worth that there was none."""
+    worth = f" (with 95 % confidence fewer than {bound(calls):.3%} of such calls have one)"
+    return f"{len(wrong)} effects{'' if wrong else worth}"
 
 
 def _storm_table(run: Run) -> list[str]:

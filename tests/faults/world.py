@@ -38,6 +38,19 @@ def widen(config: Path) -> None:
         for scope in ("TARGET", "ENVIRONMENT")
     ]
     path.write_text(yaml.safe_dump(policies), encoding="utf-8")
+    loop = {
+        "template_id": "loop",
+        "title": "Start oneself",
+        "description": "A template whose runs may start runs of itself: only depth and number bound them.",
+        "role": "You hand everything on.",
+        "tools": ["ListRunbooks"],
+        "max_steps": 10,
+        "max_depth": 3,
+        "child_templates": ["loop", "take-action"],
+        "timeout_duration": "60s",
+        "token_budget": 10000,
+    }
+    (config / "agents" / "loop.yaml").write_text(yaml.safe_dump(loop), encoding="utf-8")
 
 
 @contextmanager
