@@ -65,9 +65,10 @@ async def run() -> None:
         runs = PostgresRuns(pool)
         means = Means(runs, templates, Outside(peers), boundary)
         runner = Runner(means, settings.run_workers, settings.run_lease_seconds)
-        around = Surroundings(Incidents(peers.channel("ingest")).incident, templates, wake=runner.wake)
         switch = kill_switch_service_pb2_grpc.KillSwitchServiceStub(peers.channel("guardrails"))
         leases = Leases(switch, f"agents@{socket.gethostname()}/{os.getpid()}"[:128])
+        incident = Incidents(peers.channel("ingest")).incident
+        around = Surroundings(incident, templates, wake=runner.wake, admit=leases.admit)
         stops = Stops(leases, KillStore(pool), runner.halt, switch)
         days = settings.retention_days
         rules = (request_ids(settings.request_retention_days), *forgotten(days), forgotten_runs(days))

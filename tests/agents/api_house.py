@@ -2,9 +2,10 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -14,6 +15,7 @@ from opsmesh.agents.v1 import agent_service_pb2_grpc as rpc
 from opsmesh.agents.v1 import template_service_pb2 as templates_pb
 from opsmesh.agents.v1 import template_service_pb2_grpc as templates_rpc
 from opsmesh.config.v1 import templates_pb2
+from opsmesh.guardrails.v1 import kill_switch_service_pb2 as kills_pb
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.type.v1 import error_reason_pb2, type_pb2
 from services.agents.domain import Models
@@ -24,6 +26,7 @@ from services.agents.settings import AgentsSettings
 from services.agents.templates.servicer import TemplateServicer
 from services.agents.templates.store import PostgresTemplates
 from services.mesh.errors import Refusal
+from services.mesh.kills import Facts, stopping, words
 from services.mesh.postgres import open_pool
 from services.mesh.writes import Writes
 from tests.agents.house import Audit
@@ -57,7 +60,7 @@ class Ingest:
 
 @dataclass
 class Api:
-    """Agents, asked by several certificates; `woken` counts what the runner was told."""
+    """Agents, asked by several certificates; `woken` counts what the runner was told, `kills` hold."""
 
     stack: AsyncExitStack
     world: World
@@ -66,6 +69,7 @@ class Api:
     audit: Audit
     database: Database
     woken: list[None]
+    kills: list[kills_pb.LeasedKill]
 
     async def templates(self, who: str = "operator") -> "templates_rpc.TemplateServiceAsyncStub":
         """Return TemplateService as WHO."""
@@ -105,7 +109,8 @@ async def living(world: World, database: Database, models: Models | None = None)
     pool, audit, known = await open_pool(settings, "agents"), Audit(), Ingest()
     writes, templates = Writes(pool, "agents", audit), PostgresTemplates(pool)
     woken: list[None] = []
-    around = Surroundings(known.incident, templates, lambda: woken.append(None))
+    kills: list[kills_pb.LeasedKill] = []
+    around = Surroundings(known.incident, templates, lambda: woken.append(None), partial(admit, kills))
     servicers: list[tuple[Any, Any]] = [
         (
             templates_rpc.add_TemplateServiceServicer_to_server,
@@ -118,11 +123,18 @@ async def living(world: World, database: Database, models: Models | None = None)
     try:
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(world.serving("agents", servicers))
-            yield Api(stack, world, server, known, audit, database, woken)
+            yield Api(stack, world, server, known, audit, database, woken, kills)
     finally:
         stop.set()
         await worker
         await pool.close()
+
+
+def admit(kills: Sequence[kills_pb.LeasedKill], about: Facts) -> None:
+    """Refuse what one of these kills stops, as a lease does."""
+    if kill := stopping(kills, about):
+        reason, scope = error_reason_pb2.ERROR_REASON_KILLED, words(kill.scope)
+        raise Refusal(reason, kill_id=kill.kill_id, scope=scope, retry_after=2.0)
 
 
 def template(template_id: str = "looker", **changes: Any) -> templates_pb2.AgentTemplate:

@@ -8,6 +8,7 @@ import pytest
 
 from opsmesh.agents.v1 import agent_service_pb2 as pb
 from opsmesh.audit.v1 import audit_service_pb2 as audit_pb
+from opsmesh.guardrails.v1 import kill_switch_service_pb2 as kills
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from tests.agents.api_house import CHECKOUT, PAYMENTS, STRANGER, Api, living, start, template
 from tests.agents.test_template_service import reason
@@ -65,6 +66,20 @@ async def test_what_cannot_start_is_refused(api: Api) -> None:
     await api.sql("UPDATE agents.templates SET pins[1] = repeat('0', 64)")
     assert await reason(stub.StartRun(start(incident_id))) == "TEMPLATE_DISABLED"
     assert await api.sql("SELECT run_id FROM agents.runs") == []
+
+
+async def test_a_kill_keeps_runs_from_starting(api: Api) -> None:
+    """What a kill is about does not start, and says which kill; the same wish starts once it is over."""
+    stub, incident_id = await api.runs("router"), api.ingest.open()
+    api.kills.append(kills.LeasedKill(kill_id="k", scope=kills.KillScope(target_id=CHECKOUT)))
+    wish = start(incident_id)
+    assert await reason(stub.StartRun(wish)) == "KILLED"
+    assert (await stub.StartRun(start(incident_id, target_ids=[PAYMENTS]))).run.run_id
+    api.kills.clear()
+    assert (await stub.StartRun(wish)).run.state == pb.Run.STATE_PENDING
+    api.kills.append(kills.LeasedKill(kill_id="k", scope=kills.KillScope(environment="demo")))
+    assert (await stub.StartRun(wish)).run.state == pb.Run.STATE_PENDING, "it had started before"
+    assert await reason(stub.StartRun(start(incident_id))) == "KILLED"
 
 
 @pytest.mark.parametrize("who", ["automation", "agents", "gateway", "approver"])

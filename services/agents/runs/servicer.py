@@ -16,6 +16,7 @@ from services.agents.templates.servicer import require_enabled
 from services.agents.templates.store import TemplateStore
 from services.mesh.call import current
 from services.mesh.errors import Refusal
+from services.mesh.kills import Facts
 from services.mesh.paging import page_size, read_token, write_token
 from services.mesh.postgres import Connection
 from services.mesh.writes import Subject, Writes
@@ -30,11 +31,15 @@ ReadIncident = Callable[[str], Awaitable[ingest_service_pb2.Incident]]
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the servicer asks beside its store: incidents of ingest, templates; `wake` tells the runner."""
+    """What the servicer asks beside its store: incidents of ingest, templates; `wake` tells the runner.
+
+    `admit` refuses what a kill stops now (KILLED), and everything while nobody knows (LEASE_STALE).
+    """
 
     incident: ReadIncident
     templates: TemplateStore
     wake: Callable[[], None]
+    admit: Callable[[Facts], None]
 
 
 class AgentServicer(rpc.AgentServiceServicer):
@@ -60,12 +65,14 @@ class AgentServicer(rpc.AgentServiceServicer):
             if incident.state in OVER:
                 reason = error_reason_pb2.ERROR_REASON_INCIDENT_NOT_OPEN
                 raise Refusal(reason, incident_id=request.incident_id)
+            targets = targets_of(incident, request.target_ids)
+            self._around.admit(_facts(incident, targets))
             new = NewRun(
                 run_id=str(uuid.uuid4()),
                 template=template,
                 incident=incident,
                 decision_id=request.decision_id,
-                target_ids=targets_of(incident, request.target_ids),
+                target_ids=targets,
                 goal=request.goal,
                 requester=call.identity,
                 execution_id=request.execution_id,
@@ -130,6 +137,12 @@ def targets_of(incident: ingest_service_pb2.Incident, asked: Sequence[str]) -> t
             raise Refusal(reason, target=target_id, lines=ENTRY.format(target=target_id))
     chosen = tuple(asked) or tuple(one.target_id for one in incident.targets if one.in_inventory)
     return chosen[:TARGETS_MAX]
+
+
+def _facts(incident: ingest_service_pb2.Incident, targets: Sequence[str]) -> Facts:
+    """Return what a kill may be about; which tools it will use nobody knows yet."""
+    environments = {one.environment for one in incident.targets if one.target_id in targets}
+    return Facts(environments=frozenset(environments), targets=frozenset(targets))
 
 
 def _require_starter(identity: str, method: str, permission: str) -> None:
