@@ -15,8 +15,8 @@ from opsmesh.config.v1 import templates_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.type.v1 import type_pb2
 from services.agents.boundary import Boundary
-from services.agents.domain import Endpoint, Finish, Limits, Models, Question, RawReply, ToolCall, Usage
-from services.agents.providers import ProviderError
+from services.agents.domain import Endpoint, Finish, Limits, Models, Price, Question, RawReply, ToolCall, Usage
+from services.agents.providers import Provider, ProviderError
 from services.agents.providers.recorded import Recorded
 from services.agents.runs.contract import NewRun
 from services.agents.runs.domain import Run
@@ -202,10 +202,10 @@ class Runs:
         await wait(asyncio.Event(), 0.03)
 
 
-def boundary_of(pool: Pool, script: Script, limits: Limits | None = None) -> Boundary:
+def boundary_of(pool: Pool, script: Provider) -> Boundary:
     """Return the real boundary and ledger before a scripted model."""
-    endpoint = Endpoint(model="openai/tiny", provider="here", seconds=20.0)
-    models = Models({"agent": (endpoint,)}, limits or Limits())
+    endpoint = Endpoint(model="openai/tiny", provider="here", seconds=20.0, price=Price(1_000_000, 1_000_000))
+    models = Models({"agent": (endpoint,)}, Limits())
     writes = Writes(pool, "agents", Audit())
 
     async def warm() -> None:

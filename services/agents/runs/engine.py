@@ -36,6 +36,7 @@ from services.mesh.telemetry import parse
 
 SECONDS: Final = 90.0
 MODEL_SECONDS: Final = 60.0
+MODEL_SECONDS_MIN: Final = 1.0
 MODEL_TRIES: Final = 3
 TEXT_MAX: Final = 16_000
 # A model may be there again later.
@@ -188,8 +189,10 @@ async def _ask(work: Work, step: Step) -> bool:
         if work.stop.is_set():
             return True
     request = question(work.run, work.frame, step.number)
+    # A model that hangs must not take longer than the run may.
+    seconds = max(MODEL_SECONDS_MIN, min(MODEL_SECONDS, work.run.time_limit - work.run.worked))
     try:
-        with working(IDENTITY, METHOD, MODEL_SECONDS, request_id=request.request_id):
+        with working(IDENTITY, METHOD, seconds, request_id=request.request_id):
             reply = await unless_stopped(work.means.boundary.generate(request), work.stop)
     except Refusal as refusal:
         return await _not_answered(work, step, refusal)
