@@ -64,6 +64,7 @@ class Grant:
     playbook_id: str = ""
     execution_id: str = ""
     run_id: str = ""
+    ancestors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class ReadGrant:
     issue_time: datetime
     expire_time: datetime
     run_id: str = ""
+    ancestors: tuple[str, ...] = ()
 
 
 class Minted(Protocol):

@@ -112,6 +112,7 @@ def to_domain(grant: grant_pb2.Grant) -> domain.Grant:
         playbook_id=grant.playbook_id,
         execution_id=grant.execution_id,
         run_id=grant.run_id,
+        ancestors=tuple(grant.ancestor_run_ids),
     )
 
 
@@ -126,4 +127,5 @@ def reads_to_domain(grant: grant_pb2.ReadGrant) -> domain.ReadGrant:
         issue_time=grant.issue_time.ToDatetime(UTC),
         expire_time=grant.expire_time.ToDatetime(UTC),
         run_id=grant.run_id,
+        ancestors=tuple(grant.ancestor_run_ids),
     )

@@ -167,6 +167,7 @@ def about(grant: domain.Grant) -> Facts:
         playbook_id=grant.playbook_id,
         execution_id=grant.execution_id,
         run_id=grant.run_id,
+        ancestors=grant.ancestors,
     )
 
 
@@ -178,6 +179,7 @@ def about_read(grant: domain.ReadGrant, tool: str, target_id: str) -> Facts:
         targets=frozenset(read),
         tools=frozenset({tool}),
         run_id=grant.run_id,
+        ancestors=frozenset(grant.ancestors),
     )
 
 

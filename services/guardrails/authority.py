@@ -190,6 +190,7 @@ class Authority:
             policy_set_version=moment.policy_set_version,
             kill_epoch=moment.kill_epoch,
             approval_id=str(approval.approval_id) if approval else "",
+            ancestors=judged.ancestors,
         )
         response.approval_id = str(approval.approval_id) if approval else ""
         response.expire_time.CopyFrom(convert.timestamp(expires))

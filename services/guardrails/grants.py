@@ -60,6 +60,7 @@ class Minter:
         policy_set_version: int,
         kill_epoch: int,
         approval_id: str = "",
+        ancestors: Sequence[str] = (),
     ) -> tuple[bytes, datetime]:
         """Return a signed grant for exactly this action from `now` (the database's clock), and when it ends.
 
@@ -90,6 +91,7 @@ class Minter:
             on_behalf_of=context.on_behalf_of,
             playbook_id=context.playbook_id,
             run_id=context.run_id,
+            ancestor_run_ids=ancestors,
             issue_time=timestamp(now),
             expire_time=timestamp(expires),
         )
@@ -113,6 +115,7 @@ class Minter:
         incident_id: str,
         decision_id: str = "",
         run_id: str = "",
+        ancestors: Sequence[str] = (),
     ) -> tuple[bytes, grant_pb2.ReadGrant]:
         """Return a signed grant for many reads, and what it says; a ValueError when it would not fit into metadata."""
         ends = now + READ_LIFETIME
@@ -126,6 +129,7 @@ class Minter:
             incident_id=incident_id,
             decision_id=decision_id,
             run_id=run_id,
+            ancestor_run_ids=ancestors,
             issue_time=timestamp(now),
             expire_time=timestamp(min(ends, latest) if latest else ends),
         )

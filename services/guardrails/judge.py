@@ -129,6 +129,7 @@ class Judge:
             risk_detail=risk_detail,
             findings=(readable, safety, origin.over(policy_finding), origin.over(sanity)),
             latest=origin.latest,
+            ancestors=origin.path,
         )
 
     def _rule(

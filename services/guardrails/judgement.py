@@ -50,8 +50,9 @@ class Judged:
     ruling: Ruling
     risk_detail: str
     findings: tuple[Finding, ...]
-    # When a grant is over whatever else holds.
+    # When a grant is over whatever else holds, and the runs above its run.
     latest: datetime | None = None
+    ancestors: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:

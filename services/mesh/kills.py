@@ -12,7 +12,10 @@ from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a kill may be about; empty where it does not apply. An execution names all of its environments and tools."""
+    """What a kill may be about; empty where it does not apply. An execution names all of its environments and tools.
+
+    `ancestors` are the runs above a run: a kill of one of them is one of it, too.
+    """
 
     environments: frozenset[str] = field(default_factory=frozenset)
     targets: frozenset[str] = field(default_factory=frozenset)
@@ -20,6 +23,7 @@ class Facts:
     playbook_id: str = ""
     execution_id: str = ""
     run_id: str = ""
+    ancestors: frozenset[str] = field(default_factory=frozenset)
 
 
 def facts(
@@ -30,6 +34,7 @@ def facts(
     playbook_id: str = "",
     execution_id: str = "",
     run_id: str = "",
+    ancestors: Iterable[str] = (),
 ) -> Facts:
     """Return the facts of one call."""
     return Facts(
@@ -39,6 +44,7 @@ def facts(
         playbook_id=playbook_id,
         execution_id=execution_id,
         run_id=run_id,
+        ancestors=frozenset(ancestors),
     )
 
 
@@ -55,6 +61,8 @@ def covers(scope: pb.KillScope, about: Facts) -> bool:
         return scope.tool in about.tools
     # An id is the same id in capitals: whoever pastes it so means it.
     told = getattr(scope, kind).lower()
+    if kind == "run_id" and told in {one.lower() for one in about.ancestors}:
+        return True
     return bool(told) and told == getattr(about, kind).lower()
 
 

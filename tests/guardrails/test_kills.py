@@ -30,7 +30,14 @@ from tests.guardrails.world import (
 NAMES = st.sampled_from(["", "a", "b"])
 SETS = st.frozensets(st.sampled_from(["a", "b"]))
 FACTS = st.builds(
-    kills.Facts, environments=SETS, targets=SETS, tools=SETS, playbook_id=NAMES, execution_id=NAMES, run_id=NAMES
+    kills.Facts,
+    environments=SETS,
+    targets=SETS,
+    tools=SETS,
+    playbook_id=NAMES,
+    execution_id=NAMES,
+    run_id=NAMES,
+    ancestors=SETS,
 )
 KINDS = ("environment", "target_id", "tool", "playbook_id", "execution_id", "run_id")
 SCOPES = st.one_of(st.just(("everything", "")), st.tuples(st.sampled_from(KINDS), st.sampled_from(["a", "b"])))
@@ -52,7 +59,7 @@ def test_a_scope_stops_its_own_and_nothing_else(
         "tool": value in about.tools,
         "playbook_id": value == about.playbook_id,
         "execution_id": value == about.execution_id,
-        "run_id": value == about.run_id,
+        "run_id": value == about.run_id or value in about.ancestors,
     }[kind]
     stops = mine and (not released or epoch > granted)
     assert bool(kills.stopping([kill], about, granted)) == stops

@@ -10,7 +10,10 @@ from opsmesh.config.v1 import inventory_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as kill_pb
 from opsmesh.guardrails.v1 import target_lock_service_pb2 as lock_pb
+from services.gateway.grants import to_domain
+from services.gateway.lease import about
 from services.guardrails.runs.domain import DEPTH_MAX, RUNS_MAX
+from services.mesh import kills
 from tests.guardrails import running
 from tests.guardrails.killing import engage, release, report
 from tests.guardrails.running import act, claim, context, lock, publish, reads, refused, register, uid, working
@@ -300,8 +303,13 @@ async def test_a_kill_of_the_run(home: House) -> None:
     await claim(home, root.run_id)
     child = await register(home, root.incident_id, CHECKOUT, parent_run_id=root.run_id)
     await lock(home, child.run_id)
-    assert failures(await act(home, child)) == {}
+    answer = await act(home, child)
+    assert failures(answer) == {}
+    grant = to_domain(home.opened(answer.grant))
     kill = await engage(home, kill_pb.KillScope(run_id=root.run_id))
+    # What was granted to the child before is void at the gateway, too.
+    stopped = kill_pb.LeasedKill(kill_id=kill.kill_id, scope=kill.scope, epoch=kill.epoch)
+    assert kills.stopping([stopped], about(grant), grant.kill_epoch) == stopped
     assert failures(await act(home, child)) == {"safety": "KILLED"}
     for run in (root, child):
         assert await refused(reads(home, run_id=run.run_id)) == "KILLED"

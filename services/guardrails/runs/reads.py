@@ -56,6 +56,11 @@ class Wanted:
         return str(self.run.run_id) if self.run else ""
 
     @property
+    def ancestors(self) -> tuple[str, ...]:
+        """Return the runs above the run."""
+        return tuple(str(one) for one in self.run.ancestors) if self.run else ()
+
+    @property
     def latest(self) -> datetime | None:
         """Return when the run's own time is over."""
         return self.run.expire_time if self.run else None
@@ -128,6 +133,7 @@ class Reads:
                     incident_id=wanted.incident_id,
                     decision_id=wanted.decision_id,
                     run_id=wanted.run_id,
+                    ancestors=wanted.ancestors,
                 )
                 break
             except ValueError as error:

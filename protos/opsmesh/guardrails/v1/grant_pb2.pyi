@@ -68,6 +68,7 @@ class Grant(_message.Message):
     ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
     PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
+    ANCESTOR_RUN_IDS_FIELD_NUMBER: _builtins.int
     ISSUE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     grant_id: _builtins.str
@@ -117,6 +118,10 @@ class Grant(_message.Message):
         """Precondition fields as read when it was minted."""
 
     @_builtins.property
+    def ancestor_run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Runs above it, which started it: a kill of one of them is one of it, too."""
+
+    @_builtins.property
     def issue_time(self) -> _timestamp_pb2.Timestamp:
         """When it was minted."""
 
@@ -149,12 +154,13 @@ class Grant(_message.Message):
         on_behalf_of: _builtins.str = ...,
         playbook_id: _builtins.str = ...,
         run_id: _builtins.str = ...,
+        ancestor_run_ids: _abc.Iterable[_builtins.str] | None = ...,
         issue_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "caller", b"caller", "decision_id", b"decision_id", "environment", b"environment", "execution_id", b"execution_id", "expire_time", b"expire_time", "fence", b"fence", "grant_id", b"grant_id", "incident_id", b"incident_id", "issue_time", b"issue_time", "kill_epoch", b"kill_epoch", "method", b"method", "on_behalf_of", b"on_behalf_of", "playbook_id", b"playbook_id", "policy_set_version", b"policy_set_version", "precondition", b"precondition", "region", b"region", "request_digest", b"request_digest", "request_id", b"request_id", "risk", b"risk", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "step_id", b"step_id", "target_id", b"target_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestor_run_ids", b"ancestor_run_ids", "approval_id", b"approval_id", "caller", b"caller", "decision_id", b"decision_id", "environment", b"environment", "execution_id", b"execution_id", "expire_time", b"expire_time", "fence", b"fence", "grant_id", b"grant_id", "incident_id", b"incident_id", "issue_time", b"issue_time", "kill_epoch", b"kill_epoch", "method", b"method", "on_behalf_of", b"on_behalf_of", "playbook_id", b"playbook_id", "policy_set_version", b"policy_set_version", "precondition", b"precondition", "region", b"region", "request_digest", b"request_digest", "request_id", b"request_id", "risk", b"risk", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "step_id", b"step_id", "target_id", b"target_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -203,6 +209,7 @@ class ReadGrant(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     ISSUE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ANCESTOR_RUN_IDS_FIELD_NUMBER: _builtins.int
     grant_id: _builtins.str
     """Random id."""
     caller: _builtins.str
@@ -233,6 +240,10 @@ class ReadGrant(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """From when it is void, at most 5 minutes later."""
 
+    @_builtins.property
+    def ancestor_run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Runs above the run, which started it: a kill of one of them is one of it, too."""
+
     def __init__(
         self,
         *,
@@ -247,10 +258,11 @@ class ReadGrant(_message.Message):
         run_id: _builtins.str = ...,
         issue_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        ancestor_run_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "decision_id", b"decision_id", "expire_time", b"expire_time", "grant_id", b"grant_id", "incident_id", b"incident_id", "issue_time", b"issue_time", "kill_epoch", b"kill_epoch", "methods", b"methods", "policy_set_version", b"policy_set_version", "run_id", b"run_id", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestor_run_ids", b"ancestor_run_ids", "caller", b"caller", "decision_id", b"decision_id", "expire_time", b"expire_time", "grant_id", b"grant_id", "incident_id", b"incident_id", "issue_time", b"issue_time", "kill_epoch", b"kill_epoch", "methods", b"methods", "policy_set_version", b"policy_set_version", "run_id", b"run_id", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
