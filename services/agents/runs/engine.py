@@ -124,7 +124,9 @@ async def _prepared(work: Work) -> bool:
     try:
         if not run.registered:
             requester = await work.outside.register(run)
-            await work.save(registered=True, requester=requester or run.requester)
+            # Guardrails knows the person of a token; whoever started a run by hand is known here only.
+            person = requester if requester.startswith(acting.PEOPLE) else run.requester
+            await work.save(registered=True, requester=person)
         if run.depth == 1 and run.claim_left < CLAIM_MARGIN:
             await _claim(work)
             await work.save(notes=Notes(claimed=CLAIM_SECONDS))
