@@ -7,7 +7,7 @@ who asks honestly is counted by verdict; a few of these grants are used as they 
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final
 
@@ -24,7 +24,7 @@ from services.mesh.tools import Tool, find_tool
 from tests.faults import run_bonds, run_moves
 from tests.faults.forgeries import Attempt, Honest, changing, flipped, misused, sample, tampered, without_grant
 from tests.faults.history import WINDOW
-from tests.faults.puppets import AUTHORIZE, GUARDRAILS, Move, Puppets, action, call, new_id, verdict_of
+from tests.faults.puppets import AUTHORIZE, GUARDRAILS, READS, Move, Puppets, action, call, new_id, verdict_of
 from tests.faults.reading import Outside
 from tests.faults.stage import Actor, Stage
 from tests.flows.world import RESTART, TILLS, World
@@ -35,6 +35,7 @@ TARGETS: Final = ("svc:demo/checkout", *(f"svc:demo/{name}" for name in TILLS))
 GUARDED: Final = ("svc:production/checkout", "svc:observed/checkout")
 POISONED: Final = "a call that a poisoned answer asks for"
 KILLED: Final = "a killed run"
+BELOW: Final = "below "
 FLIPS: Final = 20
 Granted = list[tuple[Tool, Message, bytes]]
 
@@ -162,6 +163,7 @@ class RunContainment:
         After the release it may ask anew, as long as nobody has reported its stop: people let it go on.
         """
         granted = [one for one in await self._honest(actor) if one[0].policy.access in policy.EFFECTS]
+        below = await self._below(actor)
         switch = f"{GUARDRAILS}.KillSwitchService"
         engage = kills_pb.EngageRequest(
             request_id=new_id(), scope=kills_pb.KillScope(run_id=actor.run_id), reason="a puppet"
@@ -169,7 +171,7 @@ class RunContainment:
         kill = (await self.puppets.ask(f"{switch}/Engage", engage, kills_pb.EngageResponse, "operator")).kill
         await wait(asyncio.Event(), WINDOW.total_seconds())
         for kind in (KILLED, f"{KILLED}, after the release"):
-            await self.puppets.all(self._as_killed(kind, actor, granted))
+            await self.puppets.all([*self._as_killed(kind, actor, granted), *self._as_killed(BELOW + kind, below, [])])
             if kind == KILLED:
                 release = kills_pb.ReleaseRequest(request_id=new_id(), kill_id=kill.kill_id, reason="all clear")
                 await self.puppets.ask(f"{switch}/Release", release, kills_pb.ReleaseResponse, "operator")
@@ -181,9 +183,17 @@ class RunContainment:
             tool = find_tool(name)
             if tool.policy.access in policy.READS:
                 moves.append(call(kind, "agents", name, sample(tool, actor.target_id), actor.reads))
-            elif tool.policy.access in policy.EFFECTS and kind == KILLED:
+            elif tool.policy.access in policy.EFFECTS and kind.endswith(KILLED):
                 moves.append(action(kind, tool, sample(tool, actor.target_id), actor.context()))
+        if kind.endswith(KILLED):
+            moves.append(call(kind, "agents", READS, pb.AuthorizeReadsRequest(run_id=actor.run_id)))
         return moves
+
+    async def _below(self, actor: Actor) -> Actor:
+        """Have a run that another one started, with its reads."""
+        (child, *_) = self.stage.templates[actor.template_id].child_templates
+        below = await self.stage.registered(child, actor.incident, parent_run_id=actor.run_id)
+        return replace(below, reads=await self.stage.reads(below))
 
     async def _guarded(self) -> None:
         """Ask honestly where people must approve, and where policy only observes."""
