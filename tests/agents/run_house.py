@@ -6,7 +6,6 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from google.protobuf import duration_pb2
@@ -20,6 +19,7 @@ from services.agents.providers import Provider, ProviderError
 from services.agents.providers.recorded import Recorded
 from services.agents.runs.contract import NewRun
 from services.agents.runs.domain import Run
+from services.agents.runs.peers import Peers as Mesh
 from services.agents.runs.runner import Runner
 from services.agents.runs.starting import new_root
 from services.agents.runs.store import PostgresRuns
@@ -29,6 +29,7 @@ from services.agents.store import PostgresLedger
 from services.agents.templates.checking import digest_of, pins_of
 from services.agents.templates.servicer import template_message
 from services.agents.templates.store import NewTemplate, PostgresTemplates, TemplateRow
+from services.mesh.client import Peers
 from services.mesh.loop import wait
 from services.mesh.postgres import Pool, open_pool
 from services.mesh.writes import Writes
@@ -235,13 +236,13 @@ async def running(
     places: int = 4,
     pace: Pace = QUICK,
     work: bool = True,
-    folder: Path | None = None,
+    peers: Peers | None = None,
 ) -> AsyncIterator[Runs]:
-    """Run the engine; without `work` nothing is taken."""
+    """Run the engine; without `work` nothing is taken, with `peers` these are asked."""
     pool = await pool_of(world, database)
-    script, outside = Script(dict(lines or {"": REPAIR})), Outside(folder)
+    script, outside = Script(dict(lines or {"": REPAIR})), Outside()
     store, templates, boundary = PostgresRuns(pool), PostgresTemplates(pool), boundary_of(pool, script)
-    means = Means(store, templates, outside, boundary, pace)
+    means = Means(store, templates, Mesh(peers) if peers else outside, boundary, pace)
     runner = Runner(means, places, 5.0)
     stop = asyncio.Event()
     worker = asyncio.create_task(runner.work(stop)) if work else None

@@ -148,6 +148,8 @@ class Guarded:
     metrics: str
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     version: int = 0
+    # Nobody is there, unless a test has one.
+    ingest_port: int = 1
 
     def __post_init__(self) -> None:
         """Load the key that signs grants."""
@@ -188,16 +190,17 @@ class Guarded:
         """Return how many effects have begun, by the process manager's record."""
         return sum(len(one) for one in self.recorder.stops.values())
 
-    async def publish(self) -> None:
-        """Publish a policy set with an inventory of the targets: locks need one."""
+    async def publish(self, *agents: policies_pb2.AgentAllowance, rule: policies_pb2.PolicyRule | None = None) -> None:
+        """Publish a policy set with an inventory of the targets, for locks need one, and what agents may call."""
         everything = policies_pb2.PolicyRule(
             rule_id="all", verdict=policies_pb2.PolicyRule.VERDICT_ALLOW, match=policies_pb2.PolicyMatch()
         )
         inventory = inventory_pb2.Inventory()
         for target in self.targets:
             inventory.entries.add(target_id=target, kind="service", environment=ENVIRONMENT, region="local")
+        policies = policies_pb2.PolicySet(rules=[rule or everything], agents=agents)
         request = policy_service_pb2.PublishPolicySetRequest(
-            request_id=str(uuid.uuid4()), policy_set=policies_pb2.PolicySet(rules=[everything]), inventory=inventory
+            request_id=str(uuid.uuid4()), policy_set=policies, inventory=inventory
         )
         async with self.channel("guardrails", "operator") as channel:
             answer = await policy_service_pb2_grpc.PolicyServiceStub(channel).PublishPolicySet(request)
@@ -244,7 +247,7 @@ class Guarded:
             "audit": f"127.0.0.1:{self.audit_port}",
             "guardrails": f"127.0.0.1:{self.cable.port}",
             "gateway": f"127.0.0.1:{self.ports['gateway']}",
-            "ingest": "127.0.0.1:1",
+            "ingest": f"127.0.0.1:{self.ingest_port}",
         }
         settings = {
             "LISTEN": f"127.0.0.1:{self.ports[service]}",
@@ -268,7 +271,7 @@ class Guarded:
 
 
 @asynccontextmanager
-async def guarded(folder: Path, database: Database, targets: int) -> AsyncIterator[Guarded]:
+async def guarded(folder: Path, database: Database, targets: int, ingest_port: int = 1) -> AsyncIterator[Guarded]:
     """Run guardrails and gateway with so many targets until the context ends."""
     world, audit, recorder = World(folder / "w"), FakeAudit(), Recorder()
     names = [f"svc:demo/w{number}" for number in range(targets)]
@@ -291,6 +294,7 @@ async def guarded(folder: Path, database: Database, targets: int) -> AsyncIterat
         (folder / "backends.yaml").write_text(yaml.safe_dump(document))
         metrics = f"127.0.0.1:{free_port()}"
         made = Guarded(world, database, folder, recorder, cable, audit, names, ports, server.port, metrics)
+        made.ingest_port = ingest_port
         try:
             for service in ports:
                 await made.start(service)
