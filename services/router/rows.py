@@ -96,7 +96,8 @@ def _used(one: Decision) -> bool:
 
 def _failed(earlier: Sequence[Decision]) -> Failed | None:
     """Return the newest execution that ended badly without a kill, unless a run was opened for it."""
-    answered = {one.order.cause for one in earlier if one.order.cause}
+    # What ended before its run was started leaves the execution to the next revision.
+    answered = {one.order.cause for one in earlier if one.order.cause and (one.run_id or one.tried)}
     for one in sorted(earlier, key=lambda decision: decision.revision, reverse=True):
         if not one.execution_id or one.outcome is not Outcome.TRIGGER_AUTOMATION or one.result not in BAD_ENDS:
             continue

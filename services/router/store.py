@@ -25,12 +25,10 @@ SELECT {_VALUES}, ${len(MADE) + 1}, CASE WHEN state = 'CLOSED' THEN clock_timest
 FROM unnest({_PLACES}) AS new({_NAMES})
 RETURNING {COLUMNS}
 """  # noqa: S608  constants only
-# The failed execution of what was superseded before its run was started is the newer revision's to look into.
 SUPERSEDE: Final = """
 UPDATE decisions
 SET state = 'CLOSED', result = 'SUPERSEDED', stage = 'NONE', awaiting_approval = false,
-    close_time = clock_timestamp(),
-    cause_execution_id = CASE WHEN run_id = '' AND start_time IS NULL THEN '' ELSE cause_execution_id END
+    close_time = clock_timestamp()
 FROM unnest($1::uuid[], $2::bigint[]) AS newer(incident_id, revision)
 WHERE decisions.incident_id = newer.incident_id AND decisions.revision < newer.revision
   AND decisions.state <> 'CLOSED'

@@ -104,7 +104,9 @@ class ScriptedModels(fakes.FakeModels):
         """Set what it says from now on."""
         self.replies = deque(replies)
 
-    async def ListModels(self, request: Any, _: Any) -> model_service_pb2.ListModelsResponse:
+    async def ListModels(  # type: ignore[override]  # gRPC passes both by their place
+        self, request: Any, _: Any
+    ) -> model_service_pb2.ListModelsResponse:
         """Say whether there is one."""
         self.entered.set()
         self.listed += 1
@@ -115,7 +117,6 @@ class ScriptedModels(fakes.FakeModels):
 
     async def Generate(self, request: Request, _: Any) -> Response:
         """Answer, once per request_id."""
-        self.generated.set()
         await self.open.wait()
         self.asked.append(request)
         content = request.SerializeToString(deterministic=True)
@@ -135,6 +136,7 @@ class ScriptedModels(fakes.FakeModels):
             raise following
         response = following if isinstance(following, Response) else following(request)
         self.kept[request.request_id] = (content, response)
+        self.generated.set()
         await self.answering.wait()
         return response
 

@@ -80,7 +80,7 @@ async def test_an_agent_is_chosen_and_its_report_is_no_repair(scene: Scene) -> N
 async def test_the_end_of_a_run_is_the_end_of_its_decision(
     scene: Scene,
     state: "minds.Run.State.ValueType",
-    proved: bool,
+    proved: bool,  # noqa: FBT001
     result: "Decision.Result.ValueType",
 ) -> None:
     """Only health that was proved is a repair."""

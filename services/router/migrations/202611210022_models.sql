@@ -27,8 +27,9 @@ ALTER TABLE router.decisions
     -- A kill ended what it had started.
     ADD COLUMN killed boolean NOT NULL DEFAULT false;
 CREATE INDEX decisions_parked ON router.decisions (create_time) WHERE stage = 'PARKED';
--- At most one run for a failed execution, whatever is replayed.
-CREATE UNIQUE INDEX decisions_cause ON router.decisions (cause_execution_id) WHERE cause_execution_id <> '';
+-- At most one run for a failed execution, whatever is replayed: one that was started, or whose start was tried.
+CREATE UNIQUE INDEX decisions_cause ON router.decisions (cause_execution_id)
+    WHERE cause_execution_id <> '' AND (run_id <> '' OR start_time IS NOT NULL);
 
 -- One attempt to have a model decide: what it was told and offered. `subject` is a decision, or a message of a conversation.
 CREATE TABLE router.model_cases (

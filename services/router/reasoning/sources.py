@@ -18,6 +18,7 @@ from services.router.reasoning.context import About, Told
 from services.router.rules import Index
 
 PAGE: Final = 100
+PAGES_MAX: Final = 3
 RULES_MAX: Final = 30
 LINE: Final = 300
 TARGETS_MAX: Final = 8
@@ -112,14 +113,21 @@ class PlaybooksSource:
     async def tell(self, about: About, marks: Marks) -> Told:
         """See Source."""
         del about
-        answer = await self._playbooks.ListPlaybooks(playbook_service_pb2.ListPlaybooksRequest(page_size=PAGE))
-        found = [one for one in answer.playbooks if one.playbook_id not in NOT_OFFERED]
+        found: list[playbook_service_pb2.PlaybookVersion] = []
+        token = ""
+        for _ in range(PAGES_MAX):
+            request = playbook_service_pb2.ListPlaybooksRequest(page_size=PAGE, page_token=token)
+            answer = await self._playbooks.ListPlaybooks(request)
+            found += [one for one in answer.playbooks if one.playbook_id not in NOT_OFFERED]
+            token = answer.next_page_token
+            if not token:
+                break
         lines = [
             f"- {one.playbook_id}: {marks.span('Playbook', _words(one.playbook.title, one.playbook.description), LINE)}"
             f" steps: {', '.join(step.tool for step in one.playbook.steps)[:LINE]}"
             for one in found
         ]
-        more = " (there are more)" if answer.next_page_token else ""
+        more = " (there are more)" if token else ""
         return Told("\n".join(lines) or "(none)", f"{len(found)}{more}", playbooks=tuple(o.playbook_id for o in found))
 
 
