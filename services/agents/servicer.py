@@ -1,6 +1,7 @@
 """ModelService: asks models through the boundary, and says which there are."""
 # ruff: noqa: N802  the names are those of the IDL
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -26,11 +27,21 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     def __init__(self, boundary: Boundary, ledger: Ledger) -> None:
         self._boundary = boundary
         self._ledger = ledger
+        self._asking: set[asyncio.Task[pb.GenerateResponse]] = set()
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
-        """Let the model of a role answer."""
+        """Let the model of a role answer; a caller that dies meanwhile finds the answer when it asks again."""
         del context
-        return await self._boundary.generate(request)
+        asking = asyncio.ensure_future(self._boundary.generate(request))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asked)
+        return await asyncio.shield(asking)
+
+    def _asked(self, asking: "asyncio.Task[pb.GenerateResponse]") -> None:
+        """Let go of what has ended; whoever waits for it has its refusal."""
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """List the roles, their models and what is left; no model to ask now is automation only, and why."""
