@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,17 @@ async def ends_of(way: str, world: World, database: Database, folder: Path, run_
     given = {"way": way, "settings": settings, "folder": str(folder), "run_id": run_id, "lines": lines()}
     told.write_text(json.dumps(given))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.agents.run_crashes", str(told)), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "tests.agents.run_crashes", str(told)),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
-    said, _ = await asyncio.wait_for(process.communicate(), 100)
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), 100)
+    finally:
+        # One that is paused, or waits for it, ends with the test.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     found: list[int] = json.loads(said.splitlines()[-1])
     return found, said.decode()
 
