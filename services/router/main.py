@@ -18,7 +18,7 @@ from services.mesh.settings import load
 from services.mesh.writes import Writes
 from services.router.book import RuleBook
 from services.router.conversations import parts
-from services.router.domain import NoWishes, Outcome
+from services.router.domain import Outcome
 from services.router.forgetting import Forgetting, PostgresOldDecisions
 from services.router.lanes import Hands, Lanes
 from services.router.pace import Pace
@@ -67,7 +67,7 @@ def compose(settings: RouterSettings, peers: Peers, pool: Pool) -> Router:
     )
     forgetting = Forgetting(PostgresOldDecisions(pool), eyes, settings.retention_days)
     wishes = parts.wishes_of(settings, peers, pool)
-    decision_servicer = DecisionServicer(decisions, book, lanes.wake, Rest(minds.journal, NoWishes()))
+    decision_servicer = DecisionServicer(decisions, book, lanes.wake, Rest(minds.journal, wishes))
     rule_servicer = RuleServicer(rule_sets, book, writes, AutomationPlaybooks(playbooks))
     talk = parts.compose(
         settings,

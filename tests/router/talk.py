@@ -1,8 +1,9 @@
 """A router that talks: peers with a small world in it, a model that answers as told, and people with certificates."""
 
+import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,12 +24,15 @@ from opsmesh.guardrails.v1 import (
 from opsmesh.ingest.v1 import ingest_service_pb2
 from opsmesh.router.v1 import conversation_service_pb2 as pb
 from opsmesh.router.v1 import conversation_service_pb2_grpc as rpc
+from opsmesh.router.v1 import decision_service_pb2
 from opsmesh.type.v1 import error_reason_pb2
+from services.local.waiting import until
 from services.mesh.config import load_yaml
 from services.mesh.errors import Refusal
-from tests.mesh.world import ROOT
+from tests.mesh.world import ROOT, World
 from tests.router import fakes
-from tests.router.house import Router, Town
+from tests.router.house import Router, Town, incident
+from tests.stores import Database
 
 TARGETS = {
     "svc:demo/checkout": ("demo", "local"),
@@ -88,7 +92,7 @@ class Models(fakes.FakeModels):
         return model_service_pb2.GenerateResponse(tool_calls=[call], recorded=True, model="gullible")
 
 
-class Playbooks(fakes.FakePlaybooks):
+class Playbooks(playbook_service_pb2_grpc.PlaybookServiceServicer):
     """Has the playbooks that ship, one that only reads, and those that a test adds."""
 
     def __init__(self) -> None:
@@ -97,7 +101,7 @@ class Playbooks(fakes.FakePlaybooks):
         ]
         look = playbooks_pb2.Playbook(playbook_id="look", title="Look at its health")
         step = look.steps.add(step_id="check", tool="CheckHealth")
-        step.arguments["target_id"].MergeFrom(playbooks_pb2.Argument(**{"from": "incident.targets[0]"}))
+        setattr(step.arguments["target_id"], "from", "incident.targets[0]")
         self.versions = {
             one.playbook_id: playbook_service_pb2.PlaybookVersion(
                 playbook_id=one.playbook_id, version=1, active=True, digest="a" * 64, playbook=one
@@ -111,6 +115,14 @@ class Playbooks(fakes.FakePlaybooks):
         if self.down:
             raise Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store="PostgreSQL")
         return playbook_service_pb2.ListPlaybooksResponse(playbooks=self.versions.values())
+
+    async def PublishPlaybook(self, _: Any, __: Any) -> playbook_service_pb2.PublishPlaybookResponse:  # noqa: N802
+        """Answer nothing: not asked by the router."""
+        return playbook_service_pb2.PublishPlaybookResponse()
+
+    async def GetPlaybook(self, _: Any, __: Any) -> playbook_service_pb2.GetPlaybookResponse:  # noqa: N802
+        """Answer nothing: not asked by the router."""
+        return playbook_service_pb2.GetPlaybookResponse()
 
 
 class Templates(template_service_pb2_grpc.TemplateServiceServicer):
@@ -165,21 +177,30 @@ class Policies(policy_service_pb2_grpc.PolicyServiceServicer):
 
 
 class Ingest(fakes.FakeIngest):
-    """Keeps what is handed in, once per delivery id; refuses while `down`."""
+    """Keeps what is handed in, once per delivery id, and has `router` decide it; refuses while `down`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.deliveries: dict[str, ingest_service_pb2.Delivery] = {}
+        self.submissions = 0
         self.down = False
+        self.router: Router | None = None
+        self.decisions: list[decision_service_pb2.Decision] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def SubmitSignals(  # noqa: N802  the IDL's
-        self, request: ingest_service_pb2.SubmitSignalsRequest, _: Any
+    async def SubmitSignals(  # type: ignore[override]  # noqa: N802  the other takes no notice of it
+        self, request: Any, _: Any
     ) -> ingest_service_pb2.SubmitSignalsResponse:
         """Keep."""
         if self.down:
             raise Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store="Valkey")
         results = []
+        self.submissions += 1
         for one in request.deliveries:
+            if one.delivery_id not in self.deliveries and self.router is not None:
+                task = asyncio.create_task(self._decide(json.loads(one.body)))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             known = self.deliveries.setdefault(one.delivery_id, one)
             assert known.body == one.body
             results.append(
@@ -191,10 +212,28 @@ class Ingest(fakes.FakeIngest):
             )
         return ingest_service_pb2.SubmitSignalsResponse(results=results)
 
+    async def _decide(self, body: dict[str, Any]) -> None:
+        """Do with a signal what ingest does with it."""
+        assert self.router is not None
+        self.decisions += await self.router.decide(chat_incident(body))
+
     @property
     def bodies(self) -> list[dict[str, Any]]:
         """Return what was handed in."""
         return [json.loads(one.body) for one in self.deliveries.values()]
+
+
+def chat_incident(body: dict[str, Any], **changes: Any) -> ingest_service_pb2.Incident:
+    """Return the incident that ingest makes of a wish."""
+    names = ("message_id", "conversation_id", "message_digest", "person")
+    made = incident(source="chat", title=body["title"], labels={name: body[name] for name in names})
+    del made.targets[:]
+    for one in body["targets"]:
+        environment, region = TARGETS[one]
+        made.targets.add(target_id=one, environment=environment, region=region, in_inventory=True)
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
 
 
 @dataclass
@@ -205,6 +244,7 @@ class Square(Town):
     incidents: Ingest = field(default_factory=Ingest)
     playbooks: Playbooks = field(default_factory=Playbooks)
     templates: Templates = field(default_factory=Templates)
+    policies: Policies = field(default_factory=Policies)
 
     def serve_automation(self) -> Any:
         """Run automation."""
@@ -226,7 +266,7 @@ class Square(Town):
         """Run guardrails."""
         servicers: list[tuple[Any, Any]] = [
             (kill_switch_service_pb2_grpc.add_KillSwitchServiceServicer_to_server, self.kills),
-            (policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, Policies()),
+            (policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, self.policies),
         ]
         return self.world.serving("guardrails", servicers, settings={"listen": f"127.0.0.1:{self.guardrails_port}"})
 
@@ -235,6 +275,51 @@ class Square(Town):
         """Give a person at the router."""
         async with self.world.channel(router.server, name) as channel:
             yield Person(rpc.ConversationServiceStub(channel))
+
+
+async def eventually(holds: Callable[[], Awaitable[object]], what: str) -> None:
+    """Wait until something holds; fail after ten seconds."""
+
+    async def probe() -> None:
+        if not await holds():
+            raise LookupError
+
+    await until(probe, what, 10, LookupError, pause=0.02)
+
+
+@dataclass
+class Scene:
+    """A router among its peers, and a person."""
+
+    square: Square
+    router: Router
+    operator: "Person"
+
+    async def counts(self) -> tuple[int, int, int, int]:
+        """Return signals handed in, executions started, decisions, and wishes that were confirmed."""
+        decisions = await self.router.pool.fetchval("SELECT count(*) FROM decisions")
+        confirmed = await self.router.pool.fetchval(
+            "SELECT count(*) FROM wishes WHERE state IN ('CONFIRMED', 'HANDED_IN')"
+        )
+        return len(self.square.incidents.deliveries), len(self.square.automation.started), decisions, confirmed
+
+
+@asynccontextmanager
+async def scene_of(world: World, postgres: Database) -> AsyncIterator[Scene]:
+    """Run a router among its peers."""
+    async with postgres.fresh() as database:
+        square = Square(world, database)
+        async with (
+            square.serve_automation(),
+            square.serve_agents(),
+            square.serve_audit(),
+            square.serve_guardrails(),
+            square.serve_ingest(),
+            square.router() as router,
+            square.talking(router) as operator,
+        ):
+            square.incidents.router = router
+            yield Scene(square, router, operator)
 
 
 @dataclass
