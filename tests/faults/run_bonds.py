@@ -63,11 +63,11 @@ def after_the_end(stage: Stage, ended: Actor) -> Iterator[Move]:
         yield call("a run that has ended", "agents", method, request)
 
 
-def without_locks(stage: Stage, bare: Actor) -> Iterator[Move]:
-    """Yield actions of a run on whose target another run has claim and lock."""
+def acting_as(stage: Stage, bare: Actor, kind: str) -> Iterator[Move]:
+    """Yield actions of a run that is not ready to act on its target."""
     for tool in changing():
         if tool.name in stage.allowed(bare.template_id) and tool.spec.target_field:
-            yield action("without claim and lock", tool, sample(tool, bare.target_id), bare.context())
+            yield action(kind, tool, sample(tool, bare.target_id), bare.context())
 
 
 def others_locks(actor: Actor, rival: Actor, targets: Sequence[str]) -> Iterator[Move]:

@@ -101,16 +101,28 @@ class RunContainment:
                 *run_moves.routers_wishes(mine, stage, granted),
                 *run_bonds.registrations(stage, mine, other, ended, everywhere),
                 *run_bonds.after_the_end(stage, ended),
-                *run_bonds.without_locks(stage, rival),
+                *run_bonds.acting_as(stage, rival, "without claim and lock"),
                 *run_bonds.others_locks(mine, rival, everywhere),
             ]
         )
         for answer, wrong in run_moves.poisoned(stage, mine, everywhere):
             puppets.note(POISONED, answer, wrong=wrong)
+        await self._half_ready(template, ended.target_id)
         await self._bent(granted, everywhere)
         if kill:
             await self._killed(mine)
         await stage.clear()
+
+    async def _half_ready(self, template: str, target: str) -> None:
+        """Act with a claim and no lock, and with a lock and no claim."""
+        for kind in ("claim without lock", "lock without claim"):
+            actor = await self.stage.registered(template, await self.stage.incident(target))
+            if kind == "claim without lock":
+                await self.stage.claim(actor)
+            else:
+                self.stage.actors[-1] = actor = replace(actor, fence=await self.stage.lock(actor))
+            await self.puppets.all(run_bonds.acting_as(self.stage, actor, kind))
+            await self.stage.leave(actor)
 
     async def _honest(self, actor: Actor) -> Granted:
         """Ask for all that its template may do on its target; return what policy granted."""
