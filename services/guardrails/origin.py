@@ -86,6 +86,8 @@ class Origins:
         context = pb.ActionContext()
         context.CopyFrom(scene.asked.context)
         context.ClearField("identity_token")
+        # An id is the same id in capitals: whoever was told to stop stays so however it writes its name.
+        context.execution_id, context.run_id = context.execution_id.lower(), context.run_id.lower()
         if scene.asked.caller == runs.AGENTS:
             return await _of_run(connection, scene, context)
         caller, found = scene.asked.caller, []

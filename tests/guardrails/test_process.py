@@ -67,9 +67,12 @@ async def test_it_says_what_it_lacks(pki: World, database: Database, tmp_path: P
     wrong = tmp_path / "wrong.pem"
     wrong.write_text("no key")
     wrong.chmod(0o600)
-    for key in (None, wrong, pki.pki / "guardrails.key"):
-        process = await start(pki, database, tmp_path, free_port(), GRANT_KEY_FILE=key)
+    for name, key in (
+        *(("GRANT_KEY_FILE", key) for key in (None, wrong, pki.pki / "guardrails.key")),
+        *(("IDENTITY_PUBLIC_KEY_FILE", key) for key in (None, wrong, pki.pki / "guardrails.pem")),
+    ):
+        process = await start(pki, database, tmp_path, free_port(), **{name: key})
         _, errors = await asyncio.wait_for(process.communicate(), 30)
         assert process.returncode == 78
-        assert "OPSMESH_GRANT_KEY_FILE" in errors.decode()
+        assert f"OPSMESH_{name}" in errors.decode()
         assert "opsmesh certs init" in errors.decode()

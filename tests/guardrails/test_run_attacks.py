@@ -195,6 +195,9 @@ async def test_a_seventeenth_run(home: House) -> None:
 
     answers = await asyncio.gather(*(one() for _ in range(24)))
     assert sorted(answers) == [""] * RUNS_MAX + ["RUN_LIMIT_REACHED"] * (24 - RUNS_MAX)
+    # Another way to write the same id is no other incident.
+    home.ingest.incidents[incident.upper()] = home.ingest.incidents[incident]
+    assert await refused(register(home, incident.upper(), CHECKOUT)) == "RUN_LIMIT_REACHED"
     assert await register(home, home.ingest.open(CHECKOUT), CHECKOUT)
 
 
@@ -317,7 +320,8 @@ async def test_a_kill_of_the_run(home: House) -> None:
     await report(home, kill, stop, name="agents")
     await release(home, kill)
     assert failures(await act(home, child)) == {"safety": "KILLED"}
-    assert await refused(reads(home, run_id=child.run_id)) == "KILLED"
+    assert failures(await act(home, child, run_id=child.run_id.upper())) == {"safety": "KILLED"}
+    assert await refused(reads(home, run_id=child.run_id.upper())) == "KILLED"
 
 
 async def test_reads_under_a_kill(home: House) -> None:

@@ -132,7 +132,7 @@ def holder_for(request: pb.AcquireLockRequest | pb.RenewLockRequest | pb.Release
         raise Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=wrong)
     if agents:
         return holder_of(request.run_id)
-    return caller if person else request.execution_id
+    return caller if person else request.execution_id.lower()
 
 
 def to_lock(held: locks.Held, waiters: Sequence[locks.Waiter] = ()) -> pb.TargetLock:

@@ -82,9 +82,9 @@ class Registry:
 
     async def _bind(self, connection: Connection, request: pb.RegisterRunRequest, incident: Incident | None) -> Run:
         """Insert the row of a run, or return the one that says the same already."""
-        siblings = await store.queue(connection, request.incident_id)
-        active = await self._policies.active(connection)
         wish = await self._wish(connection, request, incident)
+        siblings = await store.queue(connection, wish.incident_id)
+        active = await self._policies.active(connection)
         if known := await store.read(connection, wish.run_id):
             return _again(known, wish)
         parent = await store.read(connection, wish.parent_run_id) if wish.parent_run_id else None
@@ -107,8 +107,9 @@ class Registry:
             run_id=UUID(request.run_id),
             parent_run_id=UUID(request.parent_run_id) if request.parent_run_id else None,
             template_id=request.template_id,
-            incident_id=request.incident_id,
-            decision_id=request.decision_id,
+            # An id is the same id in capitals; it must not count as another incident.
+            incident_id=request.incident_id.lower(),
+            decision_id=request.decision_id.lower(),
             target_ids=tuple(request.target_ids),
             registrar=current().identity,
             lifetime=runs.LIFETIME if lifetime <= NO_LIFETIME else lifetime,
