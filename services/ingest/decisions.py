@@ -50,6 +50,7 @@ class Result(IntEnum):
     STALE = 9
     ANSWERED = 10
     REPORTED = 11
+    ESCALATED = 12
 
 
 FINAL: Final = {
@@ -58,7 +59,9 @@ FINAL: Final = {
     Result.STALE: (State.STALE, ""),
 }
 # Nobody is done with these: the router decides anew what follows, until the revisions are used up.
-AFRESH: Final = frozenset({Result.FAILED, Result.CANCELLED, Result.UNKNOWN, Result.ANSWERED, Result.REPORTED})
+AFRESH: Final = frozenset(
+    {Result.FAILED, Result.CANCELLED, Result.UNKNOWN, Result.ANSWERED, Result.REPORTED, Result.ESCALATED}
+)
 # What a person asked for is over when it was done: no alert will ever say so, and who asked was told.
 ANSWERED_WISHES: Final = {
     Result.SUCCEEDED: "done as it was asked for; nothing proves the target healthy",

@@ -45,6 +45,7 @@ class Result(StrEnum):
     STALE = "STALE"
     ANSWERED = "ANSWERED"
     REPORTED = "REPORTED"
+    ESCALATED = "ESCALATED"
 
 
 class Stage(StrEnum):
@@ -131,13 +132,14 @@ class History:
     """Earlier decisions of an incident, and the newest revision decided.
 
     `started` are rules that started a playbook, or asked a person and got the answer. `killed` says that people stopped
-    what the newest of them had started.
+    what the newest of them had started, `escalated` is the run that it started and that handed over to a person.
     """
 
     started: frozenset[str] = frozenset()
     newest: int = 0
     failed: Failed | None = None
     killed: bool = False
+    escalated: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,18 +282,26 @@ def decide(snapshot: Snapshot, rules: Rules, history: History, now: datetime, wi
     rule = rules.first(snapshot.facts, history.started)
     if rule:
         return _apply(rule, snapshot, rules.version, now)
-    reason = "no rule matches" if rules.version else "no rule set is published; publish one: opsmesh rules publish"
+    return _unknown(rules.version, history)
+
+
+def _unknown(version: int, history: History) -> Verdict:
+    """Return what becomes of what no rule knows: a model, a run for what failed, or people."""
+    reason = "no rule matches" if version else "no rule set is published; publish one: opsmesh rules publish"
     if history.started:
         reason += f"; started before and not again: {', '.join(sorted(history.started))}"
     if history.killed:
         reason = f"a kill ended what was done about it: whether it is repeated is for people to say; {reason}"
-        return _await(reason, rules.version, for_people=True)
+        return _await(reason, version, for_people=True)
+    if history.escalated:
+        reason = f"run {history.escalated} says that a person must go on: opsmesh agents show {history.escalated}"
+        return Verdict(State.DECIDED, reason, Outcome.ASK_HUMAN, rule_set_version=version)
     if failed := history.failed:
         reason = (
             f"execution {failed.execution_id} of {failed.playbook_id or 'a playbook'} ended {failed.result}; {reason}"
         )
-        return _await(reason, rules.version, cause=failed.execution_id)
-    return _await(reason, rules.version)
+        return _await(reason, version, cause=failed.execution_id)
+    return _await(reason, version)
 
 
 def _beforehand(snapshot: Snapshot, version: int, history: History) -> Verdict | None:

@@ -249,7 +249,8 @@ def run_of(run: agent_service_pb2.Run) -> Run:
     """Return what the router needs to know of a run; its words come from us, not from its model."""
     word = agent_service_pb2.Run.State.Name(run.state).removeprefix("STATE_")
     words = f"{run.reason}: {run.detail}" if run.reason and run.detail else run.reason or run.detail
-    return Run(run.run_id, word, run.health_proved, killed=bool(run.kill_id), words=words)
+    escalated = run.report.outcome == agent_service_pb2.RunReport.OUTCOME_ESCALATED
+    return Run(run.run_id, word, run.health_proved, killed=bool(run.kill_id), words=words, escalated=escalated)
 
 
 def _timestamp(moment: datetime) -> Timestamp:

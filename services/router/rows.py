@@ -83,7 +83,8 @@ def history_of(known: Sequence[Decision], snapshot: Snapshot) -> History:
     newest = max((one.revision for one in own), default=0)
     ended = [one for one in earlier if one.result is not Result.SUPERSEDED]
     last = max(ended, key=lambda one: one.revision, default=None)
-    return History(started, newest, _failed(earlier), killed=last is not None and last.killed)
+    escalated = last.run_id if last and last.result is Result.ESCALATED else ""
+    return History(started, newest, _failed(earlier), killed=last is not None and last.killed, escalated=escalated)
 
 
 def _used(one: Decision) -> bool:

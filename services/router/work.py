@@ -71,13 +71,17 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the router needs to know of a run; `state` is the IDL's word without prefix, `words` say what happened."""
+    """What the router needs to know of a run; `state` is the IDL's word without prefix, `words` say what happened.
+
+    `escalated`: it reported that a person must go on.
+    """
 
     run_id: str
     state: str
     health_proved: bool = False
     killed: bool = False
     words: str = ""
+    escalated: bool = False
 
 
 FINAL: Final[Mapping[str, Result]] = {
@@ -131,7 +135,8 @@ def follow_run(work: Work, run: Run) -> Step:
     """Return what a run, just read, means for its decision: what it says of itself is a report, not a repair."""
     if result := FINAL.get(run.state):
         if run.state == "SUCCEEDED":
-            result = Result.REPAIRED if run.health_proved else Result.REPORTED
+            reported = Result.ESCALATED if run.escalated else Result.REPORTED
+            result = Result.REPAIRED if run.health_proved else reported
         reason = shorten(f"{work.decision.reason}; {run.words}") if run.words else ""
         return Step(Stage.NONE, State.CLOSED, result=result, reason=reason, run_id=run.run_id, killed=run.killed)
     awaiting = run.state == "AWAITING_APPROVAL"

@@ -232,6 +232,7 @@ def closed(result: Result) -> Decided:
         (Result.ANSWERED, True, 1, State.OPEN, True),
         (Result.ANSWERED, True, REVISIONS_MAX, State.AWAITING_PERSON, False),
         (Result.REPORTED, True, 4, State.OPEN, True),
+        (Result.ESCALATED, True, 4, State.OPEN, True),
         (Result.REPORTED, True, REVISIONS_MAX, State.AWAITING_PERSON, False),
         (Result.REPORTED, False, REVISIONS_MAX, State.RESOLVED, False),
     ],

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from opsmesh.agents.v1 import agent_service_pb2
 from opsmesh.automation.v1 import automation_service_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.mesh.errors import Refusal
@@ -66,6 +67,26 @@ async def test_a_failed_execution_opens_exactly_one_run(scene: Scene, state: "Ex
     assert len(scene.village.agents.runs) == 1
     assert len(scene.village.models.paid) == 1
     assert first.execution_id in scene.village.models.prompts[0]
+
+
+async def test_a_run_that_hands_over_is_followed_by_a_person(scene: Scene) -> None:
+    """ESCALATED: the next revision asks a person, who is told; no model is asked and no other run is started."""
+    scene.village.models.will(says(minds.DIAGNOSE))
+    decision = await scene.village.decide(scene.router)
+    await scene.router.until(decision.decision_id, lambda one: one.run_id)
+    (run,) = scene.village.agents.runs.values()
+    run.report.outcome = agent_service_pb2.RunReport.OUTCOME_ESCALATED
+    run.state = minds.Run.STATE_SUCCEEDED
+    first = await scene.router.until(decision.decision_id, lambda one: one.state == Decision.STATE_CLOSED)
+    assert first.result == Decision.RESULT_ESCALATED
+    asked = len(scene.village.models.paid)
+    labels = {"alertname": "Other"}
+    second = await scene.village.decide(scene.router, incident(2, first.incident_id, labels=labels))
+    told = await scene.router.until(second.decision_id, lambda one: one.notice_execution_id)
+    assert (told.state, told.outcome) == (Decision.STATE_DECIDED, Decision.OUTCOME_ASK_HUMAN)
+    assert run.run_id in told.question.question
+    assert len(scene.village.models.paid) == asked
+    assert len(scene.village.agents.runs) == 1
 
 
 async def test_without_its_template_it_waits_and_goes_on(scene: Scene) -> None:

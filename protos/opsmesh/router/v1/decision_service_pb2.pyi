@@ -121,6 +121,8 @@ class Decision(_message.Message):
         """A person answered its question."""
         RESULT_REPORTED: Decision._Result.ValueType  # 11
         """Its agent reported, and nothing proves the targets healthy."""
+        RESULT_ESCALATED: Decision._Result.ValueType  # 12
+        """Its agent says that a person must go on."""
 
     class Result(_Result, metaclass=_ResultEnumTypeWrapper):
         """How it ended."""
@@ -149,6 +151,8 @@ class Decision(_message.Message):
     """A person answered its question."""
     RESULT_REPORTED: Decision.Result.ValueType  # 11
     """Its agent reported, and nothing proves the targets healthy."""
+    RESULT_ESCALATED: Decision.Result.ValueType  # 12
+    """Its agent says that a person must go on."""
 
     DECISION_ID_FIELD_NUMBER: _builtins.int
     INCIDENT_ID_FIELD_NUMBER: _builtins.int
