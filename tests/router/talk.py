@@ -305,10 +305,10 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene_of(world: World, postgres: Database) -> AsyncIterator[Scene]:
+async def scene_of(world: World, postgres: Database, models: Models | None = None) -> AsyncIterator[Scene]:
     """Run a router among its peers."""
     async with postgres.fresh() as database:
-        square = Square(world, database)
+        square = Square(world, database, models=models or Models())
         async with (
             square.serve_automation(),
             square.serve_agents(),
