@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from services.mesh import telemetry
-from tests.bench import audit, demo, hop, intake, kill, mesh, rules
+from tests.bench import audit, demo, hop, intake, kill, mesh, models, rules
 from tests.bench.table import Row, screen, show
 
 # Each part with the seconds after which it is given up.
@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[Callable[[Path], Awaitable[list[Row]]], float]] = {
     "rules": (rules.rows, 60),
     "mesh": (mesh.rows, 180),
     "audit": (audit.rows, 90),
+    "models": (models.rows, 120),
     "kill": (kill.rows, 600),
     "demo": (demo.rows, 240),
 }

@@ -83,9 +83,8 @@ class Town:
         servicers = [(ingest_service_pb2_grpc.add_IngestServiceServicer_to_server, self.incidents)]
         return self.world.serving("ingest", servicers, settings={"listen": f"127.0.0.1:{self.ingest_port}"})
 
-    @asynccontextmanager
-    async def router(self, **changes: Any) -> AsyncIterator["Router"]:
-        """Run a replica of the router."""
+    def settings(self, **changes: Any) -> RouterSettings:
+        """Return what a router is told."""
         peers = {
             "automation": self.automation_port,
             "agents": self.agents_port,
@@ -94,7 +93,7 @@ class Town:
             "ingest": self.ingest_port,
             "gateway": self.gateway_port,
         }
-        settings = RouterSettings(
+        return RouterSettings(
             **self.world.settings("router").model_dump()
             | {
                 "peers": {name: f"127.0.0.1:{port}" for name, port in peers.items()},
@@ -104,6 +103,11 @@ class Town:
             }
             | changes
         )
+
+    @asynccontextmanager
+    async def router(self, **changes: Any) -> AsyncIterator["Router"]:
+        """Run a replica of the router."""
+        settings = self.settings(**changes)
         pool, channels, stop = await open_pool(settings, "router"), Peers(settings), asyncio.Event()
         parts = compose(settings, channels, pool)
         await parts.book.refresh()
