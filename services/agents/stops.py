@@ -6,8 +6,8 @@ like a fault.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 import grpc.aio
@@ -16,6 +16,7 @@ import structlog
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as rpc
 from opsmesh.ingest.v1 import ingest_service_pb2
+from services.agents.runs.domain import DEPTH_MAX
 from services.agents.runs.store import BELOW, OPEN
 from services.mesh.kills import Facts, covers, words
 from services.mesh.leases import Leases
@@ -40,6 +41,9 @@ class OpenRun:
     target_ids: tuple[str, ...]
     incident: bytes
     tools: tuple[str, ...]
+    parent_run_id: str = ""
+    killed: bool = False
+    ancestors: frozenset[str] = frozenset()
 
     @property
     def facts(self) -> Facts:
@@ -50,6 +54,7 @@ class OpenRun:
             targets=frozenset(self.target_ids),
             tools=frozenset(self.tools),
             run_id=self.run_id,
+            ancestors=self.ancestors,
         )
 
 
@@ -86,14 +91,15 @@ class KillStore:
         self._pool = pool
 
     async def open(self) -> list[OpenRun]:
-        """Return all open runs that nobody has asked to stop for a kill."""
+        """Return all open runs that no kill stops yet, with the runs above them: these are open as long as they are."""
         rows = await self._pool.fetch(
             "SELECT run_id::text, target_ids, incident, ARRAY(SELECT tool FROM run_steps WHERE "
-            "run_steps.run_id = runs.run_id AND run_steps.state IN ('RUNNING', 'AWAITING_APPROVAL')) AS tools "
-            "FROM runs WHERE state = ANY($1) AND kill_id = ''",
+            "run_steps.run_id = runs.run_id AND run_steps.state IN ('RUNNING', 'AWAITING_APPROVAL')), "
+            "coalesce(parent_run_id::text, ''), kill_id <> '' FROM runs WHERE state = ANY($1)",
             OPEN,
         )
-        return [OpenRun(row[0], tuple(row[1]), row[2], tuple(row[3])) for row in rows]
+        found = {row[0]: OpenRun(row[0], tuple(row[1]), row[2], tuple(row[3]), row[4], row[5]) for row in rows}
+        return [replace(one, ancestors=_above(one, found)) for one in found.values() if not one.killed]
 
     async def mark(self, kill_id: str, run_id: str, reason: str) -> list[str]:
         """Bar a run and every open run below it for ever; return which. One that has ended stays as it is."""
@@ -130,6 +136,17 @@ class KillStore:
             "UPDATE run_stops SET reported = $3 WHERE kill_id = $1 AND run_id = $2",
             [(kill_id, one.run_id, one.word) for one in told],
         )
+
+
+def _above(run: OpenRun, known: Mapping[str, OpenRun]) -> frozenset[str]:
+    """Return the runs above a run."""
+    above: list[str] = []
+    while run.parent_run_id and len(above) < DEPTH_MAX:
+        above.append(run.parent_run_id)
+        if run.parent_run_id not in known:
+            break
+        run = known[run.parent_run_id]
+    return frozenset(above)
 
 
 class Stops:

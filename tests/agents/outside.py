@@ -1,5 +1,6 @@
 """Guardrails and the gateway as a run sees them: in memory, or in a folder for runs whose process is killed."""
 
+import asyncio
 import json
 import time
 import uuid
@@ -41,6 +42,11 @@ class Outside:
     answers: dict[str, Message | CallError] = field(default_factory=dict)
     failures: dict[str, list[CallError]] = field(default_factory=dict)
     hook: Hook = lambda _: None
+    # While it is cleared, effects happen and their answers wait.
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+    acting: asyncio.Event = field(default_factory=asyncio.Event)
+    # How the gateway says that an effect stands, the next times it is asked.
+    stands: "list[effects.Effect.State.ValueType]" = field(default_factory=list)
     calls: list[tuple[str, str]] = field(default_factory=list)
     registered: dict[str, Run] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
@@ -51,6 +57,10 @@ class Outside:
     count: int = 0
     asked: int = 0
     person: str = ""
+
+    def __post_init__(self) -> None:
+        """Let everything be answered at once."""
+        self.answering.set()
 
     def load(self) -> None:
         """Read what another process left."""
@@ -173,6 +183,9 @@ class Outside:
             assert grant == PASS, "a read without a pass"
         self.calls.append((tool.rpc, request_id or str(getattr(message, "target_id", ""))))
         self.hook(f"{tool.rpc} done")
+        if request_id:
+            self.acting.set()
+            await self.answering.wait()
         answer = self.answers.get(tool.rpc)
         if isinstance(answer, CallError):
             raise answer
@@ -187,7 +200,8 @@ class Outside:
         self._fail("effect")
         if request_id not in self.made:
             return None
-        return effects.Effect(method=tool.name, request_id=request_id, state=effects.Effect.STATE_SUCCEEDED)
+        state = self.stands.pop(0) if self.stands else effects.Effect.STATE_SUCCEEDED
+        return effects.Effect(method=tool.name, request_id=request_id, state=state)
 
     def rpcs(self) -> list[str]:
         """Return what was called, in order."""

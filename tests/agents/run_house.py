@@ -186,6 +186,15 @@ class Runs:
                 await self._look()
         return found
 
+    async def until_tried(self, run_id: str, number: int) -> Run:
+        """Wait until a step of a run was tried, and is to be tried again."""
+        async with asyncio.timeout(30):
+            found = await self.run(run_id)
+            while not any(one.number == number and one.tries for one in found.steps):
+                await self._look()
+                found = await self.run(run_id)
+        return found
+
     async def cancel(self, run_id: str) -> bool:
         """Ask a run to stop."""
         async with self.pool.acquire() as connection, connection.transaction():

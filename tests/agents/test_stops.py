@@ -5,16 +5,19 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from opsmesh.gateway.v1 import effect_service_pb2 as effects
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from services.agents.stops import KillStore, Stops
+from services.mesh.failures import After
 from services.mesh.leases import Leases
-from tests.agents.run_house import OTHER, TARGET, Runs, check, running, template
+from tests.agents.outside import no
+from tests.agents.run_house import OTHER, QUICK, TARGET, Runs, check, running, template
 from tests.mesh.world import World
 from tests.stores import Database
 
@@ -129,3 +132,48 @@ async def test_a_kill_ends_the_wait_for_a_model(runs: Runs) -> None:
         kill_id = switch.kill(environment="demo")
         run = await runs.until(run_id, closed=True)
         assert (run.state, run.kill_id) == ("CANCELLED", kill_id)
+
+
+async def test_a_kill_in_the_middle_of_an_action(runs: Runs) -> None:
+    """What was begun ends first, and is on record as done; nothing is begun after it, and the lock is given back."""
+    runs.outside.answering.clear()
+    run_id = await runs.start()
+    await asyncio.wait_for(runs.outside.acting.wait(), 20)
+    async with stopping(runs) as switch:
+        kill_id = switch.kill(run_id=run_id)
+        await switch.told(kill_id, (run_id, pb.Stop.STATE_UNSTOPPED))
+        assert (await runs.run(run_id)).open
+        runs.outside.answering.set()
+        run = await runs.until(run_id, closed=True)
+        await switch.told(kill_id, (run_id, pb.Stop.STATE_STOPPED))
+    assert (run.state, run.kill_id) == ("CANCELLED", kill_id)
+    assert [one.state for one in run.steps] == ["SUCCEEDED"] * 4
+    assert (runs.outside.locks, runs.outside.claims) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("stands", "step", "state"),
+    [
+        ([effects.Effect.STATE_STARTED, effects.Effect.STATE_SUCCEEDED], "SUCCEEDED", "CANCELLED"),
+        ([effects.Effect.STATE_UNKNOWN], "UNKNOWN", "UNKNOWN"),
+        ([effects.Effect.STATE_NOT_STARTED], "FAILED", "CANCELLED"),
+    ],
+)
+async def test_a_cancel_asks_how_an_action_ended(
+    mesh: World, database: Database, stands: list[Any], step: str, state: str
+) -> None:
+    """Its answer was lost when the run is asked to stop: the gateway is asked, and what is under way is waited for."""
+    async with running(mesh, database, pace=replace(QUICK, again=2.0)) as runs:
+        lost = [no("UNAVAILABLE", after=After.AGAIN)]
+
+        def lose(what: str) -> None:
+            if what == "RestartWorkload done" and lost:
+                raise lost.pop()
+
+        runs.outside.hook, runs.outside.stands = lose, stands
+        run_id = await runs.start()
+        await runs.until_tried(run_id, 4)
+        assert await runs.cancel(run_id)
+        run = await runs.until(run_id, closed=True)
+        assert (run.state, run.steps[3].state) == (state, step)
+        assert runs.outside.count == 1
