@@ -66,7 +66,7 @@ def test_a_scope_stops_its_own_and_nothing_else(
 
 
 async def test_each_scope_stops_its_own_actions(home: House) -> None:
-    """Of three actions a kill of each scope stops those that bear its name; the others go on; released, all do."""
+    """Of three actions a kill of each scope stops those with its name; others go on; released, all do."""
     await running.publish(home)
     run = await running.register(home, home.ingest.open(CHECKOUT), CHECKOUT)
     await running.claim(home, run.run_id)
@@ -102,7 +102,6 @@ async def test_each_scope_stops_its_own_actions(home: House) -> None:
         ({"tool": NOTICE}, [True, True, True]),
         ({"playbook_id": "one"}, [False, True, True]),
         ({"execution_id": executions[1].execution_id}, [True, False, True]),
-        ({"run_id": run.run_id}, [True, True, False]),
         ({"run_id": str(uuid.uuid4())}, [True, True, True]),
     ]
     for scope, expected in scopes:
@@ -110,6 +109,13 @@ async def test_each_scope_stops_its_own_actions(home: House) -> None:
         assert await verdicts() == expected, scope
         await release(home, kill, "operator", "approver")
     assert await verdicts() == [True, True, True]
+    kill = await engage(home, pb.KillScope(run_id=run.run_id))
+    context = running.context(run)
+    assert failures(await home.authorize(restart(), context, name="agents")) == {"safety": "KILLED"}
+    assert [await may(CHECKOUT, executions[0]), await may(PRODUCTION, executions[1])] == [True, True]
+    await release(home, kill, "operator")
+    # What was stopped by its own name never goes on.
+    assert await running.refused(running.lock(home, run.run_id)) == "RUN_NOT_OPEN"
 
 
 async def test_a_preview_says_it_and_a_notice_goes_on(home: House) -> None:

@@ -300,7 +300,7 @@ async def test_only_agents_register(home: House) -> None:
 
 
 async def test_a_kill_of_the_run(home: House) -> None:
-    """A kill of a run stops it and all below it, reads included; reported as stopped, it stays so after the release."""
+    """A kill of a run stops it and all below it, reads included, and for ever: a release lets neither go on."""
     await publish(home)
     root = await register(home, home.ingest.open(CHECKOUT), CHECKOUT)
     await claim(home, root.run_id)
@@ -316,12 +316,28 @@ async def test_a_kill_of_the_run(home: House) -> None:
     assert failures(await act(home, child)) == {"safety": "KILLED"}
     for run in (root, child):
         assert await refused(reads(home, run_id=run.run_id)) == "KILLED"
-    stop = kill_pb.Stop(kind=kill_pb.Stop.KIND_RUN, subject=root.run_id, state=kill_pb.Stop.STATE_STOPPED)
+    # Released, and reported by nobody: it stays stopped, however its id is written.
+    await release(home, kill)
+    for run_id in (child.run_id, child.run_id.upper()):
+        assert failures(await act(home, child, run_id=run_id)) == {"safety": "RUN_NOT_OPEN"}
+    assert await refused(lock(home, child.run_id)) == "RUN_NOT_OPEN"
+    below = register(home, root.incident_id, CHECKOUT, parent_run_id=child.run_id)
+    assert await refused(below) == "RUN_NOT_OPEN"
+    assert await refused(reads(home, run_id=child.run_id.upper())) == "KILLED"
+
+
+async def test_a_run_that_was_told_to_stop(home: House) -> None:
+    """Reported as stopped under a kill of its target, a run and all below it stay so after the release."""
+    await publish(home)
+    run = await working(home)
+    child = await register(home, run.incident_id, CHECKOUT, parent_run_id=run.run_id)
+    kill = await engage(home, kill_pb.KillScope(target_id=CHECKOUT))
+    stop = kill_pb.Stop(kind=kill_pb.Stop.KIND_RUN, subject=run.run_id, state=kill_pb.Stop.STATE_STOPPED)
     await report(home, kill, stop, name="agents")
     await release(home, kill)
-    assert failures(await act(home, child)) == {"safety": "KILLED"}
-    assert failures(await act(home, child, run_id=child.run_id.upper())) == {"safety": "KILLED"}
-    assert await refused(reads(home, run_id=child.run_id.upper())) == "KILLED"
+    for run_id in (run.run_id, run.run_id.upper(), child.run_id):
+        assert failures(await act(home, run, run_id=run_id)) == {"safety": "KILLED"}
+        assert await refused(reads(home, run_id=run_id)) == "KILLED"
 
 
 async def test_reads_under_a_kill(home: House) -> None:

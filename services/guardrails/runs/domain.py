@@ -53,6 +53,8 @@ class Run:
     expire_time: datetime
     ended: bool
     expired: bool
+    # Of the run itself or of one above it, released or not: whoever stops a run does not mean it to go on later.
+    kill_id: UUID | None = None
 
     @property
     def root(self) -> UUID:
@@ -77,6 +79,8 @@ class Run:
     @property
     def over(self) -> str:
         """Return why nothing is granted to it any more; empty while it is open."""
+        if self.kill_id:
+            return f"kill {self.kill_id} stopped it"
         if self.ended:
             return "it has ended"
         return "its time is over" if self.expired else ""

@@ -163,6 +163,9 @@ class Reads:
 async def _open(connection: Connection, run_id: str) -> Run:
     """Return a run that is open, or refuse."""
     run = await store.read(connection, UUID(run_id))
+    if run and run.kill_id:
+        scope = f"run {run_id}"
+        raise Refusal(error_reason_pb2.ERROR_REASON_KILLED, kill_id=str(run.kill_id), scope=scope)
     why = run.over if run else "it was never registered"
     if run is None or why:
         raise Refusal(error_reason_pb2.ERROR_REASON_RUN_NOT_OPEN, run_id=run_id, why=why)

@@ -10,7 +10,10 @@ from services.mesh.retention import TooOld
 
 COLUMNS: Final = """
 run_id, ancestors, template_id, incident_id, decision_id, target_ids, registrar, person, proved, expire_time,
-end_time IS NOT NULL AS ended, expire_time <= clock_timestamp() AS expired
+end_time IS NOT NULL AS ended, expire_time <= clock_timestamp() AS expired,
+(SELECT kill_id FROM kills
+ WHERE kind = 'run_id' AND lower(value) = ANY((ARRAY[runs.run_id] || runs.ancestors)::text[]) ORDER BY epoch LIMIT 1)
+    AS kill_id
 """
 READ: Final = f"SELECT {COLUMNS} FROM runs WHERE run_id = $1"  # noqa: S608  constants only
 # Registrations of one incident wait for each other: a count that another is about to change is no limit.
