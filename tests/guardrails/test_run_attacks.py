@@ -154,6 +154,18 @@ async def test_a_run_is_never_another(home: House) -> None:
         assert await refused(call) == "CONFLICT"
 
 
+async def test_a_run_of_two_incidents_at_once(home: House) -> None:
+    """Registered for eight incidents at the same time, a run is one's; the others hear CONFLICT."""
+    await publish(home)
+    run_id = uid()
+    answers = await asyncio.gather(
+        *(register(home, home.ingest.open(CHECKOUT), CHECKOUT, run_id=run_id) for _ in range(8)),
+        return_exceptions=True,
+    )
+    reasons = [reason_of(one) for one in answers if isinstance(one, grpc.aio.AioRpcError)]
+    assert reasons == ["CONFLICT"] * 7
+
+
 async def test_a_parent_of_another_incident(home: House) -> None:
     """A child has its parent's incident, at most its targets, and a template that the parent's may start."""
     await publish(home)

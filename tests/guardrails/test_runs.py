@@ -2,8 +2,12 @@
 
 import uuid
 
+import asyncpg
+
 from opsmesh.guardrails.v1 import grant_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
+from services.guardrails.runs.store import too_old
+from services.mesh.retention import Retention
 from tests.guardrails import running
 from tests.guardrails.running import GET, HEALTH, act, claim, context, end, lock, publish, reads, refused, register
 from tests.guardrails.world import CHECKOUT, NOTICE, PAYMENTS, RESTART, House, failures, notice
@@ -92,6 +96,19 @@ async def test_an_agent_tells_people_without_claim_or_lock(home: House) -> None:
     answer = await home.authorize(notice(), context(run), method=NOTICE, name="agents")
     assert failures(answer) == {}
     assert answer.grant
+
+
+async def test_runs_long_over_are_forgotten(home: House) -> None:
+    """A year after its time a run is deleted, in guardrails' own name; what is younger stays."""
+    await publish(home)
+    old, young = [await register(home, home.ingest.open(CHECKOUT), CHECKOUT) for _ in range(2)]
+    late = "UPDATE guardrails.runs SET expire_time = now() - interval '366 days' WHERE run_id = $1"
+    await running.owned(home, late, uuid.UUID(old.run_id))
+    async with asyncpg.create_pool(
+        home.database.dsn("guardrails"), server_settings={"search_path": "guardrails"}
+    ) as pool:
+        assert await Retention(pool, too_old(365)).forget() == 1
+    assert [str(row["run_id"]) for row in await home.fetch("SELECT run_id FROM guardrails.runs")] == [young.run_id]
 
 
 async def test_what_runs_are_is_on_record(home: House) -> None:

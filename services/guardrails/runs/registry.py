@@ -90,7 +90,12 @@ class Registry:
         parent = await store.read(connection, wish.parent_run_id) if wish.parent_run_id else None
         if stands := runs.admit(wish, active, incident, parent, siblings):
             raise refusal_for(stands)
-        return await store.insert(connection, wish, parent)
+        made = await store.insert(connection, wish, parent)
+        if made is None and (known := await store.read(connection, wish.run_id)):
+            return _again(known, wish)
+        if made is None:
+            raise LookupError("a run has vanished")
+        return made
 
     async def _wish(self, connection: Connection, request: pb.RegisterRunRequest, incident: Incident | None) -> Wish:
         """Return what a run shall be bound to; a token that is not for its incident is refused."""

@@ -25,7 +25,7 @@ INSERT INTO runs (run_id, ancestors, template_id, incident_id, decision_id, targ
                   expire_time)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,
         least(clock_timestamp() + $10::interval, (SELECT min(expire_time) FROM runs WHERE run_id = ANY($2))))
-RETURNING {COLUMNS}
+ON CONFLICT (run_id) DO NOTHING RETURNING {COLUMNS}
 """  # noqa: S608  constants only
 # Whoever is below an ended run has ended, too.
 END: Final = """
@@ -51,8 +51,8 @@ async def read(connection: Connection, run_id: UUID) -> Run | None:
     return None if row is None else _run(row)
 
 
-async def insert(connection: Connection, wish: Wish, parent: Run | None) -> Run:
-    """Bind a run; of a child the person is its parent's."""
+async def insert(connection: Connection, wish: Wish, parent: Run | None) -> Run | None:
+    """Bind a run, None when another call has bound it meanwhile; of a child the person is its parent's."""
     ancestors = (*parent.ancestors, parent.run_id) if parent else ()
     person, proved = (parent.person, parent.proved) if parent else (wish.person, wish.proved)
     row = await connection.fetchrow(
@@ -68,7 +68,7 @@ async def insert(connection: Connection, wish: Wish, parent: Run | None) -> Run:
         proved,
         wish.lifetime,
     )
-    return _run(row)
+    return None if row is None else _run(row)
 
 
 async def end(connection: Connection, run_id: UUID) -> Collection[UUID]:
