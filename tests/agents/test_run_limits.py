@@ -1,6 +1,7 @@
 """Where a run must stop: steps, time, tokens, money, depth over every path; and what it does when no model answers."""
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from opsmesh.guardrails.v1 import approval_service_pb2 as approvals
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
 from services.agents.providers import Kind, ProviderError
 from services.agents.runs.domain import Run
-from services.mesh.failures import After
+from services.mesh.failures import After, CallError
 from tests.agents.outside import no
-from tests.agents.run_house import OTHER, REPAIR, TARGET, Runs, Saying, check, report, running, template
+from tests.agents.run_house import OTHER, QUICK, REPAIR, TARGET, Runs, Saying, check, report, running, template
 from tests.mesh.world import World
 from tests.stores import Database
 
@@ -78,6 +79,16 @@ async def test_the_time_that_people_take_is_not_counted(runs: Runs) -> None:
     run = await runs.until(waiting.run_id)
     assert run.state == "SUCCEEDED"
     assert run.waited > 3600
+
+
+async def test_an_action_that_never_began_is_not_begun_after_the_time(mesh: World, database: Database) -> None:
+    """It was sent, the gateway knows nothing of it, and meanwhile the run's time is up: it is not sent again."""
+    async with running(mesh, database, pace=replace(QUICK, again=1.5)) as runs:
+        runs.outside.failures["RestartWorkload"] = [CallError("UNAVAILABLE", "no answer", After.AGAIN, None)]
+        run = await runs.until(await runs.start(template(timeout_duration=duration_pb2.Duration(seconds=1))))
+        assert (run.state, run.reason) == ("FAILED", "RUN_LIMIT_REACHED")
+        assert (run.steps[3].sent, run.steps[3].state) == (False, "FAILED")
+        assert runs.outside.count == 0
 
 
 async def test_no_path_is_longer_than_four(runs: Runs) -> None:

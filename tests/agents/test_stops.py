@@ -177,3 +177,14 @@ async def test_a_cancel_asks_how_an_action_ended(
         run = await runs.until(run_id, closed=True)
         assert (run.state, run.steps[3].state) == (state, step)
         assert runs.outside.count == 1
+
+
+async def test_a_run_stopped_by_a_refusal_is_told_of(runs: Runs) -> None:
+    """Guardrails refuses before anybody looked which runs the kill is about: CANCELLED, and reported as stopped."""
+    async with stopping(runs) as switch:
+        kill_id = str(uuid.uuid4())
+        runs.outside.failures["authorize"] = [no("KILLED", f"stopped by kill {kill_id} (tool)")]
+        run = await runs.until(await runs.start(), closed=True)
+        assert (run.state, run.reason, run.kill_id) == ("CANCELLED", "KILLED", kill_id)
+        assert runs.outside.locks == {}
+        await switch.told(kill_id, (run.run_id, pb.Stop.STATE_STOPPED))

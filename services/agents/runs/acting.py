@@ -71,8 +71,12 @@ async def _not_read(work: Work, step: Step, error: CallError) -> bool:
 async def act(work: Work, step: Step) -> bool:
     """Bring an action one piece further: ask after it, wait for people, have it judged, send it once."""
     try:
-        if step.sent and (answer := await _known(work, step)) is not None:
-            return await _done(work, step, answer)
+        if step.sent:
+            if (answer := await _known(work, step)) is not None:
+                return await _done(work, step, answer)
+            # It never began: whatever stands in its way by now, such as the time of the run, counts again.
+            await work.save(replace(step, sent=False))
+            return True
         if step.state is StepState.AWAITING_APPROVAL:
             waiting = await _approved(work, step)
             if waiting is None:
@@ -240,4 +244,7 @@ def _request_id(step: Step) -> str:
 
 def _pause(error: CallError, usual: float) -> float:
     """Return how long to wait before the next try."""
-    return min(PAUSE_MAX, usual if error.retry_after is None else max(error.retry_after, usual / 10))
+    if error.retry_after is None or error.reason == "LOCK_HELD":
+        # Who does not ask for a lock again soon loses the place in its queue.
+        return usual
+    return min(PAUSE_MAX, max(error.retry_after, usual / 10))

@@ -26,7 +26,7 @@ from services.agents.runs.thinking import DELEGATE, REPORT, calls_of, question
 from services.agents.runs.work import IDENTITY, Work, kind_of, shown, with_request
 from services.agents.store import METHOD
 from services.agents.templates.checking import changed_tools
-from services.mesh.call import working
+from services.mesh.call import current, working
 from services.mesh.errors import Refusal
 from services.mesh.failures import After, CallError
 from services.mesh.loop import StoppedError, unless_stopped
@@ -68,7 +68,11 @@ async def _next(work: Work) -> bool:
     """Do what comes next for a run that goes on."""
     run = work.run
     step = next((one for one in run.steps if one.open), None)
-    if _overdue(run, step):
+    if step is not None and (step.sent or step.kind is Kind.DELEGATE):
+        # Something is under way outside: whatever else has changed, its end is seen first.
+        await _claimed_still(work)
+        return await _go_on(work, step)
+    if _overdue(run):
         return await _limited(work, ("time", f"{run.time_limit:.0f} s"))
     if gone := changed_tools(work.frame.pins):
         return await work.end(RunState.FAILED, "TEMPLATE_DISABLED", f"changed since it began: {', '.join(gone)}")
@@ -104,11 +108,10 @@ async def _begin_next(work: Work) -> bool:
     return await _ask(work, Step(run.next_number, Kind.MODEL))
 
 
-def _overdue(run: Run, step: Step | None) -> bool:
-    """Say whether the time is up, unless something was sent whose end must be seen, or is only being proved."""
-    kept = step is not None and (step.sent or step.kind in {Kind.PROOF, Kind.DELEGATE})
-    waits = run.state is RunState.AWAITING_APPROVAL
-    return run.begun and run.worked >= run.time_limit and not (kept or waits or run.report is not None)
+def _overdue(run: Run) -> bool:
+    """Say whether the time is up: not for a run that waits for people, or that has reported and is only proved."""
+    waits = run.state is RunState.AWAITING_APPROVAL or run.report is not None
+    return run.begun and run.worked >= run.time_limit and not waits
 
 
 async def _limited(work: Work, reached: tuple[str, str]) -> bool:
@@ -127,10 +130,7 @@ async def _prepared(work: Work) -> bool:
             # Guardrails knows the person of a token; whoever started a run by hand is known here only.
             person = requester if requester.startswith(acting.PEOPLE) else run.requester
             await work.save(registered=True, requester=person)
-        if run.depth == 1 and run.claim_left < CLAIM_MARGIN:
-            await _claim(work)
-            await work.save(notes=Notes(claimed=CLAIM_SECONDS))
-            work.run = replace(work.run, claim_left=float(CLAIM_SECONDS))
+        await _claim(work)
     except CallError as error:
         return await _not_prepared(work, error)
     if not work.run.begun:
@@ -139,18 +139,29 @@ async def _prepared(work: Work) -> bool:
 
 
 async def _claim(work: Work) -> None:
-    """Claim every target, or none: who waits for one holds no other."""
+    """Claim every target, or none, when it is time: who waits for one holds no other. Raises CallError."""
     run = work.run
+    if run.depth > 1 or run.claim_left >= CLAIM_MARGIN:
+        return
     taken: list[str] = []
     for target_id in run.target_ids:
         try:
             await work.outside.claim(run.root_run_id, target_id)
         except CallError:
-            if not run.begun:
-                for held in taken:
-                    await work.outside.release_claim(run.root_run_id, held)
+            for held in taken if not run.begun else ():
+                await work.outside.release_claim(run.root_run_id, held)
             raise
         taken.append(target_id)
+    await work.save(notes=Notes(claimed=CLAIM_SECONDS))
+    work.run = replace(work.run, claim_left=float(CLAIM_SECONDS))
+
+
+async def _claimed_still(work: Work) -> None:
+    """Keep the claims if that is possible: what is under way is looked after in any case."""
+    try:
+        await _claim(work)
+    except CallError as error:
+        log.warning("claims not kept", run_id=work.run.run_id, error=str(error))
 
 
 async def _not_prepared(work: Work, error: CallError) -> bool:
@@ -194,7 +205,9 @@ async def _ask(work: Work, step: Step) -> bool:
     # A model that hangs must not take longer than the run may.
     seconds = max(MODEL_SECONDS_MIN, min(MODEL_SECONDS, work.run.time_limit - work.run.worked))
     try:
-        with working(IDENTITY, METHOD, seconds, request_id=request.request_id):
+        outer = current()
+        person = outer.on_behalf_of
+        with working(IDENTITY, METHOD, seconds, trace=outer.trace, request_id=request.request_id, on_behalf_of=person):
             reply = await unless_stopped(work.means.boundary.generate(request), work.stop)
     except Refusal as refusal:
         return await _not_answered(work, step, refusal)

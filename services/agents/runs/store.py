@@ -290,6 +290,13 @@ class PostgresRuns:
                 if asked:
                     # Asked to stop in between: the child shall not be the one who was not told.
                     await self.request_cancel(connection, child.run_id, "the run that started it stops")
+            if not run.open and run.kill_id:
+                # Stopped by a refusal, before anybody looked which runs a kill is about: it is told of, too.
+                await connection.execute(
+                    "INSERT INTO run_stops (kill_id, run_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                    run.kill_id,
+                    run.run_id,
+                )
             if not run.open and run.parent_run_id:
                 await connection.execute(
                     "UPDATE runs SET due_time = least(due_time, clock_timestamp()) WHERE run_id = $1", run.parent_run_id
