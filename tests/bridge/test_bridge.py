@@ -96,6 +96,8 @@ async def test_bad_credentials_get_a_small_401(
 async def test_unknown_sources_paths_and_methods(bridge: Bridge) -> None:
     """404 for what does not exist, 405 for what is not posted."""
     assert (await bridge.post(GOOD, "/v1/webhooks/nobody")).status_code == 404
+    # What people say in chats comes from the router alone.
+    assert (await bridge.post(GOOD, "/v1/webhooks/chat")).status_code == 404
     assert (await bridge.post(BIG, "/v1/webhooks/nobody")).status_code == 413
     assert (await bridge.post(GOOD, "/v1/webhooks/..%2f..%2fetc")).status_code == 404
     assert (await bridge.http.get(bridge.url + "/v1/webhooks/alertmanager")).status_code == 405

@@ -170,10 +170,7 @@ class RunContainment:
                 self.used.append(one)
 
     async def _killed(self, actor: Actor) -> None:
-        """Use what a run had after it was killed, and again after the release; while it is killed it gets nothing new.
-
-        After the release it may ask anew, as long as nobody has reported its stop: people let it go on.
-        """
+        """Use what a run had after it was killed, and ask anew, and both again after the release: it is over."""
         granted = [one for one in await self._honest(actor) if one[0].policy.access in policy.EFFECTS]
         below = await self._below(actor)
         switch = f"{GUARDRAILS}.KillSwitchService"
@@ -195,10 +192,9 @@ class RunContainment:
             tool = find_tool(name)
             if tool.policy.access in policy.READS:
                 moves.append(call(kind, "agents", name, sample(tool, actor.target_id), actor.reads))
-            elif tool.policy.access in policy.EFFECTS and kind.endswith(KILLED):
+            elif tool.policy.access in policy.EFFECTS:
                 moves.append(action(kind, tool, sample(tool, actor.target_id), actor.context()))
-        if kind.endswith(KILLED):
-            moves.append(call(kind, "agents", READS, pb.AuthorizeReadsRequest(run_id=actor.run_id)))
+        moves.append(call(kind, "agents", READS, pb.AuthorizeReadsRequest(run_id=actor.run_id)))
         return moves
 
     async def _below(self, actor: Actor) -> Actor:
