@@ -93,6 +93,7 @@ def compose(settings: RouterSettings, peers: Peers, pool: Pool) -> Router:
             *lanes.workers,
             resumer.run,
             returner.run,
+            minds.journal.run,
             book.follow,
             writes.outbox_worker,
             retention.run,

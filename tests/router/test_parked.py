@@ -7,6 +7,7 @@ import pytest
 
 from opsmesh.type.v1 import error_reason_pb2
 from services.mesh.errors import Refusal
+from services.router.reasoning.journal import PostgresJournal
 from tests.mesh.world import World
 from tests.router import minds
 from tests.router.house import Decision, Incident, checkout_rules, incident
@@ -182,3 +183,21 @@ async def test_a_newer_revision_ends_what_is_parked(world: World, postgres: Data
     assert ended.result == Decision.RESULT_SUPERSEDED
     assert [one.attribution.decision_id for _, one in village.models.paid] == [second.decision_id]
     assert newer.state == Incident.STATE_OPEN
+
+
+async def test_prompts_are_forgotten(world: World, postgres: Database) -> None:
+    """Once decided, prompts and replies are gone and figures stay; so are those that nobody came back to."""
+    async with postgres.fresh() as database, living(world, database) as scene:
+        village, router = scene.village, scene.router
+        village.models.will(says(minds.SEARCH), says(minds.RESPOND))
+        decision = await village.decide(router)
+        await router.until(decision.decision_id, made)
+        texts = "SELECT sum(length(request) + length(response)) FROM model_calls"
+        assert await router.pool.fetchval(texts) == 0
+        await router.pool.execute(
+            "UPDATE model_cases SET open = true, begin_time = clock_timestamp() - interval '2 hours'"
+        )
+        await router.pool.execute("UPDATE model_calls SET request = 'a prompt'")
+        await PostgresJournal(router.pool).sweep()
+        assert await router.pool.fetchval(texts) == 0
+        assert len((await router.decision(decision.decision_id)).model_calls) == 2

@@ -114,6 +114,16 @@ async def test_a_response_does_not_silence_an_alert(scene: Scene) -> None:
     assert "Nothing is wrong." in said.reason
 
 
+async def test_a_later_revision_of_a_wish_is_answered_and_over(scene: Scene) -> None:
+    """An incident of a chat is no alert: what a model says about it is said to who wished it, and closes it."""
+    scene.village.models.will(says(minds.RESPOND))
+    first = await scene.village.decide(scene.router, unknown(source="chat"))
+    assert "no confirmed wish" in first.reason
+    second = await scene.village.decide(scene.router, unknown(2, first.incident_id, source="chat"))
+    said = await scene.router.until(second.decision_id, made)
+    assert (said.state, said.result) == (Decision.STATE_CLOSED, Decision.RESULT_RESPONDED)
+
+
 async def test_context_is_gathered_in_rounds_that_end(scene: Scene) -> None:
     """GATHER_CONTEXT reads through the gateway under the decision's grant; after three rounds no reads are offered."""
     scene.village.models.will(*[says(minds.SEARCH) for _ in range(3)], says(minds.RESTART))
@@ -181,9 +191,18 @@ async def test_a_retry_may_be_right(scene: Scene) -> None:
     assert "playbook_id must be one of: restart-workload" in told.text
 
 
-async def test_a_model_without_a_usable_reply_is_a_case_for_people(scene: Scene) -> None:
-    """MODEL_REPLY_INVALID is no reason to wait: people are asked."""
-    scene.village.models.will(Refusal(INVALID, role="routing", detail="it is empty"))
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(INVALID, role="routing", detail="it is empty"),
+        Refusal(error_reason_pb2.ERROR_REASON_CONTEXT_TOO_LARGE, role="routing"),
+        Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT),
+    ],
+    ids=["useless", "too large", "not taken"],
+)
+async def test_a_model_without_a_usable_reply_is_a_case_for_people(scene: Scene, refusal: Refusal) -> None:
+    """What another try cannot change is no reason to wait: people are asked."""
+    scene.village.models.will(refusal)
     decision = await scene.village.decide(scene.router)
     asked = await scene.router.until(decision.decision_id, made)
     assert (asked.outcome, asked.state) == (Decision.OUTCOME_ASK_HUMAN, Decision.STATE_DECIDED)

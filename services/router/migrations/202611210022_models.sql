@@ -48,6 +48,7 @@ CREATE TABLE router.model_cases (
     create_time timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX model_cases_age ON router.model_cases (create_time);
+CREATE INDEX model_cases_open ON router.model_cases (begin_time) WHERE open;
 
 -- Each call of a model, written before it is made: the same request again gets the stored answer of agents.
 CREATE TABLE router.model_calls (

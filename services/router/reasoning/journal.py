@@ -4,6 +4,7 @@ Whoever goes on after a crash sends the very same request again: agents has kept
 Prompts and replies are kept only while a case is open; what stays is what a decision shows.
 """
 
+import asyncio
 import json
 import uuid
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Final, Protocol
 
 from opsmesh.agents.v1 import model_service_pb2
 from opsmesh.router.v1 import decision_service_pb2
+from services.mesh.loop import every
 from services.mesh.postgres import Pool
 from services.mesh.retention import TooOld
 
@@ -40,6 +42,8 @@ WITH closed AS (UPDATE model_cases SET open = false WHERE subject = $1),
      unanswered AS (DELETE FROM model_calls WHERE subject = $1 AND call = '')
 UPDATE model_calls SET request = '', response = '' WHERE subject = $1 AND call <> ''
 """
+LEFT: Final = "SELECT subject FROM model_cases WHERE open AND begin_time < clock_timestamp() - $1::interval LIMIT $2"
+SWEEP_MAX: Final = 1000
 TOLD: Final = """
 SELECT call, (SELECT sources FROM model_cases WHERE subject = $1) AS sources FROM model_calls
 WHERE subject = $1 AND call <> '' ORDER BY number
@@ -158,6 +162,15 @@ class PostgresJournal:
     async def close(self, subject: uuid.UUID) -> None:
         """See Journal."""
         await self._pool.execute(CLOSE, subject)
+
+    async def sweep(self) -> None:
+        """End attempts that nobody came back to: their prompts and replies are forgotten, too."""
+        for row in await self._pool.fetch(LEFT, 6 * FRESH, SWEEP_MAX):
+            await self.close(row["subject"])
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Sweep every ten minutes until `stop`."""
+        await every(stop, FRESH.total_seconds(), self.sweep)
 
     async def record(self, subject: uuid.UUID) -> Record:
         """See Journal."""

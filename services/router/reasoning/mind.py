@@ -17,7 +17,7 @@ from opsmesh.router.v1 import outcome_pb2
 from services.mesh.models.outcomes import Chosen
 from services.mesh.models.untrusted import Marks
 from services.router import work as steps
-from services.router.domain import Decision, Order, Outcome, Result, Stage, State, Verdict, shorten
+from services.router.domain import CHAT, Decision, Order, Outcome, Result, Stage, State, Verdict, shorten
 from services.router.messages import OVER
 from services.router.reasoning import context, prompts
 from services.router.reasoning.context import About, Context, Source
@@ -161,13 +161,14 @@ def decided(decision: Decision, incident: ingest_service_pb2.Incident, reasoned:
             question=question.SerializeToString(),
         )
         return _made(verdict, count, recorded=reasoned.recorded)
-    return _made(verdict_of(reasoned.chosen, reasoned.why, targets_of(incident)), count, recorded=reasoned.recorded)
+    return _made(verdict_of(reasoned.chosen, reasoned.why, incident), count, recorded=reasoned.recorded)
 
 
-def verdict_of(chosen: Chosen, why: str, targets: tuple[str, ...]) -> Verdict:
-    """Return what an outcome means for an incident with these targets.
+def verdict_of(chosen: Chosen, why: str, incident: ingest_service_pb2.Incident) -> Verdict:
+    """Return what an outcome means for an incident.
 
-    A response does not close what still fires: a text that talked a model into silence must not silence an alert.
+    A response does not close what still fires: a text that talked a model into silence must not silence an alert. What
+    was wished in a chat is no alert: who wished it is answered, and that is all.
     """
     outcome = chosen.outcome
     detail = outcome.WhichOneof("detail") or ""
@@ -175,12 +176,14 @@ def verdict_of(chosen: Chosen, why: str, targets: tuple[str, ...]) -> Verdict:
     reason = f"{why} {outcome.respond.text}" if detail == "respond" else why
     order = Order()
     if detail == "delegate_agent":
-        wanted = tuple(outcome.delegate_agent.target_ids) or targets
+        wanted = tuple(outcome.delegate_agent.target_ids) or targets_of(incident)
         order = Order(target_ids=wanted, goal=outcome.delegate_agent.goal)
+    over = detail == "respond" and incident.source == CHAT
     return Verdict(
-        State.DECIDED,
+        State.CLOSED if over else State.DECIDED,
         shorten(reason),
         OUTCOMES[detail],
+        result=Result.RESPONDED if over else Result.UNSPECIFIED,
         playbook_id=outcome.trigger_automation.playbook_id,
         template_id=outcome.delegate_agent.template_id,
         order=order,

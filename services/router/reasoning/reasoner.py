@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
+import grpc
 import grpc.aio
 
 from opsmesh.agents.v1 import model_service_pb2, model_service_pb2_grpc
@@ -43,6 +44,10 @@ AWAY: Final = frozenset(
 )
 USELESS: Final = frozenset(
     {error_reason_pb2.ERROR_REASON_MODEL_REPLY_INVALID, error_reason_pb2.ERROR_REASON_CONTEXT_TOO_LARGE}
+)
+# A question that the boundary does not take is none that another try could answer.
+WRONG: Final = frozenset(
+    {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.PERMISSION_DENIED}
 )
 GIVEN_UP: Final = "the model gave no usable answer"
 pb = model_service_pb2
@@ -227,8 +232,9 @@ class Reasoner:
             refusal = from_rpc_error(error)
             if refusal and refusal.reason in AWAY:
                 raise ModelsAway(str(refusal)) from error
-            if refusal and refusal.reason in USELESS:
-                call = self._call(talk, pb.GenerateResponse(), f"not taken: {refusal}")
+            if (refusal and refusal.reason in USELESS) or error.code() in WRONG:
+                said = refusal or error.code().name
+                call = self._call(talk, pb.GenerateResponse(), f"not taken: {said}")
                 await self._journal.answer(talk.case.key, Asked(talk.number, request, None, call))
                 return None
             raise
