@@ -19,6 +19,7 @@ from services.ingest.signal import DeliveryFacts, Severity, Status, Unreadable
 from services.ingest.sources import chat
 from services.mesh.writes import Writes
 from tests.ingest.house import INVENTORY, ROOT, House, alert, delivery, entry, notification
+from tests.ingest.test_lanes import Decision, MemoryRouter, following, reached
 from tests.ingest.test_servicer import NoAudit
 from tests.mesh.world import World
 
@@ -117,6 +118,35 @@ async def test_an_alert_cannot_join_a_message(house: House) -> None:
     targets = INVENTORY.resolve([])
     key = correlation_key("chat", words["message_id"], "", {}, targets)
     assert "|" not in key
+
+
+async def test_a_wish_that_was_done_is_over(house: House) -> None:
+    """A report of an agent ends the incident of a chat, where that of an alert would be decided anew."""
+    router = MemoryRouter()
+    router.next = Decision(state=Decision.STATE_DECIDED, outcome=Decision.OUTCOME_DELEGATE_AGENT, run_id="r-1")
+    async with following(house, router):
+        await house.store.record([told(wish())], house.inventory)
+        house.wake.set()
+        await reached(house, "RUNNING")
+        router.last().MergeFrom(Decision(state=Decision.STATE_CLOSED, result=Decision.RESULT_REPORTED))
+        row = await reached(house, "RESOLVED", following=False)
+    assert row["revision"] == 1
+    assert row["state_detail"].startswith("the agent reported")
+
+
+async def test_a_rule_that_asked_does_not_ask_again(house: House) -> None:
+    """What a person answered makes a new revision, and the rule that asked is told as one that had its turn."""
+    router = MemoryRouter()
+    router.next = Decision(state=Decision.STATE_DECIDED, outcome=Decision.OUTCOME_ASK_HUMAN, rule_id="ask")
+    async with following(house, router):
+        await house.store.record([entry(notification(alert()))], house.inventory)
+        house.wake.set()
+        await reached(house, "AWAITING_PERSON", started_rule_ids=[])
+        router.next = Decision(state=Decision.STATE_AWAITING_MODEL)
+        router.last().MergeFrom(Decision(state=Decision.STATE_CLOSED, result=Decision.RESULT_ANSWERED))
+        row = await reached(house, "AWAITING_MODEL", revision=2)
+    assert row["started_rule_ids"] == ["ask"]
+    assert list(router.seen[-1].started_rule_ids) == ["ask"]
 
 
 @asynccontextmanager
