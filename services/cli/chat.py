@@ -1,8 +1,8 @@
 """`opsmesh chat`: say something, hear what comes of it, and answer what is asked.
 
-A keyword that gives an order (`approve`, `reject`, `kill`) is carried out here, with the person's own certificate, and
-only when this command reads the same order in the person's own words: what the router says to call is compared, never
-believed. Nothing else of an answer is ever executed.
+A keyword that gives an order (`approve`, `reject`, `answer`, `kill`) is carried out here, with the person's own
+certificate, and only when this command reads the same order in the person's own words: what the router says to call is
+compared, never believed. Nothing else of an answer is ever executed.
 """
 
 import asyncio
@@ -57,7 +57,8 @@ async def chat(
     if message:
         conversation = await _turn(session, message, conversation, request_id)
         if not session.as_json:
-            console().print(cell(f"\n(conversation {conversation})", str), style="dim", soft_wrap=True)
+            following = typed(session, "chat", "MESSAGE", "--conversation", conversation)
+            console().print(cell(f"NEXT: {following}", str), style="dim", soft_wrap=True)
         return
     if session.as_json:
         raise UsageError("with --json one message is said at a time\nNEXT: opsmesh chat MESSAGE --json")
@@ -162,6 +163,10 @@ async def _carry_out(session: Session, order: intents.Order) -> None:
         yes = json_format.ParseDict(dict(order.request) | {"request_id": request_id}, approvals.ApproveRequest())
         answer = (await approvals_grpc.ApprovalServiceStub(channel).Approve(yes)).approval
         told = f"{answer.approval_id} is {cell(answer, 'state').plain}"
+    elif order.method == f"{intents.CONVERSATIONS}/AnswerQuestion":
+        words = json_format.ParseDict(dict(order.request) | {"request_id": request_id}, router.AnswerQuestionRequest())
+        answer = await router_grpc.ConversationServiceStub(session.channel("router")).AnswerQuestion(words)
+        told = f"answered: its incident goes on, see: opsmesh decisions show {order.request['question_id']}"
     else:
         no = json_format.ParseDict(dict(order.request) | {"request_id": request_id}, approvals.RejectRequest())
         answer = (await approvals_grpc.ApprovalServiceStub(channel).Reject(no)).approval
@@ -186,8 +191,6 @@ def _show(session: Session, event: router.SendMessageResponse) -> None:
         case "reply":
             note = " (replayed from a file: no model was asked)" if event.reply.recorded else ""
             _say(session, f"{event.reply.text}{note}")
-            if event.reply.HasField("question"):
-                console().print(cell(f"(question {event.reply.question.question_id})", str), style="dim")
 
 
 def _say(session: Session, text: str) -> None:

@@ -108,8 +108,7 @@ async def test_one_message(talk: Talk) -> None:
     [(person, request)] = talk.router.said
     assert (person, request.text) == ("human/approver", "restart checkout")
     assert "heard: restart checkout\ufffd[31m (replayed from a file: no model was asked)" in done.out
-    assert "(question " in done.out
-    assert "(conversation " in done.out
+    assert "NEXT: opsmesh chat MESSAGE --conversation " in done.out
 
 
 async def test_events_as_lines_of_json(talk: Talk) -> None:

@@ -48,7 +48,7 @@ async def test_keywords_work_with_every_model_down(scene: Scene) -> None:
     assert "none can be asked" in status.reply.text
     assert scene.square.models.requests == []
     wish = await scene.operator.say("restart checkout", helped.conversation_id)
-    assert "only understand keywords: status, approve, reject, kill" in wish.reply.text
+    assert "only understand keywords: status, approve, reject, answer, kill" in wish.reply.text
     said = await scene.operator.messages(helped.conversation_id, size=1)
     assert [one.number for one in said] == [1, 2, 3, 4, 5, 6]
     assert (await scene.operator.conversation(helped.conversation_id)).message_count == 6
@@ -87,6 +87,8 @@ async def test_a_wish_is_asked_back_and_a_yes_hands_it_in_once(scene: Scene) -> 
     assert decision.outcome == Decision.OUTCOME_TRIGGER_AUTOMATION
     assert decision.playbook_id == "restart-workload"
     assert decision.conversation_id == turn.conversation_id
+    assert "human/operator confirmed it" in decision.reason
+    assert "replayed from a file" in decision.reason
     assert yes.reply.incident_id == decision.incident_id
     await scene.router.until(decision.decision_id, lambda one: one.execution_id)
     assert await scene.counts() == (1, 1, 1, 1)
@@ -306,6 +308,10 @@ async def test_a_decisions_question_is_answered_by_anybody_who_may(scene: Scene)
     [decision] = await scene.router.decide(incident())
     assert decision.outcome == Decision.OUTCOME_ASK_HUMAN
     async with scene.square.talking(scene.router, "approver") as approver:
+        status = await approver.say("status")
+        assert f"{decision.decision_id} asks: Is a migration planned?" in status.reply.text
+        [intent] = (await approver.say(f"answer {decision.decision_id} yes, until noon")).intents
+        assert intent.method == "opsmesh.router.v1.ConversationService/AnswerQuestion"
         answer = await approver.answer(decision.decision_id, "yes, until noon")
     assert answer.decision.result == Decision.RESULT_ANSWERED
     assert answer.decision.answerer == "human/approver"

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opsmesh.guardrails.v1 import approval_service_pb2, kill_switch_service_pb2
+from opsmesh.router.v1 import conversation_service_pb2
 from services.mesh import policy
 from services.router.conversations import intents
 from services.router.conversations.intents import Help, Order, Status, Usage
@@ -19,6 +20,7 @@ DIGEST = "0123456789abcdef"
 REQUESTS = {
     "opsmesh.guardrails.v1.ApprovalService/Approve": approval_service_pb2.ApproveRequest,
     "opsmesh.guardrails.v1.ApprovalService/Reject": approval_service_pb2.RejectRequest,
+    "opsmesh.router.v1.ConversationService/AnswerQuestion": conversation_service_pb2.AnswerQuestionRequest,
     "opsmesh.guardrails.v1.KillSwitchService/Engage": kill_switch_service_pb2.EngageRequest,
 }
 
@@ -56,6 +58,16 @@ def test_reject_says_why() -> None:
     assert isinstance(order, Order)
     assert order.request["comment"] == "not during the sale; 'really'"
     check(order)
+
+
+def test_answer_is_for_the_question_of_a_decision() -> None:
+    """The rest of the line is the answer; the router reads it in the type that was asked for."""
+    order = intents.read(f"answer {ID} yes, until noon")
+    assert isinstance(order, Order)
+    assert order.request == {"question_id": ID, "text": "yes, until noon"}
+    check(order)
+    assert isinstance(intents.read(f"answer {ID}"), Usage)
+    assert intents.read("answer me") is None
 
 
 @pytest.mark.parametrize(
@@ -130,7 +142,7 @@ def test_no_text_is_an_order_by_accident(text: str) -> None:
     """Whatever is an order begins with its keyword, is one line, and passes the bounds of the IDL."""
     found = intents.read(text)
     if isinstance(found, Order):
-        assert re.match(r"\s*(approve|reject|kill) ", text, re.IGNORECASE | re.ASCII)
+        assert re.match(r"\s*(approve|reject|answer|kill) ", text, re.IGNORECASE | re.ASCII)
         assert "\n" not in text.strip()
         check(found)
 

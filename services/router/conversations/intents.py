@@ -1,7 +1,7 @@
 """Keywords: the few sentences that mean one thing without a model. Pure, strict, and never a guess.
 
-A keyword is the whole message, on one line, word for word; a keyword within a sentence is none. `approve`, `reject` and
-`kill` are carried out by the person's own client with the person's own certificate: the router only says how.
+A keyword is the whole message, on one line, word for word; a keyword within a sentence is none. `approve`, `reject`,
+`answer` and `kill` are carried out by the person's own client with their own certificate: the router only says how.
 """
 
 import json
@@ -16,13 +16,16 @@ from services.mesh.errors import Refusal
 from services.mesh.tools import find_tool
 
 APPROVALS: Final = "opsmesh.guardrails.v1.ApprovalService"
+CONVERSATIONS: Final = "opsmesh.router.v1.ConversationService"
 KILLS: Final = "opsmesh.guardrails.v1.KillSwitchService"
 REASON: Final = "asked for in a chat"
 REASON_MAX: Final = 512
+ANSWER_MAX: Final = 2000
 HELP: Final = """These words work without any model; each is a whole message of its own:
   status                          what is open, who is asked, what is stopped
   approve APPROVAL DIGEST         say yes to exactly those bytes (opsmesh approvals show)
   reject APPROVAL DIGEST REASON   say no
+  answer QUESTION WORDS           answer what an incident's decision asks (opsmesh decisions list)
   kill all                        stop everything at once
   kill environment E | target T | tool M | playbook P | execution X | run R
                                   stop what is in that scope; --reason TEXT at the end says why
@@ -34,6 +37,7 @@ USAGE: Final[Mapping[str, str]] = MappingProxyType(
     {
         "approve": "approve APPROVAL DIGEST: the id and at least 12 digits of the digest you have seen",
         "reject": "reject APPROVAL DIGEST REASON: the id, at least 12 digits of the digest, and why",
+        "answer": "answer QUESTION WORDS: the decision that asks, and the answer in the type it asks for",
     }
 )
 _ID: Final = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
@@ -52,7 +56,8 @@ _SCOPES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
 _FLAGS: Final = re.ASCII | re.IGNORECASE
 _APPROVE: Final = re.compile(rf"approve +({_ID}) +([0-9a-f]{{12,64}})", _FLAGS)
 _REJECT: Final = re.compile(rf"reject +({_ID}) +([0-9a-f]{{12,64}}) +([^ \n].*)", _FLAGS)
-_ANSWER: Final = re.compile(rf"(approve|reject) +{_ID}\b.*", _FLAGS)
+_REPLY: Final = re.compile(rf"answer +({_ID}) +([^ \n].*)", _FLAGS)
+_ANSWER: Final = re.compile(rf"(approve|reject|answer) +{_ID}\b.*", _FLAGS)
 _KILL: Final = re.compile(r"kill +(?:--)?([a-z]+)(?: +([^ \n]+))??(?: +--reason +([^ \n].*))?", _FLAGS)
 
 
@@ -102,7 +107,23 @@ def read(text: str) -> Keyword | None:
         return Status()
     if word == "help":
         return Help()
-    return _answer(said) or _kill(said)
+    return _reply(said) or _answer(said) or _kill(said)
+
+
+def _reply(said: str) -> Order | Usage | None:
+    """Return the answer to the question of a decision."""
+    found = _REPLY.fullmatch(said)
+    if found is None:
+        return None
+    question, words = found[1].lower(), found[2].strip()
+    if len(words) > ANSWER_MAX:
+        return Usage(f"the answer has {len(words)} characters; at most {ANSWER_MAX}")
+    return Order(
+        f"{CONVERSATIONS}/AnswerQuestion",
+        {"question_id": question, "text": words},
+        shlex.join(["opsmesh", "decisions", "answer", question, words]),
+        f"answer question {question}: {words}",
+    )
 
 
 def _answer(said: str) -> Order | Usage | None:

@@ -23,13 +23,15 @@ from services.router.conversations.tokens import Minter
 from services.router.conversations.turns import Sense, Turns
 from services.router.conversations.views import Stubs, Views
 from services.router.conversations.wishes import Wishes
-from services.router.domain import decision_id
-from services.router.messages import decision_message
+from services.router.domain import State, decision_id
+from services.router.messages import decision_message, question_of
 from services.router.reasoning.reasoner import Reasoner
 from services.router.settings import RouterSettings
-from services.router.store import DecisionStore
+from services.router.store import DecisionStore, Filter
 
 FIRST: Final = 1
+# Of the newest decisions, those that ask are shown.
+ASKED_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,12 @@ class Rest:
 
 def compose(settings: RouterSettings, peers: Peers, pool: Pool, rest: Rest) -> Parts:
     """Put the parts together."""
+
+    async def asked() -> list[tuple[str, str]]:
+        found = await rest.decisions.page(Filter(state=State.DECIDED), ASKED_MAX)
+        questions = [(str(one.decision_id), question_of(one)) for one in found]
+        return [(one, question.question) for one, question in questions if question is not None]
+
     views = Views(
         Stubs(
             playbook_service_pb2_grpc.PlaybookServiceStub(peers.channel("automation")),
@@ -67,7 +75,8 @@ def compose(settings: RouterSettings, peers: Peers, pool: Pool, rest: Rest) -> P
             ingest_service_pb2_grpc.IngestServiceStub(peers.channel("ingest")),
             model_service_pb2_grpc.ModelServiceStub(peers.channel("agents")),
             kill_switch_service_pb2_grpc.KillSwitchServiceStub(peers.channel("guardrails")),
-        )
+        ),
+        asked,
     )
 
     async def decided(incident: uuid.UUID) -> decision_service_pb2.Decision | None:

@@ -24,14 +24,16 @@ from services.router.conversations.confirming import Confirming, Event, Progress
 from services.router.conversations.domain import Message, Question, Reply
 from services.router.conversations.store import ConversationStore, old
 from services.router.conversations.views import Views, context
-from services.router.conversations.wishes import Kept, Wishes
+from services.router.conversations.wishes import Kept, Read, Wishes
 from services.router.reasoning import prompts
 from services.router.reasoning.reasoner import Case, ModelsAway, Reasoned, Reasoner
 
 HISTORY: Final = 20
 # Models asked at once for conversations, whoever talks.
 TURNS_MAX: Final = 8
-AWAY: Final = "No model can be asked now, so I only understand keywords: status, approve, reject, kill, help, yes, no."
+AWAY: Final = (
+    "No model can be asked now, so I only understand keywords: status, approve, reject, answer, kill, help, yes, no."
+)
 NO_QUESTION: Final = "Nothing is open that this could answer. Say what you wish; help says what works without a model."
 WENT_ON: Final = "You went on meanwhile, so I ask and start nothing for this one. Say it again if you still wish it."
 NOT_UNDERSTOOD: Final = "I did not understand it. Nothing was done."
@@ -190,8 +192,9 @@ class Turns:
             newest = await self._store.newest(connection, said.message.conversation_id)
             if newest != said.message.number:
                 return await self._store.reply(connection, said.message, replace(reply, text=WENT_ON))
-            content, subject = outcome.SerializeToString(), domain.title(characters(said.message.text))
-            kept = await self._wishes.keep(connection, (said.message, said.person), made, content, subject)
+            subject = domain.title(characters(said.message.text)) or "a wish"
+            read = Read(outcome.SerializeToString(), reasoned.recorded, subject)
+            kept = await self._wishes.keep(connection, (said.message, said.person), made, read)
             if kept and not made.asks:
                 kept = await self._wishes.confirm(connection, said.message.message_id, said.message)
                 if kept is not None:

@@ -36,6 +36,7 @@ from services.router.conversations.plans import Catalogue
 from services.router.reasoning.context import Context, Section
 
 T = TypeVar("T")
+Asked = Callable[[], Awaitable[list[tuple[str, str]]]]
 SECONDS: Final = 2.0
 PAGE: Final = 200
 # What a model is shown and may choose from; the rest is reached by its name in the person's words.
@@ -62,10 +63,14 @@ class Stubs:
 
 
 class Views:
-    """Reads for a conversation; None is for what does not answer in time."""
+    """Reads for a conversation; None is for what does not answer in time.
 
-    def __init__(self, stubs: Stubs) -> None:
+    `asked` returns the decisions that wait for a person's answer, with their questions.
+    """
+
+    def __init__(self, stubs: Stubs, asked: Asked) -> None:
         self._stubs = stubs
+        self._asked = asked
         self._instance = f"router@{socket.gethostname()}/{os.getpid()}"[:128]
 
     async def catalogue(self) -> Catalogue:
@@ -120,7 +125,9 @@ class Views:
                 ),
             ),
         )
-        return "\n".join([*_open(incidents), _stopped(lease), _models(models)])
+        asked = [f"  {one} asks: {characters(text)}" for one, text in (await self._asked())[:STATUS_MAX]]
+        questions = ["Questions to people (answer QUESTION WORDS):", *asked] if asked else []
+        return "\n".join([*_open(incidents), *questions, _stopped(lease), _models(models)])
 
 
 async def _ask(what: str, call: Callable[[], Awaitable[T]]) -> T | None:

@@ -29,12 +29,12 @@ BATCH: Final = 16
 TAKE_AGE: Final = domain.WISH_AGE * 3
 PLAN: Final = "outcome, name, version, digest, target_ids, goal, title, changes, tells, environments"
 COLUMNS: Final = (
-    f"wish_id, conversation_id, person, state, detail, {PLAN}, model_outcome, confirmed_by, message_digest, "
+    f"wish_id, conversation_id, person, state, detail, {PLAN}, model_outcome, recorded, confirmed_by, message_digest, "
     "confirm_time, signal_id, incident_id, subject"
 )
 INSERT: Final = f"""
-INSERT INTO wishes (wish_id, conversation_id, person, state, {PLAN}, model_outcome, subject)
-VALUES ($1, $2, $3, 'ASKED', $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+INSERT INTO wishes (wish_id, conversation_id, person, state, {PLAN}, model_outcome, recorded, subject)
+VALUES ($1, $2, $3, 'ASKED', $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 ON CONFLICT DO NOTHING RETURNING {COLUMNS}
 """  # noqa: S608  constants only
 CONFIRM: Final = f"""
@@ -73,6 +73,15 @@ log = structlog.get_logger("opsmesh.router.wishes")
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """What a model read: its serialised ModelOutcome, whether that was replayed, and what the incident is called."""
+
+    outcome: bytes
+    recorded: bool
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """A wish as it is kept; `model_outcome` is a serialised ModelOutcome, `subject` what its incident is called."""
 
@@ -83,6 +92,7 @@ class Kept:
     detail: str
     plan: Plan
     model_outcome: bytes
+    recorded: bool
     confirmed_by: uuid.UUID | None
     message_digest: bytes
     confirm_time: datetime | None
@@ -99,9 +109,7 @@ class Wishes:
         self._ingest = ingest
         self._minter = minter
 
-    async def keep(
-        self, connection: Connection, said: tuple[Message, str], plan: Plan, outcome: bytes, subject: str
-    ) -> Kept | None:
+    async def keep(self, connection: Connection, said: tuple[Message, str], plan: Plan, read: Read) -> Kept | None:
         """Keep the wish that a message of a person was read as; it waits for a yes. None when there is one already."""
         message, person = said
         row = await connection.fetchrow(
@@ -119,8 +127,9 @@ class Wishes:
             list(plan.changes),
             list(plan.tells),
             list(plan.environments),
-            outcome,
-            subject,
+            read.outcome,
+            read.recorded,
+            read.subject,
         )
         return _kept(row) if row else None
 
@@ -201,9 +210,11 @@ class Wishes:
         """Return a bound wish as it was confirmed, with the token of the person who confirmed it."""
         said = kept.confirm_time or datetime.now(UTC)
         automation = kept.plan.outcome is Outcome.TRIGGER_AUTOMATION
+        whose = f"{kept.person} {'confirmed' if kept.plan.asks else 'wished'} it in conversation {kept.conversation_id}"
+        note = "; the model's reading was replayed from a file" if kept.recorded else ""
         return Verdict(
             State.DECIDED,
-            shorten(f"{kept.person} confirmed it in conversation {kept.conversation_id}: {kept.plan.what}"),
+            shorten(f"{whose}: {kept.plan.what}{note}"),
             outcome=kept.plan.outcome,
             playbook_id=kept.plan.name if automation else "",
             template_id="" if automation else kept.plan.name,
@@ -254,6 +265,7 @@ def _kept(row: Any) -> Kept:
         detail=row["detail"],
         plan=plan,
         model_outcome=row["model_outcome"],
+        recorded=row["recorded"],
         confirmed_by=row["confirmed_by"],
         message_digest=row["message_digest"] or b"",
         confirm_time=row["confirm_time"],

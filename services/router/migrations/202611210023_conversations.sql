@@ -66,8 +66,9 @@ CREATE TABLE router.wishes (
     environments text[] NOT NULL,
     -- What its incident is called: the person's words, cut.
     subject text NOT NULL,
-    -- A serialised opsmesh.router.v1.ModelOutcome.
+    -- A serialised opsmesh.router.v1.ModelOutcome, and whether it was replayed from a file.
     model_outcome bytea NOT NULL,
+    recorded boolean NOT NULL,
     -- The message that confirmed it, and the digest of that message: what the identity token is made for.
     confirmed_by uuid UNIQUE,
     message_digest bytea,
