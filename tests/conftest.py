@@ -15,7 +15,7 @@ from tests.stores import Database, running_postgres, running_temporal, running_v
 
 FLOWS = "tests/flows"
 # A flow that brings up meshes of its own need not wait for the shared one.
-ALONE = ("tests/flows/test_demo.py", "tests/flows/test_kill_survives.py")
+ALONE = ("tests/flows/test_agents.py", "tests/flows/test_demo.py", "tests/flows/test_kill_survives.py")
 # The two harnesses share a mesh, too; the other files beside them do not need it.
 FAULTS = ("tests/faults/test_containment.py", "tests/faults/test_runs.py", "tests/faults/test_storm.py")
 FIGURES = "figures"

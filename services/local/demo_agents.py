@@ -107,7 +107,7 @@ def _ended(world: World, incident_id: str) -> dict[str, Any]:
     until = time.monotonic() + PATIENCE
     while True:
         found = world.ask("agents", "list", "--incident", incident_id)["runs"]
-        if found and found[0]["end_time"]:
+        if found and found[0].get("end_time"):
             check(len(found) == 1, f"{len(found)} runs were started instead of one")
             return dict(found[0])
         check(time.monotonic() < until, f"the agent run did not end: {found}")

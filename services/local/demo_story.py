@@ -1,4 +1,4 @@
-"""`make demo`: four acts on this machine, for real: a repair, an approval, a drift, and the kill switch.
+"""`make demo` on this machine, for real: a repair, an approval, a drift, the kill switch, an agent, and a poisoned log.
 
 The first thing that did not truly happen ends it with exit code 1. It leaves no process behind; its folder is kept when
 it failed.
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from services.local import demo, demo_acts
+from services.local import demo, demo_acts, demo_agents
 from services.local.checkout import Workload, start_workload, stop_workload
 from services.local.demo import DemoError, World, check, health
 from services.local.files import free_port
@@ -32,6 +32,7 @@ def tell(world: World, workload: Workload, production: Workload) -> None:
     """Tell and check the whole story on running workloads."""
     config = world.folder / "config"
     demo.write_config(config, workload, production)
+    demo.write_models(config)
     mesh = demo.start_mesh(world, config)
     try:
         services = ", ".join(sorted(json.loads((world.state / "endpoints.json").read_text())["services"]))
@@ -40,6 +41,8 @@ def tell(world: World, workload: Workload, production: Workload) -> None:
         demo_acts.approval(world, production)
         demo_acts.drift(world, production)
         demo_acts.kill(world, workload, production)
+        demo_agents.diagnosis(world, production)
+        demo_agents.poison(world, workload, production)
         world.show("audit", "verify")
     finally:
         code = demo.stop_mesh(mesh)
@@ -80,8 +83,8 @@ def run_demo() -> int:
     world.folder.chmod(0o755)
     console.print(
         Panel(
-            "opsmesh: a real alert repaired, an approval, a drift, and the kill switch",
-            subtitle="no model, no Docker, no root",
+            "opsmesh: a real alert repaired, an approval, a drift, the kill switch, an agent, and a poisoned log",
+            subtitle="models are recordings; no Docker, no root",
         )
     )
     try:

@@ -20,7 +20,7 @@ import psutil
 import yaml
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_fixed
 
-from opsmesh.agents.v1 import model_service_pb2_grpc
+from opsmesh.agents.v1 import agent_service_pb2_grpc, model_service_pb2_grpc
 from opsmesh.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from opsmesh.automation.v1 import automation_service_pb2, automation_service_pb2_grpc
 from opsmesh.gateway.v1 import effect_service_pb2_grpc
@@ -71,6 +71,7 @@ class Stubs:
     effects: "effect_service_pb2_grpc.EffectServiceAsyncStub"
     audit: "audit_service_pb2_grpc.AuditServiceAsyncStub"
     models: "model_service_pb2_grpc.ModelServiceAsyncStub"
+    agents: "agent_service_pb2_grpc.AgentServiceAsyncStub"
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +325,7 @@ async def connected(mesh: Mesh, workloads: Mapping[str, Workload]) -> AsyncItera
             effects=effect_service_pb2_grpc.EffectServiceStub(channel("gateway")),
             audit=audit_service_pb2_grpc.AuditServiceStub(channel("audit")),
             models=model_service_pb2_grpc.ModelServiceStub(channel("agents")),
+            agents=agent_service_pb2_grpc.AgentServiceStub(channel("agents")),
         )
         yield World(mesh, endpoints, workloads, stubs, http, reader)
 
@@ -339,10 +341,17 @@ def leftovers(folder: Path) -> Sequence[str]:
 
 
 @asynccontextmanager
-async def running_world(folder: Path) -> AsyncIterator[World]:
-    """Run workloads and mesh; at the end everything is stopped and nothing is left behind."""
+async def running_world(folder: Path, recordings: Path | None = None) -> AsyncIterator[World]:
+    """Run workloads and mesh; at the end everything is stopped and nothing is left behind.
+
+    Without `recordings` it has no models.
+    """
     async with running_workloads(folder / "workloads") as workloads:
         lay_out(folder / "config", workloads)
+        if recordings:
+            role = {"model": "recorded", "recordings_folder": str(recordings)}
+            models = yaml.safe_dump({"roles": {"routing": role, "agent": role}})
+            (folder / "config" / "models.yaml").write_text(models, encoding="utf-8")
         async with (
             running_mesh(folder / "mesh", folder / "config", folder / "up.log") as mesh,
             connected(mesh, workloads) as world,
