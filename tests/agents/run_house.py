@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -171,7 +171,7 @@ class Runs:
 
     async def until(self, run_id: str, *states: str, closed: bool = False) -> Run:
         """Wait until a run is in one of these states; with none, until it has ended."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 found = await self.run(run_id)
                 there = found.state in states if states else not found.open
@@ -181,14 +181,14 @@ class Runs:
 
     async def until_said(self, run_id: str, reason: str) -> Run:
         """Wait until a run waits for this reason."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (found := await self.run(run_id)).reason != reason:
                 await self._look()
         return found
 
     async def until_tried(self, run_id: str, number: int) -> Run:
         """Wait until a step of a run was tried, and is to be tried again."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             found = await self.run(run_id)
             while not any(one.number == number and one.tries for one in found.steps):
                 await self._look()
@@ -246,11 +246,13 @@ async def running(
     pace: Pace = QUICK,
     work: bool = True,
     peers: Peers | None = None,
+    minds: Callable[[Pool], Boundary] | None = None,
 ) -> AsyncIterator[Runs]:
-    """Run the engine; without `work` nothing is taken, with `peers` these are asked."""
+    """Run the engine; without `work` nothing is taken, with `peers` these are asked, with `minds` these think."""
     pool = await pool_of(world, database)
     script, outside = Script(dict(lines or {"": REPAIR})), Outside()
-    store, templates, boundary = PostgresRuns(pool), PostgresTemplates(pool), boundary_of(pool, script)
+    store, templates = PostgresRuns(pool), PostgresTemplates(pool)
+    boundary = minds(pool) if minds else boundary_of(pool, script)
     means = Means(store, templates, Mesh(peers) if peers else outside, boundary, pace)
     runner = Runner(means, places, 5.0)
     stop = asyncio.Event()
