@@ -149,6 +149,21 @@ async def test_a_yes_never_answers_what_was_asked_after_it(scene: Scene) -> None
     assert await scene.counts() == (0, 0, 0, 0)
 
 
+async def test_one_person_does_not_take_all_places(scene: Scene) -> None:
+    """While two models think for one person, a third message is put off, and somebody else is heard."""
+    scene.square.models.answer = lambda _: respond("fine")
+    scene.square.models.open.clear()
+    thinking = [asyncio.create_task(scene.operator.say("how is checkout?")) for _ in range(2)]
+    await eventually(lambda: _is(len(scene.square.models.requests) == 2), "two questions to the model")
+    assert "still thinking" in (await scene.operator.say("and payments?")).reply.text
+    async with scene.square.talking(scene.router, "approver") as approver:
+        other = asyncio.create_task(approver.say("how is checkout?"))
+        await eventually(lambda: _is(len(scene.square.models.requests) == 3), "the question of another person")
+        scene.square.models.open.set()
+        assert (await other).reply.text == "fine"
+    assert {(await one).reply.text for one in thinking} == {"fine"}
+
+
 async def test_an_incident_that_only_looks_like_a_wish_gets_none(scene: Scene) -> None:
     """Labels without a confirmed wish, of a wish that waits, with another digest, or for other targets: a person."""
     turn = await scene.operator.say("restart checkout")

@@ -5,6 +5,7 @@ a model, whose outcome is a wish at most: what could change something is asked b
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -31,11 +32,14 @@ from services.router.reasoning.reasoner import Case, ModelsAway, Reasoned, Reaso
 HISTORY: Final = 20
 # Models asked at once for conversations, whoever talks.
 TURNS_MAX: Final = 8
+# Of one person; the other places are for others, however long a model takes.
+PERSON_TURNS_MAX: Final = 2
 AWAY: Final = (
     "No model can be asked now, so I only understand keywords: status, approve, reject, answer, kill, help, yes, no."
 )
 NO_QUESTION: Final = "Nothing is open that this could answer. Say what you wish; help says what works without a model."
 WENT_ON: Final = "You went on meanwhile, so I ask and start nothing for this one. Say it again if you still wish it."
+BUSY: Final = "I am still thinking about what you said elsewhere. Nothing was done; say it again in a moment."
 NOT_UNDERSTOOD: Final = "I did not understand it. Nothing was done."
 ANSWERS: Final = frozenset({"yes", "y", "no", "n", "true", "false"})
 
@@ -71,6 +75,7 @@ class Turns:
         self._confirming = confirming
         self._sense = sense
         self._places = asyncio.Semaphore(TURNS_MAX)
+        self._thinking: Counter[str] = Counter()
 
     async def take(self, said: Said) -> AsyncIterator[Event]:
         """Yield what is done, then the reply; a reply that was made before is returned as it is."""
@@ -106,9 +111,18 @@ class Turns:
 
     async def _ask(self, said: Said) -> AsyncIterator[Event]:
         """Yield what a model makes of a message."""
+        if self._thinking[said.person] >= PERSON_TURNS_MAX:
+            yield await self._say(said, Reply(BUSY))
+            return
         yield Progress("asking a model what this means")
-        async with self._places:
-            thought = await self._think(said)
+        self._thinking[said.person] += 1
+        try:
+            async with self._places:
+                thought = await self._think(said)
+        finally:
+            self._thinking[said.person] -= 1
+            # Only who thinks now is kept in mind.
+            self._thinking += Counter()
         if isinstance(thought, Message):
             yield thought
             return
