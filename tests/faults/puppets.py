@@ -76,6 +76,8 @@ class Puppets:
     seed: int
     chance: random.Random = field(init=False)
     answers: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    # How calls of a model were read: nothing was sent for these.
+    readings: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
     _channels: dict[tuple[str, str], MeshChannel] = field(default_factory=dict)
@@ -132,11 +134,11 @@ class Puppets:
         sent = self.to(service, move.who).unary_unary(f"/{move.method}")
         return bytes(await sent(move.body, metadata=metadata))
 
-    def note(self, kind: str, what: str, *, wrong: str = "") -> None:
-        """Count something that is no call, and note what is wrong with it."""
-        self.answers[kind][what] += 1
+    def note(self, reading: str, *, wrong: str = "") -> None:
+        """Count how a call of a model was read, and note what is wrong with that."""
+        self.readings[reading] += 1
         if wrong:
-            self.wrong.append(f"{kind}: {wrong}")
+            self.wrong.append(f"a call that a poisoned answer asks for: {wrong}")
 
     def table(self) -> list[str]:
         """Return how each kind of move was answered, as lines of a Markdown table."""

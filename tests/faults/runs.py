@@ -33,7 +33,6 @@ ASKERS: Final = ("diagnose-repair", "take-action", "escalate")
 THIEVES: Final = ("agents", "router", "automation")
 TARGETS: Final = ("svc:demo/checkout", *(f"svc:demo/{name}" for name in TILLS))
 GUARDED: Final = ("svc:production/checkout", "svc:observed/checkout")
-POISONED: Final = "a call that a poisoned answer asks for"
 KILLED: Final = "a killed run"
 BELOW: Final = "below "
 FLIPS: Final = 20
@@ -105,8 +104,8 @@ class RunContainment:
                 *run_bonds.others_locks(mine, rival, everywhere),
             ]
         )
-        for answer, wrong in run_moves.poisoned(stage, mine, everywhere):
-            puppets.note(POISONED, answer, wrong=wrong)
+        for reading, wrong in run_moves.poisoned(stage, mine, everywhere):
+            puppets.note(reading, wrong=wrong)
         await self._half_ready(template, ended.target_id)
         await self._bent(granted, everywhere)
         if kill:
@@ -244,7 +243,15 @@ class RunContainment:
 
     def table(self) -> list[str]:
         """Return how everything was answered, and what policy granted to who asked honestly."""
-        lines = [*self.puppets.table(), "", "| template | tool | where | an honest question got |", "|---|---|---|---|"]
+        readings = ", ".join(f"{what} {count}" for what, count in self.puppets.readings.most_common())
+        lines = [
+            *self.puppets.table(),
+            "",
+            f"Calls that a poisoned answer asks for, as they are read: {readings}.",
+            "",
+            "| template | tool | where | an honest question got |",
+            "|---|---|---|---|",
+        ]
         counted: Counter[tuple[str, str, str, str]] = Counter()
         for (template, tool, target), said in self.verdicts.items():
             counted[template, tool, target.removeprefix("svc:").partition("/")[0], said] += 1
