@@ -201,3 +201,20 @@ async def test_prompts_are_forgotten(world: World, postgres: Database) -> None:
         await PostgresJournal(router.pool).sweep()
         assert await router.pool.fetchval(texts) == 0
         assert len((await router.decision(decision.decision_id)).model_calls) == 2
+
+
+async def test_an_answer_that_comes_too_late_starts_nothing(world: World, postgres: Database) -> None:
+    """A revision that is decided while the model thinks wins: what it answers then is on record, and nothing else."""
+    async with postgres.fresh() as database, living(world, database) as scene:
+        village, router = scene.village, scene.router
+        village.models.will(says(minds.RESTART))
+        village.models.answering.clear()
+        first = await village.decide(router)
+        await village.models.generated.wait()
+        await village.decide(router, unknown(2, first.incident_id, firing=False))
+        village.models.answering.set()
+        late = await router.until(first.decision_id, lambda one: one.model_calls and one.model_calls[0].detail)
+        assert (late.state, late.result) == (Decision.STATE_CLOSED, Decision.RESULT_SUPERSEDED)
+        await router.until(first.decision_id, lambda one: one.model_calls[0].detail == "outcome trigger_automation")
+        assert (await router.decision(first.decision_id)).outcome == Decision.OUTCOME_UNSPECIFIED
+    assert village.automation.requests == []
