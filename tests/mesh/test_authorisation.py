@@ -111,15 +111,22 @@ def test_every_method_can_be_called_by_somebody() -> None:
     assert lonely == []
 
 
+def test_the_router_may_not_act() -> None:
+    """The router holds no permission of a method that changes infrastructure, nor one to ask for a grant of one."""
+    held = IDENTITIES.permissions("service/router")
+    reached = {method for method, found in policy.table().items() if found.permission in held}
+    tools = {method for method in reached if method.startswith("opsmesh.tools.")}
+    assert tools
+    assert not {method for method in tools if policy.method_policy(method).access not in policy.READS}
+    assert "guardrails.authorize" not in held
+
+
 @pytest.mark.parametrize("name", ["service/agents", "service/router"])
-def test_who_talks_to_a_model_may_not_act(name: str) -> None:
-    """Agents and router hold no permission of a method that changes infrastructure."""
-    held = {
-        method
-        for method, found in policy.table().items()
-        if method.startswith("opsmesh.tools.") and found.permission in IDENTITIES.permissions(name)
-    }
-    assert not {method for method in held if policy.method_policy(method).access not in policy.READS}
+def test_who_talks_to_a_model_moves_no_guard(name: str) -> None:
+    """Agents and router may not approve, publish, engage, release or settle; even their reads need a grant."""
+    words = ("approvals.decide", ".publish", "kills.engage", "kills.release", "effects.settle", "executions.cancel")
+    assert not {one for one in IDENTITIES.permissions(name) if one.endswith(words)}
+    assert IDENTITIES.reads_need_grant(name)
 
 
 def test_no_person_speaks_as_a_service() -> None:
