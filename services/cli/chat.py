@@ -30,7 +30,7 @@ from services.cli.command import RequestId, command, group, typed
 from services.cli.output import cell, console, print_json, word
 from services.cli.refusals import words_of
 from services.cli.session import RefusedError, Session, UnreachableError, UsageError
-from services.router.conversations import intents
+from services.mesh import intents
 
 app = group("Talk: ask, wish, and answer.")
 

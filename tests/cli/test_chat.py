@@ -20,8 +20,9 @@ from opsmesh.guardrails.v1.kill_switch_service_pb2_grpc import add_KillSwitchSer
 from opsmesh.router.v1 import conversation_service_pb2 as pb
 from opsmesh.router.v1 import conversation_service_pb2_grpc as rpc
 from opsmesh.router.v1 import outcome_pb2
+from services.mesh import intents
 from services.mesh.call import current
-from services.router.conversations import intents, messages
+from services.router.conversations import messages
 from tests.cli import guarded_fakes
 from tests.cli.mesh import run
 from tests.mesh.world import ROOT, World

@@ -6,7 +6,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from opsmesh.router.v1 import conversation_service_pb2 as pb
 from opsmesh.router.v1 import decision_service_pb2, outcome_pb2
-from services.router.conversations import domain, intents
+from services.mesh import intents
+from services.router.conversations import domain
 
 
 def message_of(one: domain.Message) -> pb.ConversationMessage:

@@ -8,13 +8,13 @@ from opsmesh.router.v1 import conversation_service_pb2 as pb
 from opsmesh.router.v1 import conversation_service_pb2_grpc as rpc
 from opsmesh.router.v1 import decision_service_pb2, outcome_pb2
 from opsmesh.type.v1 import error_reason_pb2
-from services.mesh import paging
+from services.mesh import intents, paging
 from services.mesh.call import current
 from services.mesh.errors import Refusal
 from services.mesh.models import outcomes
 from services.mesh.postgres import Connection
 from services.mesh.writes import Subject, Writes
-from services.router.conversations import domain, intents, messages
+from services.router.conversations import domain, messages
 from services.router.conversations.confirming import Confirming, Decided, Event, Progress, closed
 from services.router.conversations.store import ConversationStore, missing
 from services.router.conversations.turns import Said, Turns, withdraws

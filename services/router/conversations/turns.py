@@ -15,12 +15,13 @@ import grpc.aio
 
 from opsmesh.agents.v1 import model_service_pb2
 from opsmesh.router.v1 import outcome_pb2
+from services.mesh import intents
 from services.mesh.identities import Identities
 from services.mesh.models import outcomes
 from services.mesh.models.cleaning import characters
 from services.mesh.models.untrusted import Marks
 from services.mesh.postgres import Pool
-from services.router.conversations import domain, intents, messages, plans
+from services.router.conversations import domain, messages, plans
 from services.router.conversations.confirming import Confirming, Event, Progress
 from services.router.conversations.domain import Message, Question, Reply
 from services.router.conversations.store import ConversationStore, old

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from opsmesh.guardrails.v1 import approval_service_pb2, kill_switch_service_pb2
 from opsmesh.router.v1 import conversation_service_pb2
-from services.mesh import policy
-from services.router.conversations import intents
-from services.router.conversations.intents import Help, Order, Status, Usage
+from services.mesh import intents, policy
+from services.mesh.intents import Help, Order, Status, Usage
 
 ID = "0b7a3f6e-8f0c-4a44-9c64-5f2f4a0c9d11"
 DIGEST = "0123456789abcdef"
