@@ -50,8 +50,11 @@ class TargetLockServicer(rpc.TargetLockServiceServicer):
         return await locks.or_wait(self._pool, attempt, request.target_id, holder, rank)
 
     async def RenewLock(self, request: pb.RenewLockRequest, _: Any) -> pb.RenewLockResponse:
-        """Keep a lock."""
+        """Keep a lock; a run that is over keeps none."""
         holder, seconds = holder_for(request), policy.seconds(request.ttl_duration) or LOCK_SECONDS
+        if request.run_id:
+            async with self._pool.acquire() as connection:
+                await open_run(connection, request.run_id, request.target_id)
         held = await locks.renew(self._pool, request.target_id, holder, request.fence, seconds)
         return pb.RenewLockResponse(lock=to_lock(held))
 
