@@ -140,6 +140,12 @@ class Outside:
         self.save()
         return fence
 
+    async def keep_lock(self, run_id: str, target_id: str, fence: int) -> None:
+        """Keep it."""
+        self._fail("keep_lock")
+        if self.locks.get(target_id) != (run_id, fence):
+            raise no("LOCK_REQUIRED", after=After.AGAIN)
+
     async def unlock(self, run_id: str, target_id: str, fence: int) -> None:
         """Give it back."""
         self._fail("unlock")

@@ -39,7 +39,9 @@ from tests.mesh.world import World
 from tests.stores import Database
 
 TARGET, OTHER = "svc:demo/checkout", "svc:demo/payments"
-QUICK = Pace(approval=0.05, child=0.1, claim=0.05, model=0.1, again=0.05, closing=0.1, proof=0.02, proof_tries=3)
+QUICK = Pace(
+    approval=0.05, child=0.1, claim=0.05, model=0.1, again=0.05, closing=0.1, lock=0.05, proof=0.02, proof_tries=3
+)
 Saying = Sequence[tuple[str, Any]] | ProviderError
 
 

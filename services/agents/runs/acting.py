@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from typing import Final
 
+import structlog
 from google.protobuf.message import Message
 
 from opsmesh.gateway.v1 import effect_service_pb2
@@ -26,6 +27,7 @@ CALL_SECONDS: Final = 60.0
 PAUSE_MAX: Final = 10.0
 PEOPLE: Final = "human/"
 _EFFECT: Final = effect_service_pb2.Effect
+log = structlog.get_logger("opsmesh.agents.runs")
 VERDICTS: Final = {value: name.removeprefix("VERDICT_") for name, value in guardrails.Verdict.items() if value}
 
 
@@ -101,13 +103,28 @@ async def settle(work: Work, step: Step) -> Step:
 
 
 async def unlock(work: Work, step: Step) -> Step:
-    """Give the lock of an action back; one that cannot be given back now lapses by itself."""
-    if step.fence:
-        try:
-            await work.outside.unlock(work.run.run_id, step.target_id, step.fence)
-        except CallError:
-            return step
+    """Give back the lock that the run holds; one that cannot be given back now lapses by itself."""
+    held = work.lock
+    if held is None:
+        return replace(step, fence=0)
+    try:
+        await work.outside.unlock(work.run.run_id, held.target_id, held.fence)
+    except CallError:
+        return step
+    if held.number != step.number:
+        await work.save(replace(held, fence=0))
     return replace(step, fence=0)
+
+
+async def keep(work: Work) -> None:
+    """Keep the lock that the run holds; one that was lost is taken anew before the next write."""
+    held = work.lock
+    if held is None or not work.run.open:
+        return
+    try:
+        await work.outside.keep_lock(work.run.run_id, held.target_id, held.fence)
+    except CallError as error:
+        log.warning("lock not kept", run_id=work.run.run_id, target=held.target_id, error=str(error))
 
 
 def longest(step: Step) -> float:
@@ -163,20 +180,16 @@ async def _judge(work: Work, step: Step) -> bool:
     """Lock, have it judged, and go on as guardrails says."""
     tool, run = tool_of(step), work.run
     if changes(tool) and step.target_id:
-        fence = await unless_stopped(work.outside.lock(run.run_id, step.target_id), work.stop)
-        if fence != step.fence:
-            step = replace(step, fence=fence)
-            await work.save(step, state=RunState.RUNNING)
+        step = await _lock(work, step)
     judged = await unless_stopped(work.outside.authorize(tool, step.request or b"", context_of(run, step)), work.stop)
     judgement = judged.judgement
     step = replace(step, verdict=VERDICTS.get(judgement.verdict, ""), approval_id=judged.approval_id)
     if judgement.verdict == guardrails.VERDICT_ALLOW:
         return await _send(work, step, judged)
-    step = await unlock(work, step)
     failed = [check for check in judgement.checks if not check.passed]
     detail = "; ".join(f"{check.name}: {check.detail}" for check in failed) or judgement.risk_detail
     if judgement.verdict == guardrails.VERDICT_REQUIRE_APPROVAL:
-        step = replace(step, state=StepState.AWAITING_APPROVAL, detail=judgement.risk_detail)
+        step = replace(await unlock(work, step), state=StepState.AWAITING_APPROVAL, detail=judgement.risk_detail)
         told = f"step {step.number} waits for approval {judged.approval_id}"
         state = RunState.AWAITING_APPROVAL
         return await work.park(
@@ -184,10 +197,24 @@ async def _judge(work: Work, step: Step) -> bool:
         )
     if judgement.verdict == guardrails.VERDICT_OBSERVE:
         told = f"policy only observes: rule {judgement.policy_rule_id} of policy set {judgement.policy_set_version}"
-        step = replace(step, state=StepState.OBSERVED, detail=told)
+        step = replace(await unlock(work, step), state=StepState.OBSERVED, detail=told)
         return await work.end(RunState.OBSERVED, "", told, step)
     reason = judgement.reason or "POLICY_DENIED"
     raise CallError(reason, detail, after_failure(reason, "PERMISSION_DENIED", effect=False), None)
+
+
+async def _lock(work: Work, step: Step) -> Step:
+    """Take or keep the lock of an action's target; a run holds one, so that it waits for none while it has another."""
+    held = work.lock
+    if held is not None and held.target_id != step.target_id:
+        step, held = await unlock(work, step), None
+    fence = await unless_stopped(work.outside.lock(work.run.run_id, step.target_id), work.stop)
+    if fence == step.fence:
+        return step
+    step = replace(step, fence=fence)
+    before = [replace(held, fence=0)] if held is not None and held.number != step.number else []
+    await work.save(step, *before, state=RunState.RUNNING)
+    return step
 
 
 async def _send(work: Work, step: Step, judged: guardrails.AuthorizeActionResponse) -> bool:
@@ -206,9 +233,8 @@ async def _send(work: Work, step: Step, judged: guardrails.AuthorizeActionRespon
 
 
 async def _done(work: Work, step: Step, answer: Message) -> bool:
-    """Record what an action answered."""
+    """Record what an action answered; the lock is kept until the run ends, or waits for others."""
     await work.save(work.answered(step, answer), state=RunState.RUNNING)
-    await unlock(work, step)
     return True
 
 
@@ -228,7 +254,9 @@ async def _failed(work: Work, step: Step, error: CallError) -> bool:
         # A claim that was lost in a long pause is taken again before the next try.
         work.run = replace(work.run, claim_left=0.0) if error.reason == "CLAIM_REQUIRED" else work.run
         return await work.park(_pause(error, work.pace.again), step)
-    await work.save(work.refused(await unlock(work, step), error.reason, error.detail, answered=True))
+    if not work.run.did:
+        step = await unlock(work, step)
+    await work.save(work.refused(step, error.reason, error.detail, answered=True))
     return True
 
 

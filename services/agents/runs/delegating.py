@@ -7,6 +7,7 @@ from google.protobuf.message import Message
 
 from opsmesh.agents.v1 import agent_service_pb2 as pb
 from opsmesh.router.v1 import outcome_pb2
+from services.agents.runs.acting import unlock
 from services.agents.runs.domain import Run, RunState, Step, StepState, derived_id
 from services.agents.runs.starting import new_child
 from services.agents.runs.store import Notes, Park
@@ -31,6 +32,8 @@ async def delegate(work: Work, step: Step, request: Message) -> bool:
         reason, tools = "TEMPLATE_DISABLED", ", ".join(gone)
         await work.save(work.refused(step, reason, f"template {wish.template_id} is disabled: {tools} changed"))
         return True
+    # The child may want to write where this run did.
+    step = await unlock(work, step)
     child_id = derived_id(work.run.run_id, "child", step.number)
     child = new_child(work.run, child_id, template_message(row), tuple(wish.target_ids), wish.goal)
     step = replace(step, child_run_id=child_id)

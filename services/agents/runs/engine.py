@@ -246,7 +246,8 @@ async def _not_answered(work: Work, step: Step, refusal: Refusal) -> bool:
     told = replace(step, tries=step.tries + 1, reason=refusal.name, detail=detail[:1024])
     if refusal.name in LATER:
         pause = max(work.pace.model, min(refusal.retry_after or 0.0, 30.0))
-        waits = replace(told, tries=step.tries)
+        # Who waits for a provider holds up nobody.
+        waits = replace(await acting.unlock(work, told), tries=step.tries)
         return await work.park(pause, waits, state=RunState.PENDING, reason=refusal.name, detail=told.detail)
     if refusal.name == "GENERATION_IN_FLIGHT":
         return await work.park(work.pace.again)
@@ -331,10 +332,9 @@ async def cancel(work: Work) -> bool:
 async def close(work: Work) -> bool:
     """Give back what an ended run holds, and have it ended at guardrails; tried again until guardrails answers."""
     run = work.run
-    last = next((one for one in reversed(run.steps) if one.fence), None)
     try:
-        if last is not None and run.state is not RunState.UNKNOWN:
-            await acting.unlock(work, last)
+        if work.lock is not None and run.state is not RunState.UNKNOWN:
+            await acting.unlock(work, work.lock)
         if run.registered:
             for target_id in run.target_ids if run.depth == 1 else ():
                 await work.outside.release_claim(run.root_run_id, target_id)

@@ -66,6 +66,10 @@ class Outside(Protocol):
         """Take or keep the lock of a target for LOCK_SECONDS; return its fence."""
         ...
 
+    async def keep_lock(self, run_id: str, target_id: str, fence: int) -> None:
+        """Keep a lock for another LOCK_SECONDS."""
+        ...
+
     async def unlock(self, run_id: str, target_id: str, fence: int) -> None:
         """Give a lock back."""
         ...
@@ -159,6 +163,13 @@ class Peers:
             ttl_duration=duration_pb2.Duration(seconds=LOCK_SECONDS),
         )
         return (await _answer(self._locks.AcquireLock(asked))).lock.fence
+
+    async def keep_lock(self, run_id: str, target_id: str, fence: int) -> None:
+        """See Outside."""
+        asked = locks.RenewLockRequest(
+            target_id=target_id, run_id=run_id, fence=fence, ttl_duration=duration_pb2.Duration(seconds=LOCK_SECONDS)
+        )
+        await _answer(self._locks.RenewLock(asked))
 
     async def unlock(self, run_id: str, target_id: str, fence: int) -> None:
         """See Outside."""

@@ -9,6 +9,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from prometheus_client import Gauge
 
+from services.agents.runs.acting import keep
 from services.agents.runs.domain import Run, RunState
 from services.agents.runs.engine import advance
 from services.agents.runs.store import Held, LostError, Notes, Park
@@ -100,6 +101,7 @@ class Runner:
         self._works[run.run_id] = work
         working = asyncio.create_task(self._advance(work))
         keeping = asyncio.create_task(self._keep(work))
+        locking = asyncio.create_task(self._keep_lock(work))
         try:
             done, _ = await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -107,9 +109,9 @@ class Runner:
         finally:
             if self._works.get(run.run_id) is work:
                 del self._works[run.run_id]
-            for task in (working, keeping):
+            for task in (working, keeping, locking):
                 task.cancel()
-            await asyncio.gather(working, keeping, return_exceptions=True)
+            await asyncio.gather(working, keeping, locking, return_exceptions=True)
 
     @staticmethod
     async def _advance(work: Work) -> None:
@@ -122,6 +124,14 @@ class Runner:
         while not await wait(never, min(1.0, self._seconds / 3)):
             if await self._means.store.renew(work.held, self._seconds):
                 work.stop.set()
+
+    @staticmethod
+    async def _keep_lock(work: Work) -> None:
+        """Keep the lock while the model thinks; without it the next write takes a new one."""
+        never = asyncio.Event()
+        while True:
+            await keep(work)
+            await wait(never, work.pace.lock)
 
     async def _unreadable(self, held: Held, run: Run, error: Exception) -> None:
         """End a run whose frozen template this version cannot read."""

@@ -44,6 +44,7 @@ class Pace:
     model: float = 5.0
     again: float = 1.0
     closing: float = 5.0
+    lock: float = 20.0
     proof: float = 1.0
     proof_tries: int = 10
 
@@ -81,6 +82,11 @@ class Work:
     def pace(self) -> Pace:
         """Return how long to wait for what."""
         return self.means.pace
+
+    @property
+    def lock(self) -> Step | None:
+        """Return the step whose lock the run holds, as far as it knows."""
+        return next((one for one in reversed(self.run.steps) if one.fence), None)
 
     def tick(self) -> None:
         """Count the time that was worked since the run was read."""
