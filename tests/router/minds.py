@@ -169,6 +169,7 @@ class FakeAgents(agent_service_pb2_grpc.AgentServiceServicer):
                 run_id=str(uuid.uuid4()),
                 template_id=request.template_id,
                 decision_id=request.decision_id,
+                target_ids=request.target_ids,
                 state=Run.STATE_PENDING,
             )
         if self.lost:

@@ -93,6 +93,20 @@ async def test_the_end_of_a_run_is_the_end_of_its_decision(
     assert closed.result == result
 
 
+async def test_health_of_some_targets_is_no_repair(scene: Scene) -> None:
+    """A model chooses the targets of a run: that these are healthy does not end an incident that has others."""
+    scene.village.models.will(says(minds.DIAGNOSE))
+    wider = unknown()
+    wider.targets.add(target_id="svc:demo/payments", environment="demo", in_inventory=True)
+    decision = await scene.village.decide(scene.router, wider)
+    await scene.router.until(decision.decision_id, lambda one: one.run_id)
+    (run,) = scene.village.agents.runs.values()
+    run.state, run.health_proved = minds.Run.STATE_SUCCEEDED, True
+    closed = await scene.router.until(decision.decision_id, lambda one: one.state == Decision.STATE_CLOSED)
+    assert closed.result == Decision.RESULT_REPORTED
+    assert "svc:demo/payments" in closed.reason
+
+
 async def test_a_question_is_put_to_people(scene: Scene) -> None:
     """ASK_HUMAN keeps the decision open with its typed question, and a person is notified."""
     scene.village.models.will(says(minds.ASK))

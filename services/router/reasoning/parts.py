@@ -76,7 +76,7 @@ def compose(peers: Peers, pool: Pool, decisions: DecisionStore, book: RuleBook) 
         ReadsSource(),
     ]
     thinking = Mind(reasoner, sources, mind.Peers(incidents, templates, gate))
-    runs = RunHands(decisions, starter, automation)
+    runs = RunHands(decisions, starter, automation, incidents)
     jobs = {
         Stage.MODEL: Job(thinking.think, MODEL_LIMIT, mind.SECONDS),
         Stage.START_RUN: Job(runs.begin, RUN_LIMIT),

@@ -1,10 +1,14 @@
 """Runs of agents that decisions start and follow. Every call carries a request_id derived from the decision."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import grpc
 import grpc.aio
 
 from opsmesh.agents.v1 import agent_service_pb2, agent_service_pb2_grpc
 from opsmesh.automation.v1 import automation_service_pb2, automation_service_pb2_grpc
+from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 from services.router import work as steps
 from services.router.answers import REFUSED, held_by, words
 from services.router.domain import Result
@@ -22,10 +26,12 @@ class RunHands:
         store: DecisionStore,
         agents: "agent_service_pb2_grpc.AgentServiceAsyncStub",
         automation: "automation_service_pb2_grpc.AutomationServiceAsyncStub",
+        incidents: "ingest_service_pb2_grpc.IngestServiceAsyncStub",
     ) -> None:
         self._store = store
         self._agents = agents
         self._automation = automation
+        self._incidents = incidents
 
     async def begin(self, work: Work) -> Step:
         """Start the run of a decision, unless a newer revision has just been decided."""
@@ -65,7 +71,22 @@ class RunHands:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return steps.give_up(work, Result.UNKNOWN, f"its run is lost: {words(error)}")
             raise
-        return steps.follow_run(work, run_of(answer.run))
+        run = run_of(answer.run)
+        if run.health_proved and (others := await self._others(work, answer.run.target_ids)):
+            run = replace(run, health_proved=False, words=f"health is not proved of {', '.join(others)}")
+        return steps.follow_run(work, run)
+
+    async def _others(self, work: Work, seen: Iterable[str]) -> list[str]:
+        """Return the incident's targets that a run did not look at: a model, or whoever started it, chose its own."""
+        request = ingest_service_pb2.GetIncidentRequest(incident_id=str(work.decision.incident_id))
+        try:
+            incident = (await self._incidents.GetIncident(request)).incident
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return []
+            raise
+        known = set(seen)
+        return [one.target_id for one in incident.targets if one.in_inventory and one.target_id not in known]
 
     async def _trace(self, execution_id: str) -> str:
         """Return the trace of an execution that has ended: it is the same whenever it is asked for."""
