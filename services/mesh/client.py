@@ -36,6 +36,7 @@ IDEMPOTENT: Final = frozenset(
         "RenewLock",
         "RenewClaim",
         "AuthorizeAction",
+        "AuthorizeReads",
         "ReportStops",
     }
 )

@@ -148,6 +148,7 @@ def test_what_is_no_text_is_dropped(odd: Any) -> None:
         ('{"target_id": null}', Fault.WRONG_TYPE, "leave out"),
         ('{"target_id": ["a"]}', Fault.WRONG_TYPE, "a text"),
         ('{"target_id": "\\ud800"}', Fault.WRONG_TYPE, "a text"),
+        ('{"target_id": "\\u0000"}', Fault.WRONG_TYPE, "a text"),
         ('{"target_id": "-rf"}', Fault.BOUND_BROKEN, "target_id"),
         ('{"reason": "because"}', Fault.BOUND_BROKEN, "target_id"),
         ('{"target_id": "a", "reason": "' + "x" * 513 + '"}', Fault.BOUND_BROKEN, "512"),
