@@ -28,7 +28,7 @@ PARTS: dict[str, tuple[Callable[[Path], Awaitable[list[Row]]], float]] = {
     "rules": (rules.rows, 60),
     "mesh": (mesh.rows, 180),
     "audit": (audit.rows, 90),
-    "models": (models.rows, 120),
+    "models": (models.rows, 300),
     "kill": (kill.rows, 600),
     "demo": (demo.rows, 240),
 }

@@ -1,4 +1,4 @@
-"""What reasoning adds to a model's own time: routing here; the agent's step is measured beside it (`steps`).
+"""What reasoning adds to a model's own time: routing here, the steps of an agent in `steps`.
 
 The router's real code on PostgreSQL, with fakes around it over mTLS, and the real model boundary with a recorded
 provider, which answers at once: what is left is context, prompt, boundary, parsing and storing.
@@ -11,14 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from opsmesh.agents.v1 import agent_service_pb2_grpc, model_service_pb2_grpc, template_service_pb2_grpc
-from services.agents import models as model_files
-from services.agents.boundary import Boundary
-from services.agents.main import read_recordings
-from services.agents.providers.hosted import Hosted, warm
-from services.agents.providers.recorded import Recorded
 from services.agents.servicer import ModelServicer
 from services.agents.settings import AgentsSettings
 from services.agents.store import PostgresLedger
@@ -37,6 +30,8 @@ from services.router.records import decided
 from services.router.rule_store import PostgresRuleStore
 from services.router.store import PostgresDecisionStore
 from tests.agents.house import Audit
+from tests.bench import steps
+from tests.bench.replay import boundary_of, replayed
 from tests.bench.table import Row, percentile
 from tests.mesh.world import World
 from tests.router.village import Village, unknown
@@ -46,7 +41,6 @@ DECISIONS: Final = 150
 WARM: Final = 10
 P50_MAX_MS: Final = 100.0
 EXCHANGE: Final = {
-    "role": "routing",
     "turn": -1,
     "tool_calls": [
         {
@@ -76,12 +70,7 @@ class Recording(Village):
 @asynccontextmanager
 async def recorded(world: World, database: Database, folder: Path) -> AsyncIterator[ModelServicer]:
     """Give the model boundary on its ledger, with one recorded exchange."""
-    (folder / "recordings").mkdir()
-    (folder / "recordings" / "all.yaml").write_text(yaml.safe_dump({"exchanges": [EXCHANGE]}))
-    path = folder / "models.yaml"
-    wide = {name: {"tokens": 10**12, "cost_micros": 10**12} for name in ("incident", "day", "requester")}
-    role = {"model": "recorded", "recordings_folder": "recordings"}
-    path.write_text(yaml.safe_dump({"roles": {"routing": role}, "budgets": wide}))
+    known = replayed(folder, "routing", [EXCHANGE])
     settings = AgentsSettings(
         **world.settings("agents").model_dump()
         | {
@@ -90,10 +79,9 @@ async def recorded(world: World, database: Database, folder: Path) -> AsyncItera
         }
     )
     pool = await open_pool(settings, "agents")
-    known = model_files.load(path)
     ledger = PostgresLedger(pool, Writes(pool, "agents", Audit()), known.limits)
     try:
-        yield ModelServicer(Boundary(known, ledger, Hosted(), Recorded(read_recordings(known)), warm), ledger)
+        yield ModelServicer(boundary_of(known, ledger), ledger)
     finally:
         await pool.close()
 
@@ -155,5 +143,10 @@ async def routing(folder: Path) -> list[Row]:
 
 
 async def rows(folder: Path) -> list[Row]:
-    """Measure; a step of an agent comes here, too."""
-    return await routing(folder)
+    """Measure both, one after the other."""
+    found: list[Row] = []
+    for name, part in (("routing", routing), ("steps", steps.rows)):
+        place = folder / name
+        place.mkdir()
+        found += await part(place)
+    return found
