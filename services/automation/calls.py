@@ -1,16 +1,12 @@
 """What automation asks of other services; every failed call becomes one `CallError` that says what it means."""
 
 import uuid
-from collections.abc import Awaitable
-from typing import Final, TypeVar
+from typing import Final
 
-import grpc
-import grpc.aio
 from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 
 from opsmesh.gateway.v1 import effect_service_pb2 as effects
-from opsmesh.gateway.v1 import effect_service_pb2_grpc
 from opsmesh.guardrails.v1 import (
     approval_service_pb2,
     approval_service_pb2_grpc,
@@ -22,34 +18,24 @@ from opsmesh.guardrails.v1 import (
 from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 from opsmesh.policy.v1 import policy_pb2
 from services.mesh.client import Peers
-from services.mesh.failures import CallError, failure
+from services.mesh.failures import answered
 from services.mesh.tool_caller import ToolCaller
 from services.mesh.tools import Tool
 
-T = TypeVar("T")
 LOCK_SECONDS: Final = 30
 ASK_SECONDS: Final = 5.0
-
-
-async def _answer(call: Awaitable[T], *, effect: bool = False) -> T:
-    """Await a call; raises CallError."""
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise failure(error, effect=effect) from None
 
 
 class Calls:
     """Typed calls to guardrails, gateway and ingest; `tool` calls any tool of the IDL without knowing it."""
 
     def __init__(self, peers: Peers) -> None:
-        guardrails, gateway = peers.channel("guardrails"), peers.channel("gateway")
+        guardrails = peers.channel("guardrails")
         self._guardrails = guardrails_service_pb2_grpc.GuardrailsServiceStub(guardrails)
         self._locks = target_lock_service_pb2_grpc.TargetLockServiceStub(guardrails)
         self._approvals = approval_service_pb2_grpc.ApprovalServiceStub(guardrails)
-        self._effects = effect_service_pb2_grpc.EffectServiceStub(gateway)
         self._ingest = ingest_service_pb2_grpc.IngestServiceStub(peers.channel("ingest"))
-        self._tools = ToolCaller(gateway)
+        self._tools = ToolCaller(peers.channel("gateway"))
 
     async def incident(self, incident_id: str) -> ingest_service_pb2.Incident:
         """Return an incident; raises AioRpcError, which the chain passes on to the caller of StartExecution."""
@@ -60,7 +46,7 @@ class Calls:
     async def tool(self, tool: Tool, request: bytes, seconds: float, grant: bytes = b"") -> Message:
         """Call a tool with exactly these bytes; `grant` is what guardrails minted for them. Raises CallError."""
         call = self._tools.call(tool, request, seconds, grant)
-        return await _answer(call, effect=tool.policy.access != policy_pb2.ACCESS_READ)
+        return await answered(call, effect=tool.policy.access != policy_pb2.ACCESS_READ)
 
     async def authorize(
         self, tool: Tool, request: Message, context: guardrails_service_pb2.ActionContext
@@ -69,7 +55,7 @@ class Calls:
         asked = guardrails_service_pb2.AuthorizeActionRequest(
             method=tool.name, request=request.SerializeToString(deterministic=True), context=context
         )
-        return await _answer(self._guardrails.AuthorizeAction(asked))
+        return await answered(self._guardrails.AuthorizeAction(asked))
 
     async def preview(
         self, tool: Tool, request_json: str, context: guardrails_service_pb2.ActionContext
@@ -78,12 +64,12 @@ class Calls:
         asked = guardrails_service_pb2.PreviewActionRequest(
             method=tool.name, request_json=request_json, context=context
         )
-        return (await _answer(self._guardrails.PreviewAction(asked))).judgement
+        return (await answered(self._guardrails.PreviewAction(asked))).judgement
 
     async def approval(self, approval_id: str) -> approval_service_pb2.Approval:
         """Return an approval."""
         asked = approval_service_pb2.GetApprovalRequest(approval_id=approval_id)
-        return (await _answer(self._approvals.GetApproval(asked))).approval
+        return (await answered(self._approvals.GetApproval(asked))).approval
 
     async def acquire(self, execution_id: str, target_id: str) -> int:
         """Take or keep a target's lock and return its fence."""
@@ -94,7 +80,7 @@ class Calls:
             execution_id=execution_id,
             ttl_duration=duration_pb2.Duration(seconds=LOCK_SECONDS),
         )
-        return (await _answer(self._locks.AcquireLock(asked))).lock.fence
+        return (await answered(self._locks.AcquireLock(asked))).lock.fence
 
     async def renew(self, execution_id: str, target_id: str, fence: int) -> None:
         """Keep a lock."""
@@ -104,7 +90,7 @@ class Calls:
             fence=fence,
             ttl_duration=duration_pb2.Duration(seconds=LOCK_SECONDS),
         )
-        await _answer(self._locks.RenewLock(asked))
+        await answered(self._locks.RenewLock(asked))
 
     async def release(self, execution_id: str, target_id: str, fence: int) -> None:
         """Give a lock back."""
@@ -114,14 +100,8 @@ class Calls:
             execution_id=execution_id,
             fence=fence,
         )
-        await _answer(self._locks.ReleaseLock(asked))
+        await answered(self._locks.ReleaseLock(asked))
 
     async def effect(self, tool: Tool, request_id: str) -> effects.Effect | None:
         """Return what the gateway knows of an effect, None when it never heard of it."""
-        asked = effects.GetEffectRequest(method=tool.name, request_id=request_id)
-        try:
-            return (await _answer(self._effects.GetEffect(asked))).effect
-        except CallError as error:
-            if error.reason == "NOT_FOUND":
-                return None
-            raise
+        return await self._tools.effect(tool, request_id)

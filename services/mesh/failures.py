@@ -1,14 +1,16 @@
 """What a failed call means for the try of a step it was part of: for whoever runs executions or agents."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
 import grpc.aio
 
 from services.mesh.client import refusal_of
+
+T = TypeVar("T")
 
 
 class After(StrEnum):
@@ -93,3 +95,11 @@ def failure(error: grpc.aio.AioRpcError, *, effect: bool) -> CallError:
     after = after_failure(reason, status, effect=effect)
     detail = error.details() or "no answer"
     return CallError(reason or status, detail, after, refusal.retry_after if refusal else None)
+
+
+async def answered(call: Awaitable[T], *, effect: bool = False) -> T:
+    """Await a call, which has an effect or has none; raises CallError."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise failure(error, effect=effect) from None

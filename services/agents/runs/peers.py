@@ -1,16 +1,13 @@
 """What a run asks of guardrails and the gateway; every failed call is a CallError that says what it means."""
 
 import uuid
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
-import grpc.aio
 from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 
 from opsmesh.gateway.v1 import effect_service_pb2 as effects
-from opsmesh.gateway.v1 import effect_service_pb2_grpc
 from opsmesh.guardrails.v1 import approval_service_pb2 as approvals
 from opsmesh.guardrails.v1 import approval_service_pb2_grpc, guardrails_service_pb2_grpc, target_lock_service_pb2_grpc
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
@@ -18,11 +15,10 @@ from opsmesh.guardrails.v1 import target_lock_service_pb2 as locks
 from opsmesh.policy.v1 import policy_pb2
 from services.agents.runs.domain import Run, derived_id
 from services.mesh import client
-from services.mesh.failures import After, CallError, failure
+from services.mesh.failures import After, CallError, answered
 from services.mesh.tool_caller import ToolCaller
 from services.mesh.tools import Tool
 
-T = TypeVar("T")
 CLAIM_SECONDS: Final = 120
 LOCK_SECONDS: Final = 60
 # People may take long to approve; a run that has ended is ended at guardrails, too.
@@ -93,14 +89,6 @@ class Outside(Protocol):
         ...
 
 
-async def _answer(call: Awaitable[T], *, effect: bool = False) -> T:
-    """Await a call; raises CallError."""
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise failure(error, effect=effect) from None
-
-
 class Peers:
     """Outside, over mTLS."""
 
@@ -109,9 +97,7 @@ class Peers:
         self._guardrails = guardrails_service_pb2_grpc.GuardrailsServiceStub(channel)
         self._locks = target_lock_service_pb2_grpc.TargetLockServiceStub(channel)
         self._approvals = approval_service_pb2_grpc.ApprovalServiceStub(channel)
-        gateway = peers.channel("gateway")
-        self._effects = effect_service_pb2_grpc.EffectServiceStub(gateway)
-        self._tools = ToolCaller(gateway)
+        self._tools = ToolCaller(peers.channel("gateway"))
 
     async def register(self, run: Run) -> str:
         """See Outside; the same id again gets the stored answer."""
@@ -126,12 +112,12 @@ class Peers:
             lifetime_duration=duration_pb2.Duration(seconds=LIFETIME_SECONDS),
             identity_token=run.identity_token,
         )
-        return (await _answer(self._guardrails.RegisterRun(asked))).run.requester
+        return (await answered(self._guardrails.RegisterRun(asked))).run.requester
 
     async def end(self, run_id: str) -> None:
         """See Outside."""
         asked = guardrails.EndRunRequest(request_id=derived_id(run_id, "end", 0), run_id=run_id)
-        await _answer(self._guardrails.EndRun(asked))
+        await answered(self._guardrails.EndRun(asked))
 
     async def claim(self, root_run_id: str, target_id: str) -> None:
         """See Outside; with an id of its own each time: a stored answer could tell of a claim that was lost since."""
@@ -141,16 +127,16 @@ class Peers:
             run_id=root_run_id,
             ttl_duration=duration_pb2.Duration(seconds=CLAIM_SECONDS),
         )
-        await _answer(self._locks.AcquireClaim(asked))
+        await answered(self._locks.AcquireClaim(asked))
 
     async def release_claim(self, root_run_id: str, target_id: str) -> None:
         """See Outside."""
         asked = locks.ReleaseClaimRequest(request_id=str(uuid.uuid4()), target_id=target_id, run_id=root_run_id)
-        await _answer(self._locks.ReleaseClaim(asked))
+        await answered(self._locks.ReleaseClaim(asked))
 
     async def read_pass(self, run_id: str) -> ReadPass:
         """See Outside."""
-        answer = await _answer(self._guardrails.AuthorizeReads(guardrails.AuthorizeReadsRequest(run_id=run_id)))
+        answer = await answered(self._guardrails.AuthorizeReads(guardrails.AuthorizeReadsRequest(run_id=run_id)))
         return ReadPass(answer.grant, answer.expire_time.ToNanoseconds() / 1e9)
 
     async def lock(self, run_id: str, target_id: str) -> int:
@@ -162,14 +148,14 @@ class Peers:
             run_id=run_id,
             ttl_duration=duration_pb2.Duration(seconds=LOCK_SECONDS),
         )
-        return (await _answer(self._locks.AcquireLock(asked))).lock.fence
+        return (await answered(self._locks.AcquireLock(asked))).lock.fence
 
     async def keep_lock(self, run_id: str, target_id: str, fence: int) -> None:
         """See Outside."""
         asked = locks.RenewLockRequest(
             target_id=target_id, run_id=run_id, fence=fence, ttl_duration=duration_pb2.Duration(seconds=LOCK_SECONDS)
         )
-        await _answer(self._locks.RenewLock(asked))
+        await answered(self._locks.RenewLock(asked))
 
     async def unlock(self, run_id: str, target_id: str, fence: int) -> None:
         """See Outside."""
@@ -179,20 +165,20 @@ class Peers:
             run_id=run_id,
             fence=fence,
         )
-        await _answer(self._locks.ReleaseLock(asked))
+        await answered(self._locks.ReleaseLock(asked))
 
     async def authorize(
         self, tool: Tool, request: bytes, context: guardrails.ActionContext
     ) -> guardrails.AuthorizeActionResponse:
         """See Outside."""
         asked = guardrails.AuthorizeActionRequest(method=tool.name, request=request, context=context)
-        return await _answer(self._guardrails.AuthorizeAction(asked))
+        return await answered(self._guardrails.AuthorizeAction(asked))
 
     async def approval(self, approval_id: str) -> approvals.Approval:
         """See Outside."""
         for _ in range(REPLACED_MAX):
             asked = approvals.GetApprovalRequest(approval_id=approval_id)
-            found = (await _answer(self._approvals.GetApproval(asked))).approval
+            found = (await answered(self._approvals.GetApproval(asked))).approval
             if not found.superseded_by:
                 return found
             approval_id = found.superseded_by
@@ -201,14 +187,8 @@ class Peers:
     async def call(self, tool: Tool, request: bytes, seconds: float, grant: bytes) -> Message:
         """See Outside."""
         effect = tool.policy.access != policy_pb2.ACCESS_READ
-        return await _answer(self._tools.call(tool, request, seconds, grant), effect=effect)
+        return await answered(self._tools.call(tool, request, seconds, grant), effect=effect)
 
     async def effect(self, tool: Tool, request_id: str) -> effects.Effect | None:
         """See Outside."""
-        asked = effects.GetEffectRequest(method=tool.name, request_id=request_id)
-        try:
-            return (await _answer(self._effects.GetEffect(asked))).effect
-        except CallError as error:
-            if error.reason == "NOT_FOUND":
-                return None
-            raise
+        return await self._tools.effect(tool, request_id)
