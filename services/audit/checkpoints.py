@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from opsmesh.audit.v1 import audit_service_pb2 as audit
 from services.audit import chain
 from services.audit.domain import Head
 from services.mesh.errors import BootError
+from services.mesh.keys import private_key
 
 # How many lines at the end of the file are looked at for one that is ours.
 LOOK_BACK: Final = 1000
@@ -23,13 +23,7 @@ log = structlog.get_logger("opsmesh.audit.checkpoints")
 
 def load_key(path: Path) -> Ed25519PrivateKey:
     """Read the log's signing key, or say how to get one."""
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
-        raise BootError(f"OPSMESH_LOG_KEY_FILE={path} cannot be read: {error}. NEXT: opsmesh certs init") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise BootError(f"OPSMESH_LOG_KEY_FILE={path} is not an Ed25519 key. NEXT: opsmesh certs init")
-    return key
+    return private_key("OPSMESH_LOG_KEY_FILE", path)
 
 
 class CheckpointFile:

@@ -6,14 +6,14 @@ from typing import Final, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from google.protobuf.message import DecodeError
 
 from opsmesh.guardrails.v1 import grant_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.gateway import domain
 from services.mesh import policy
-from services.mesh.errors import BootError, Refusal
+from services.mesh.errors import Refusal
+from services.mesh.keys import public_key
 
 METADATA_KEY: Final = "opsmesh-grant-bin"
 BYTES_MAX: Final = 6 * 1024
@@ -31,15 +31,7 @@ class GrantReader:
     @classmethod
     def load(cls, path: Path) -> "GrantReader":
         """Read the public key; a BootError says what is wrong with the file."""
-        try:
-            key = load_pem_public_key(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise BootError(
-                f"OPSMESH_GRANT_PUBLIC_KEY_FILE={path} cannot be read: {error}. NEXT: opsmesh certs init"
-            ) from None
-        if not isinstance(key, Ed25519PublicKey):
-            raise BootError(f"OPSMESH_GRANT_PUBLIC_KEY_FILE={path} is no Ed25519 key. NEXT: opsmesh certs init")
-        return cls(key)
+        return cls(public_key("OPSMESH_GRANT_PUBLIC_KEY_FILE", path))
 
     def read(self, raw: object, method: str) -> grant_pb2.Grant:
         """Return the verified grant of a call; refuse what is missing, forged, too large or of another version."""

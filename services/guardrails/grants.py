@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from opsmesh.guardrails.v1 import grant_pb2
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as pb
@@ -16,7 +15,7 @@ from services.guardrails.action import Action
 from services.guardrails.convert import timestamp
 from services.guardrails.domain import Case, Entry
 from services.mesh import policy
-from services.mesh.errors import BootError
+from services.mesh.keys import private_key
 
 LIFETIME: Final = timedelta(seconds=30)
 # Of a read grant.
@@ -37,15 +36,7 @@ class Minter:
     @classmethod
     def load(cls, path: Path) -> "Minter":
         """Read the private key; a BootError says what is wrong with the file."""
-        try:
-            key = load_pem_private_key(path.read_bytes(), password=None)
-        except (OSError, ValueError, TypeError) as error:
-            raise BootError(
-                f"OPSMESH_GRANT_KEY_FILE={path} cannot be read: {error}. NEXT: opsmesh certs init"
-            ) from None
-        if not isinstance(key, Ed25519PrivateKey):
-            raise BootError(f"OPSMESH_GRANT_KEY_FILE={path} is no Ed25519 key. NEXT: opsmesh certs init")
-        return cls(key)
+        return cls(private_key("OPSMESH_GRANT_KEY_FILE", path))
 
     def mint(
         self,

@@ -11,13 +11,13 @@ from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from google.protobuf.message import DecodeError
 
 from opsmesh.router.v1 import identity_pb2
 from services.guardrails.checks import CHAT, Incident
 from services.mesh import policy
-from services.mesh.errors import BootError, Refusal
+from services.mesh.errors import Refusal
+from services.mesh.keys import public_key
 
 PREFIX: Final = b"opsmesh-identity\0"
 LIFETIME: Final = timedelta(hours=1)
@@ -51,14 +51,7 @@ class TokenReader:
     @classmethod
     def load(cls, path: Path) -> "TokenReader":
         """Read the public key; a BootError says what is wrong with the file."""
-        name = f"OPSMESH_IDENTITY_PUBLIC_KEY_FILE={path}"
-        try:
-            key = load_pem_public_key(path.read_bytes())
-        except (OSError, ValueError, TypeError) as error:
-            raise BootError(f"{name} cannot be read: {error}. NEXT: opsmesh certs init") from None
-        if not isinstance(key, Ed25519PublicKey):
-            raise BootError(f"{name} is no Ed25519 key. NEXT: opsmesh certs init")
-        return cls(key)
+        return cls(public_key("OPSMESH_IDENTITY_PUBLIC_KEY_FILE", path))
 
     def asker(self, token: bytes, incident: Incident | None, now: datetime) -> Asker:
         """Return who asked for what an incident is about, NOBODY without a token; a ForgedError if it is not for it."""

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from opsmesh.router.v1 import identity_pb2
 from services.mesh import policy
-from services.mesh.errors import BootError
+from services.mesh.keys import private_key
 
 LIFETIME: Final = timedelta(hours=1)
 # Not exchangeable with a grant or a checkpoint, whatever their bytes are.
@@ -32,15 +31,7 @@ class Minter:
     @classmethod
     def load(cls, path: Path) -> "Minter":
         """Read the private key; a BootError says what is wrong with the file."""
-        try:
-            key = load_pem_private_key(path.read_bytes(), password=None)
-        except (OSError, ValueError, TypeError) as error:
-            raise BootError(
-                f"OPSMESH_IDENTITY_KEY_FILE={path} cannot be read: {error}. NEXT: opsmesh certs init"
-            ) from None
-        if not isinstance(key, Ed25519PrivateKey):
-            raise BootError(f"OPSMESH_IDENTITY_KEY_FILE={path} is no Ed25519 key. NEXT: opsmesh certs init")
-        return cls(key)
+        return cls(private_key("OPSMESH_IDENTITY_KEY_FILE", path))
 
     def mint(self, person: str, conversation_id: uuid.UUID, digest: bytes, said: datetime) -> bytes:
         """Return a serialised SignedIdentity: `person` said the message of `digest` at `said`; valid an hour."""
