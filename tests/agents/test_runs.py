@@ -9,6 +9,7 @@ import pytest
 from opsmesh.guardrails.v1 import approval_service_pb2 as approvals
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2 as workload
+from services.agents.domain import Usage
 from services.agents.runs.messages import run_message
 from services.mesh import policy
 from services.mesh.failures import After
@@ -199,6 +200,16 @@ async def test_five_runs_on_one_target_go_one_after_another(runs: Runs) -> None:
     spans = sorted((str(one.steps[0].start_time), str(one.end_time)) for one in ended)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
     assert runs.outside.count == 5
+
+
+async def test_a_run_whose_incident_has_no_budget_left_holds_nobody_up(runs: Runs) -> None:
+    """What an incident may cost is never filled up again: the run ends, says which budget, and gives its claim back."""
+    runs.script.usage = Usage(499_950, 10)
+    run = await runs.until(await runs.start(template(token_budget=1_000_000)), closed=True)
+    assert (run.state, run.reason) == ("FAILED", "BUDGET_EXHAUSTED")
+    assert run.detail.startswith(f"the budget of incident {run.incident_id}: 40 tokens and ")
+    assert [one.kind for one in run.steps] == ["MODEL", "READ", "MODEL"]
+    assert runs.outside.claims == {}
 
 
 async def test_a_cancel_ends_what_was_begun_first(runs: Runs) -> None:

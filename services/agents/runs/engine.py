@@ -24,7 +24,7 @@ from services.agents.runs.peers import CLAIM_SECONDS, LIFETIME_SECONDS
 from services.agents.runs.store import Notes
 from services.agents.runs.thinking import DELEGATE, REPORT, calls_of, question
 from services.agents.runs.work import IDENTITY, Work, kind_of, shown, with_request
-from services.agents.store import METHOD
+from services.agents.store import INCIDENT, METHOD
 from services.agents.templates.checking import changed_tools
 from services.mesh.call import current, working
 from services.mesh.errors import Refusal
@@ -242,9 +242,10 @@ async def _ask(work: Work, step: Step) -> bool:
 
 async def _not_answered(work: Work, step: Step, refusal: Refusal) -> bool:
     """Wait for a model that may be there later; ask again where it said nothing usable; else the run has failed."""
-    detail = refusal.metadata.get("detail") or refusal.metadata.get("left") or refusal.name
-    told = replace(step, tries=step.tries + 1, reason=refusal.name, detail=detail[:1024])
-    if refusal.name in LATER:
+    told = replace(step, tries=step.tries + 1, reason=refusal.name, detail=_why(refusal)[:1024])
+    # What an incident may cost counts for its whole life: to wait for it would only hold up others.
+    spent = refusal.name == "BUDGET_EXHAUSTED" and refusal.metadata.get("scope") == INCIDENT.lower()
+    if refusal.name in LATER and not spent:
         pause = max(work.pace.model, min(refusal.retry_after or 0.0, 30.0))
         # Who waits for a provider holds up nobody.
         waits = replace(await acting.unlock(work, told), tries=step.tries)
@@ -255,6 +256,14 @@ async def _not_answered(work: Work, step: Step, refusal: Refusal) -> bool:
         await work.save(told)
         return True
     return await work.end(RunState.FAILED, refusal.name, told.detail, replace(told, state=StepState.FAILED))
+
+
+def _why(refusal: Refusal) -> str:
+    """Return why a model did not answer: in its own words, or which budget does not allow it."""
+    said = refusal.metadata
+    if left := said.get("left"):
+        return f"the budget of {said.get('scope')} {said.get('subject')}: {left}"
+    return said.get("detail") or refusal.name
 
 
 async def _answer(work: Work, call: ToolCall, why: str, calls: list[ToolCall], answered: list[Step]) -> bool:
@@ -335,10 +344,10 @@ async def close(work: Work) -> bool:
     try:
         if work.lock is not None and run.state is not RunState.UNKNOWN:
             await acting.unlock(work, work.lock)
-        if run.registered:
-            for target_id in run.target_ids if run.depth == 1 else ():
-                await work.outside.release_claim(run.root_run_id, target_id)
-            await work.outside.end(run.run_id)
+        for target_id in run.target_ids if run.registered and run.depth == 1 else ():
+            await work.outside.release_claim(run.root_run_id, target_id)
+        # Also where it is not known to be registered: the answer to that may have been lost.
+        await work.outside.end(run.run_id)
     except CallError as error:
         log.warning("run not closed", run_id=run.run_id, error=str(error))
         if error.after in {After.AGAIN, After.RETRY} and run.age < 2 * LIFETIME_SECONDS:
