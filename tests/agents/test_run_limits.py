@@ -207,3 +207,16 @@ async def test_a_run_refused_by_guardrails_fails(runs: Runs) -> None:
     run = await runs.until(await runs.start(), closed=True)
     assert (run.state, run.reason) == ("FAILED", "TOOL_NOT_OF_RUN")
     assert runs.script.asked == []
+
+
+async def test_a_text_that_no_database_keeps(runs: Runs) -> None:
+    """A character that JSON can write and PostgreSQL cannot keep does not hold up a run."""
+    await runs.publish(template("inner"))
+    parent = template("outer", child_templates=["inner"], max_depth=1)
+    runs.script.lines = {
+        "outer": (delegate("inner", goal="look\0here"), [report("OUTCOME_DIAGNOSED", 2, None)]),
+        "inner": ([check()], [report("OUTCOME_DIAGNOSED", 2, None)]),
+    }
+    run = await runs.until(await runs.start(parent))
+    assert run.state == "SUCCEEDED"
+    assert [one.goal for one in await runs.store.children(run.run_id)] == ["look\ufffdhere"]

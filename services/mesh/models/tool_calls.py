@@ -310,7 +310,8 @@ class _Reader:
         allowed = self.choices.get(one.full_name)
         if allowed is not None and value not in allowed:
             raise _DropError(Fault.BOUND_BROKEN, f"{quoted(path)} must be one of: {', '.join(allowed[:LISTED_MAX])}")
-        return value
+        # JSON and our schemas can say NUL, a database cannot keep it: whoever stores a goal would fail for ever.
+        return value.replace("\0", "\ufffd")
 
 
 def _wrong(path: str, wanted: str) -> _DropError:
