@@ -7,6 +7,8 @@ import pytest
 
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
 from services.agents.providers import Kind, ProviderError
+from services.mesh.failures import After
+from tests.agents.outside import no
 from tests.agents.run_house import OTHER, TARGET, Runs, check, report, restart, running, template
 from tests.mesh.world import World
 from tests.stores import Database
@@ -91,3 +93,30 @@ async def test_a_provider_that_is_away_holds_up_nobody(runs: Runs) -> None:
     runs.script.lines = {"": ([restart()], ProviderError(Kind.PERMANENT, "away"))}
     run = await runs.until_said(await runs.start(), "MODEL_UNAVAILABLE")
     assert (run.state, runs.outside.locks) == ("PENDING", {})
+
+
+async def test_a_registration_whose_answer_was_lost_is_ended(runs: Runs) -> None:
+    """Guardrails knows the run, its row does not say so: it is ended all the same, and grants nothing any more."""
+
+    def lose(what: str) -> None:
+        if what == "register":
+            raise no("UNAVAILABLE", after=After.AGAIN)
+
+    runs.outside.hook = lose
+    waiting = await runs.until_said(await runs.start(), "UNAVAILABLE")
+    assert not waiting.registered
+    await runs.cancel(waiting.run_id)
+    await runs.until(waiting.run_id, closed=True)
+    assert waiting.run_id in runs.outside.ended
+
+
+async def test_a_run_that_cannot_be_read_gives_back_what_it_holds(runs: Runs) -> None:
+    """What its frozen template says is lost: it ends, at guardrails, too, and its claims are free."""
+    runs.outside.verdicts = [guardrails.VERDICT_REQUIRE_APPROVAL]
+    waiting = await runs.until(await runs.start(), "AWAITING_APPROVAL")
+    await runs.rows("UPDATE runs SET template = '\\xff' WHERE run_id = $1", waiting.run_id)
+    run = await runs.until(waiting.run_id, closed=True)
+    assert (run.state, run.reason) == ("FAILED", "TEMPLATE_DISABLED")
+    assert not any(one.open for one in run.steps)
+    assert TARGET not in runs.outside.claims
+    assert run.run_id in runs.outside.ended

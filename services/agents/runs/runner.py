@@ -10,11 +10,12 @@ from google.protobuf.message import DecodeError
 from prometheus_client import Gauge
 
 from services.agents.runs.acting import keep
-from services.agents.runs.domain import Run, RunState
+from services.agents.runs.domain import Run, RunState, StepState
 from services.agents.runs.engine import advance
 from services.agents.runs.store import Held, LostError, Notes, Park
 from services.agents.runs.thinking import frame_of
 from services.agents.runs.work import Means, Work
+from services.mesh.failures import CallError
 from services.mesh.loop import every, wait
 from services.mesh.models.tool_schema import NotOfferedError
 
@@ -134,11 +135,22 @@ class Runner:
             await wait(never, work.pace.lock)
 
     async def _unreadable(self, held: Held, run: Run, error: Exception) -> None:
-        """End a run whose frozen template this version cannot read."""
+        """End a run whose frozen template this version cannot read; tried again until guardrails answers."""
         log.error("run cannot be read", run_id=run.run_id, error=str(error))
-        detail = str(error)[:500]
-        ended = replace(run, state=RunState.FAILED, reason="TEMPLATE_DISABLED", detail=detail, closed=True)
-        await self._means.store.checkpoint(held, ended, notes=Notes(park=Park()))
+        try:
+            for target_id in run.target_ids if run.registered and run.depth == 1 else ():
+                await self._means.outside.release_claim(run.root_run_id, target_id)
+            await self._means.outside.end(run.run_id)
+        except CallError as refused:
+            log.warning("run not closed", run_id=run.run_id, error=str(refused))
+            return
+        left = [one for one in run.steps if one.open]
+        sent = any(one.sent for one in left)
+        state, end = (RunState.UNKNOWN, StepState.UNKNOWN) if sent else (RunState.FAILED, StepState.FAILED)
+        reason = "TEMPLATE_DISABLED"
+        ended = run if not run.open else replace(run, state=state, reason=reason, detail=str(error)[:500])
+        steps = [replace(one, state=end, reason=reason) for one in left]
+        await self._means.store.checkpoint(held, replace(ended, closed=True), *steps, notes=Notes(park=Park()))
 
     async def _count(self) -> None:
         counts = await self._means.store.counts()
