@@ -258,5 +258,5 @@ async def test_a_later_publish_changes_no_run(runs: Runs) -> None:
     await runs.publish(template(role="You are somebody else.", tools=["CheckHealth"], max_steps=1))
     runs.outside.people = approvals.Approval.STATE_APPROVED
     run = await runs.until(waiting.run_id)
-    assert (run.state, run.template_version) == ("SUCCEEDED", 1)
+    assert (run.state, run.template_version) == ("SUCCEEDED", waiting.template_version)
     assert "You are a repair agent." in runs.script.asked[-1].system
