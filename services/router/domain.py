@@ -294,7 +294,7 @@ def _unknown(version: int, history: History) -> Verdict:
         reason = f"a kill ended what was done about it: whether it is repeated is for people to say; {reason}"
         return _await(reason, version, for_people=True)
     if history.escalated:
-        reason = f"run {history.escalated} says that a person must go on: opsmesh agents show {history.escalated}"
+        reason = f"run {history.escalated} leaves it to a person: opsmesh agents show {history.escalated}"
         return Verdict(State.DECIDED, reason, Outcome.ASK_HUMAN, rule_set_version=version)
     if failed := history.failed:
         reason = (

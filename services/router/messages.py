@@ -249,8 +249,16 @@ def run_of(run: agent_service_pb2.Run) -> Run:
     """Return what the router needs to know of a run; its words come from us, not from its model."""
     word = agent_service_pb2.Run.State.Name(run.state).removeprefix("STATE_")
     words = f"{run.reason}: {run.detail}" if run.reason and run.detail else run.reason or run.detail
-    escalated = run.report.outcome == agent_service_pb2.RunReport.OUTCOME_ESCALATED
-    return Run(run.run_id, word, run.health_proved, killed=bool(run.kill_id), words=words, escalated=escalated)
+    outcome, said = run.report.outcome, agent_service_pb2.RunReport
+    return Run(
+        run.run_id,
+        word,
+        run.health_proved,
+        killed=bool(run.kill_id),
+        words=words,
+        escalated=outcome == said.OUTCOME_ESCALATED,
+        idle=outcome == said.OUTCOME_NOTHING_WRONG,
+    )
 
 
 def _timestamp(moment: datetime) -> Timestamp:

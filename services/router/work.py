@@ -73,7 +73,7 @@ class Execution:
 class Run:
     """What the router needs to know of a run; `state` is the IDL's word without prefix, `words` say what happened.
 
-    `escalated`: it reported that a person must go on.
+    `escalated`: it reported that a person must go on; `idle`: that nothing is wrong.
     """
 
     run_id: str
@@ -82,6 +82,7 @@ class Run:
     killed: bool = False
     words: str = ""
     escalated: bool = False
+    idle: bool = False
 
 
 FINAL: Final[Mapping[str, Result]] = {
@@ -135,8 +136,10 @@ def follow_run(work: Work, run: Run) -> Step:
     """Return what a run, just read, means for its decision: what it says of itself is a report, not a repair."""
     if result := FINAL.get(run.state):
         if run.state == "SUCCEEDED":
-            reported = Result.ESCALATED if run.escalated else Result.REPORTED
-            result = Result.REPAIRED if run.health_proved else reported
+            # A poisoned text may say that nothing is wrong, and a health read does not see what every alert is about.
+            unsaid = run.idle and not work.decision.order.conversation_id
+            reported = Result.ESCALATED if run.escalated or unsaid else Result.REPORTED
+            result = Result.REPAIRED if run.health_proved and not run.idle else reported
         reason = shorten(f"{work.decision.reason}; {run.words}") if run.words else ""
         return Step(Stage.NONE, State.CLOSED, result=result, reason=reason, run_id=run.run_id, killed=run.killed)
     awaiting = run.state == "AWAITING_APPROVAL"

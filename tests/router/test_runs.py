@@ -69,14 +69,18 @@ async def test_a_failed_execution_opens_exactly_one_run(scene: Scene, state: "Ex
     assert first.execution_id in scene.village.models.prompts[0]
 
 
-async def test_a_run_that_hands_over_is_followed_by_a_person(scene: Scene) -> None:
-    """ESCALATED: the next revision asks a person, who is told; no model is asked and no other run is started."""
+@pytest.mark.parametrize("outcome", ["ESCALATED", "NOTHING_WRONG"])
+async def test_a_run_that_hands_over_is_followed_by_a_person(scene: Scene, outcome: str) -> None:
+    """The next revision asks a person, who is told; no model is asked and no other run is started.
+
+    So it is when a run says that nothing is wrong, healthy or not: no text may talk an alert into silence.
+    """
     scene.village.models.will(says(minds.DIAGNOSE))
     decision = await scene.village.decide(scene.router)
     await scene.router.until(decision.decision_id, lambda one: one.run_id)
     (run,) = scene.village.agents.runs.values()
-    run.report.outcome = agent_service_pb2.RunReport.OUTCOME_ESCALATED
-    run.state = minds.Run.STATE_SUCCEEDED
+    run.report.outcome = agent_service_pb2.RunReport.Outcome.Value(f"OUTCOME_{outcome}")
+    run.state, run.health_proved = minds.Run.STATE_SUCCEEDED, outcome == "NOTHING_WRONG"
     first = await scene.router.until(decision.decision_id, lambda one: one.state == Decision.STATE_CLOSED)
     assert first.result == Decision.RESULT_ESCALATED
     asked = len(scene.village.models.paid)
