@@ -292,12 +292,17 @@ def _words(journey: _Journey, endpoint: Endpoint) -> dict[str, str]:
 
 
 def _refusal(journey: _Journey, wait: float) -> Refusal:
-    """Return why no model answered: that one may answer later comes before that one cannot."""
+    """Return why no model answered.
+
+    That one may answer later comes before that one cannot; but what the role's own model said is not asked for, and
+    paid, again and again because a fallback is away.
+    """
     role = journey.request.role
     if not journey.failures:
         detail = "no model is configured for it"
         return Refusal(error_reason_pb2.ERROR_REASON_MODEL_UNAVAILABLE, role=role, detail=detail)
     whys = [error.why for _, error in journey.failures]
-    why = Why.UNAVAILABLE if Why.UNAVAILABLE in whys else whys[-1]
+    final = Why.UNAVAILABLE if Why.UNAVAILABLE in whys else whys[-1]
+    why = whys[0] if whys[0] is Why.UNREADABLE else final
     detail = "; ".join(f"{endpoint.model}: {error.detail}" for endpoint, error in journey.failures)
     return Refusal(REASONS[why], role=role, detail=detail, retry_after=wait or None)

@@ -108,6 +108,21 @@ async def test_a_fallback_answers_when_the_first_cannot(
         assert listed.models[1].breaker_state == pb.Model.BREAKER_STATE_CLOSED
 
 
+async def test_a_lie_is_not_waited_out_for_a_fallback_that_is_gone(
+    ground: tuple[World, Database, Path], provider: fakes.Provider
+) -> None:
+    """What the role's own model said cannot be used: that is what the caller learns, not to ask and pay for ever."""
+    provider.will(fakes.answer(fakes.completion("I restarted everything.")))
+    gone = role(f"http://127.0.0.1:{free_port()}/v1", model="openai/big")
+    lying = role(provider.api_base, fallbacks=[gone])
+    request = ask(tools=("look",), tool_use=pb.GenerateRequest.TOOL_USE_REQUIRED)
+    async with living(*ground, {"roles": {"routing": lying}, "budgets": WIDE}) as house:
+        assert (await refused(house, request)).name == "MODEL_REPLY_INVALID"
+    away = role(str(gone["api_base"]), model="openai/big", fallbacks=[role(provider.api_base)])
+    async with living(*ground, {"roles": {"routing": away}, "budgets": WIDE}) as house:
+        assert (await refused(house, request)).name == "MODEL_UNAVAILABLE"
+
+
 async def test_a_model_that_hangs_leaves_time_for_the_next(
     ground: tuple[World, Database, Path], provider: fakes.Provider
 ) -> None:
