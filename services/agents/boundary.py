@@ -6,7 +6,7 @@ Served as ModelService.Generate, and called by agent runs inside `working("servi
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from uuid import UUID
 
@@ -19,11 +19,12 @@ from opsmesh.audit.v1 import audit_service_pb2 as audit_pb
 from opsmesh.type.v1 import error_reason_pb2
 from services.agents import domain
 from services.agents.breaker import Breaker, State
+from services.agents.corrections import correction
 from services.agents.domain import Endpoint, Finish, Models, Question, RawReply, Reply, Usage
 from services.agents.messages import Generation, attribution_of, question_of, response_of
 from services.agents.providers import Kind, Provider, ProviderError, Why, useless
 from services.agents.providers.structured import without_fences
-from services.agents.retries import RetryBudget, pause, stop_when
+from services.agents.retries import USELESS_RETRIES_MAX, RetryBudget, pause, stop_when
 from services.agents.store import METHOD, Hold, Ledger, Purpose, Verdict
 from services.agents.strict_json import UnreadableError, canonical, read_object
 from services.mesh import policy
@@ -62,7 +63,10 @@ class _Journey:
     started: float = field(default_factory=time.monotonic)
     index: int = 0
     attempts: int = 0
+    usage: Usage = NOTHING
     cost_micros: int = 0
+    model: str = ""
+    useless: int = 0
     more: bool = False
     failures: list[tuple[Endpoint, ProviderError]] = field(default_factory=list)
 
@@ -100,14 +104,22 @@ class Boundary:
         endpoints = self.models.roles.get(request.role, ())
         for journey.index, endpoint in enumerate(endpoints):
             journey.more = journey.index + 1 < len(endpoints)
+            # Another model is asked what was asked, not to mend what this one said.
+            journey.question = replace(journey.question, corrections=())
             try:
                 return await self._ask(journey, endpoint)
+            except Refusal as stopped:
+                stopped.metadata |= _spent(journey)
+                raise
             except ProviderError as error:
                 journey.failures.append((endpoint, error))
                 wait.append(self.breakers[endpoint.provider].seconds_left)
+            if journey.useless > USELESS_RETRIES_MAX:
+                break
         refusal = _refusal(journey, max(wait))
         if journey.attempts:
-            failed = self._event(journey, Event.OUTCOME_FAILED, {"failure": refusal.metadata.get("detail", "")})
+            words = {"failure": refusal.metadata.get("detail", "")} | _spent(journey)
+            failed = self._event(journey, Event.OUTCOME_FAILED, words)
             failed.reason = reason_name(refusal.reason)
             await self._ledger.record(failed)
         raise refusal
@@ -135,7 +147,7 @@ class Boundary:
         call = current()
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(ProviderError),
-            stop=stop_when(self._retries, lambda: call.remaining - MARGIN, more=journey.more),
+            stop=stop_when(self._retries, lambda: call.remaining - MARGIN, lambda: journey.useless, more=journey.more),
             wait=pause,
             reraise=True,
         )
@@ -159,12 +171,17 @@ class Boundary:
             usage = domain.expected(journey.question, endpoint)
             hold = await self._ledger.reserve(journey.purpose, endpoint, usage, seconds + SETTLING)
             journey.attempts += 1
+            journey.model = endpoint.model
             try:
                 raw = await self._call(endpoint, journey.question, seconds)
                 reply = _look(journey.question, raw)
             except ProviderError as error:
                 settled = True
                 await self._failed(journey, endpoint, hold, error)
+                if error.said is not None:
+                    journey.useless += 1
+                    told = journey.question.corrections + correction(journey.question, endpoint, error)
+                    journey.question = replace(journey.question, corrections=told)
                 raise
             settled = True
             breaker.succeeded()
@@ -200,8 +217,7 @@ class Boundary:
             breaker.leave()
         unknown = error.kind is Kind.UNKNOWN or error.why is Why.UNREADABLE
         usage = error.usage or (hold.usage if unknown else NOTHING)
-        cost = endpoint.price.cost(usage)
-        journey.cost_micros += cost
+        cost = _spend(journey, endpoint, usage)
         CALLS.labels(journey.request.role, endpoint.provider, error.kind.value).inc()
         log.warning("model failed", **_words(journey, endpoint), failure=str(error))
         verdict = Verdict("UNKNOWN" if unknown else "FAILED", usage, cost, str(error))
@@ -212,11 +228,10 @@ class Boundary:
     ) -> pb.GenerateResponse:
         """Settle a call with its reply, keep the answer, and tell audit."""
         usage = domain.counted(journey.question, raw)
-        cost = endpoint.price.cost(usage)
-        journey.cost_micros += cost
+        cost = _spend(journey, endpoint, usage)
         made = Generation(
             reply=reply,
-            usage=usage,
+            usage=journey.usage,
             cost_micros=journey.cost_micros,
             endpoint=endpoint,
             fallback_index=journey.index,
@@ -227,15 +242,12 @@ class Boundary:
         )
         response = response_of(made)
         words = _words(journey, endpoint) | {
-            "input_tokens": str(usage.input_tokens),
-            "output_tokens": str(usage.output_tokens),
+            "input_tokens": str(journey.usage.input_tokens),
+            "output_tokens": str(journey.usage.output_tokens),
             "cost_micros": str(journey.cost_micros),
             "recorded": str(raw.recorded).lower(),
         }
         CALLS.labels(journey.request.role, endpoint.provider, "recorded" if raw.recorded else "succeeded").inc()
-        TOKENS.labels(journey.request.role, "input").inc(usage.input_tokens)
-        TOKENS.labels(journey.request.role, "output").inc(usage.output_tokens)
-        COST.labels(journey.request.role).inc(cost)
         log.info("model answered", **words, seconds=round(made.seconds, 3), calls=len(reply.tool_calls))
         done = self._event(journey, Event.OUTCOME_SUCCEEDED, words)
         verdict = Verdict("SUCCEEDED", usage, cost)
@@ -279,6 +291,31 @@ def _look(question: Question, raw: RawReply) -> Reply:
     return Reply(text, kept, dropped, finish)
 
 
+def _spend(journey: _Journey, endpoint: Endpoint, usage: Usage) -> int:
+    """Count what a try used, whatever came of it, and return what it cost."""
+    cost = endpoint.price.cost(usage)
+    journey.usage += usage
+    journey.cost_micros += cost
+    TOKENS.labels(journey.request.role, "input").inc(usage.input_tokens)
+    TOKENS.labels(journey.request.role, "output").inc(usage.output_tokens)
+    COST.labels(journey.request.role).inc(cost)
+    return cost
+
+
+def _spent(journey: _Journey) -> dict[str, str]:
+    """Return what a refusal says of the tries before it, so that whoever asked can count them; nothing without any."""
+    if not journey.attempts:
+        return {}
+    return {
+        "input_tokens": str(journey.usage.input_tokens),
+        "output_tokens": str(journey.usage.output_tokens),
+        "cost_micros": str(journey.cost_micros),
+        "model": journey.model,
+        "attempts": str(journey.attempts),
+        "prompt_digest": journey.purpose.prompt_digest,
+    }
+
+
 def _words(journey: _Journey, endpoint: Endpoint) -> dict[str, str]:
     """Return what every line about a call names."""
     return {
@@ -305,4 +342,6 @@ def _refusal(journey: _Journey, wait: float) -> Refusal:
     final = Why.UNAVAILABLE if Why.UNAVAILABLE in whys else whys[-1]
     why = whys[0] if whys[0] is Why.UNREADABLE else final
     detail = "; ".join(f"{endpoint.model}: {error.detail}" for endpoint, error in journey.failures)
-    return Refusal(REASONS[why], role=role, detail=detail, retry_after=wait or None)
+    refusal = Refusal(REASONS[why], role=role, detail=detail, retry_after=wait or None)
+    refusal.metadata |= _spent(journey)
+    return refusal

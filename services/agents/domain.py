@@ -91,6 +91,13 @@ class Question:
     must_call: bool = False
     response_schema: str = ""
     max_output_tokens: int = 0
+    # Replies that were of no use, and why: shown to the model, but no part of what is digested or recorded.
+    corrections: tuple[Message, ...] = ()
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """Return every message that the model is shown."""
+        return self.messages + self.corrections
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,14 @@ class Usage:
     def total(self) -> int:
         """Return both together: what budgets count."""
         return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: "Usage") -> "Usage":
+        """Return both together; an estimate as soon as one is."""
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            estimated=self.estimated or other.estimated,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +244,7 @@ def _order(messages: Sequence[Message]) -> list[tuple[str, str]]:
 def size(question: Question) -> int:
     """Return the bytes of everything a model is shown."""
     texts = [question.system, question.response_schema]
-    for message in question.messages:
+    for message in question.conversation:
         texts += [message.text, *(call.name + call.arguments for call in message.tool_calls)]
     for tool in question.tools:
         texts += [tool.name, tool.description, tool.schema]
@@ -238,7 +253,7 @@ def size(question: Question) -> int:
 
 def expected(question: Question, endpoint: Endpoint) -> Usage:
     """Return what a call may use at most, rather too much: this is reserved before it."""
-    overhead = 16 * (len(question.messages) + len(question.tools) + 2)
+    overhead = 16 * (len(question.conversation) + len(question.tools) + 2)
     return Usage(size(question) // BYTES_PER_TOKEN + overhead, output_limit(question, endpoint), estimated=True)
 
 

@@ -9,6 +9,8 @@ from services.agents.providers import Kind, ProviderError
 
 TRIES: Final = {Kind.TRANSIENT: 3, Kind.UNKNOWN: 2, Kind.PERMANENT: 1}
 TOKENS_MAX: Final = 10.0
+# A reply of no use is asked for again so often, with why it was not taken; then a person is.
+USELESS_RETRIES_MAX: Final = 2
 # What one reply earns: in the long run one retry for five of them.
 EARNED: Final = 0.2
 LONGEST_PAUSE: Final = 8.0
@@ -43,16 +45,22 @@ def pause(state: RetryCallState) -> float:
 
 
 def stop_when(
-    budget: RetryBudget, remaining: Callable[[], float], *, more: bool = False
+    budget: RetryBudget, remaining: Callable[[], float], useless: Callable[[], int], *, more: bool = False
 ) -> Callable[[RetryCallState], bool]:
     """Return tenacity's `stop`: tries of this kind of failure, time left, then the budget.
 
-    While `more` models come after this one, they are asked rather than this one again after an unknown outcome.
+    While `more` models come after this one, they are asked rather than this one again after an unknown outcome. Who
+    gave a reply of no use works: the limit is how many of these there were for one question, from whichever model, and
+    a last one is left for a model that comes after.
     """
 
     def stop(state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
-        if not isinstance(error, ProviderError) or state.attempt_number >= TRIES[error.kind]:
+        if not isinstance(error, ProviderError):
+            return True
+        if error.said is not None:
+            return useless() + more > USELESS_RETRIES_MAX or remaining() < LONGEST_PAUSE / 4 + WORTH
+        if state.attempt_number >= TRIES[error.kind]:
             return True
         if more and error.kind is Kind.UNKNOWN:
             return True

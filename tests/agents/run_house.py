@@ -53,6 +53,8 @@ class Script:
     asked: list[Question] = field(default_factory=list)
     usage: Usage = field(default_factory=lambda: Usage(100, 10))
     hangs: bool = False
+    # So many of its next replies are none that could be used.
+    mute: int = 0
     hanging: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def generate(self, _endpoint: Endpoint, question: Question) -> RawReply:
@@ -61,6 +63,9 @@ class Script:
         if self.hangs:
             self.hanging.set()
             await asyncio.Event().wait()
+        if self.mute:
+            self.mute -= 1
+            return RawReply("Well.", (), Finish.STOP, self.usage)
         lines = next(lines for marker, lines in self.lines.items() if marker in question.system)
         turn = sum(one.speaker.value == "assistant" for one in question.messages)
         said = lines[min(turn, len(lines) - 1)]

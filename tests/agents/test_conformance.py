@@ -85,7 +85,7 @@ async def test_tools_and_their_results_travel(house: House, provider: fakes.Prov
     [
         (fakes.malformed(), 2),
         (fakes.something_else(), 2),
-        (fakes.answer(fakes.completion("")), 2),
+        (fakes.answer(fakes.completion("")), 3),
         (fakes.answer({"choices": []}), 2),
         (fakes.large(), 1),
         (fakes.endless(), 1),
@@ -96,13 +96,18 @@ async def test_tools_and_their_results_travel(house: House, provider: fakes.Prov
 async def test_what_cannot_be_read_is_no_reply(
     house: House, provider: fakes.Provider, behaviour: fakes.Behaviour, tries: int
 ) -> None:
-    """It is refused as such, tried again at most once, and what it may have cost is counted."""
+    """It is refused as such, tried again at most twice, and what it may have cost is counted, and told."""
     provider.will(behaviour)
-    refusal = await refused(house, ask())
+    request = ask()
+    refusal = await refused(house, request)
     assert refusal.name == "MODEL_REPLY_INVALID"
     assert len(provider.requests) == tries
     (spent,) = await house.rows("SELECT min(cost_micros) AS least FROM agents.model_calls WHERE state = 'UNKNOWN'")
     assert spent["least"] > 0
+    rows = await house.rows("SELECT request_id, cost_micros FROM agents.model_calls")
+    total = sum(one["cost_micros"] for one in rows if str(one["request_id"]) == request.request_id)
+    assert (refusal.metadata["attempts"], refusal.metadata["cost_micros"]) == (str(tries), str(total))
+    assert refusal.metadata["model"] == "openai/tiny"
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,29 @@ async def test_a_limit_is_looked_at_before_each_step(
     assert runs.outside.claims == {}
 
 
+async def test_replies_of_no_use_count_and_end_a_run(runs: Runs) -> None:
+    """A model that calls nothing, told why twice, has failed; what that took is the step's and the run's."""
+    runs.script.lines = {"": ([check()], [])}
+    run = await runs.until(await runs.start(), closed=True)
+    assert (run.state, run.reason) == ("FAILED", "MODEL_REPLY_INVALID")
+    assert len(runs.script.asked) == 1 + 3
+    last = runs.script.asked[-1].corrections
+    assert [one.speaker.value for one in last] == ["assistant", "user"] * 2
+    assert (last[0].text, "Call one of the tools: " in last[1].text) == ("Nothing to do.", True)
+    assert (run.token_count, run.cost_micros) == (4 * 110, 4 * 110)
+    assert (run.steps[-1].input_tokens, run.steps[-1].output_tokens, run.steps[-1].model) == (300, 30, "openai/tiny")
+
+
+async def test_a_reply_after_one_of_no_use_counts_both(runs: Runs) -> None:
+    """A run that goes on has used what its model needed to be told, too."""
+    runs.script.lines = {"": REPAIR}
+    runs.script.mute = 1
+    run = await runs.until(await runs.start(), closed=True)
+    assert run.state == "SUCCEEDED"
+    assert run.token_count == 4 * 110
+    assert run.steps[0].input_tokens == 200
+
+
 async def test_the_time_of_a_run_ends_it_while_its_model_hangs(runs: Runs) -> None:
     """A second, then it is over, although the model would take longer."""
     runs.script.hangs = True

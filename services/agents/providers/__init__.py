@@ -30,6 +30,7 @@ class ProviderError(Exception):
 
     `detail` is in our words: a provider's own may hold anything. `at_fault` says whether it counts against the
     provider (a wrong request does not). `retry_after` is in seconds; `usage` is what it cost, where that is known.
+    `said` is a reply that was read and is of no use: its model can be told why, and asked again.
     """
 
     kind: Kind
@@ -38,6 +39,7 @@ class ProviderError(Exception):
     at_fault: bool = True
     retry_after: float | None = None
     usage: Usage | None = None
+    said: str | None = None
 
     def __str__(self) -> str:
         """Return what happened."""
@@ -53,6 +55,7 @@ def useless(question: Question, raw: RawReply, detail: str) -> ProviderError:
         Why.UNREADABLE,
         at_fault=False,
         usage=counted(question, raw),
+        said=raw.text,
     )
 
 

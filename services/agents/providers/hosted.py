@@ -108,7 +108,7 @@ def arguments(endpoint: Endpoint, question: Question) -> dict[str, Any]:
         # Tools are ours to call; and without its optional package the library fails on any tool at all (1.106).
         "_skip_mcp_handler": True,
     }
-    found["messages"] += [_message(one) for one in question.messages]
+    found["messages"] += [_message(one) for one in question.conversation]
     if endpoint.api_base:
         found["api_base"] = endpoint.api_base
     if endpoint.api_key or endpoint.api_base:

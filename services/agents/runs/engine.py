@@ -1,7 +1,7 @@
 """One piece of a run after the other: which comes next follows from its rows alone, so that any process can go on."""
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -30,6 +30,7 @@ from services.mesh.call import current, working
 from services.mesh.errors import Refusal
 from services.mesh.failures import After, CallError
 from services.mesh.loop import StoppedError, unless_stopped
+from services.mesh.models.paid import paid
 from services.mesh.models.tool_calls import Dropped, Parsed, ToolCall, quoted, read_call
 from services.mesh.models.untrusted import sanitise
 from services.mesh.telemetry import parse
@@ -37,7 +38,6 @@ from services.mesh.telemetry import parse
 SECONDS: Final = 90.0
 MODEL_SECONDS: Final = 60.0
 MODEL_SECONDS_MIN: Final = 1.0
-MODEL_TRIES: Final = 3
 TEXT_MAX: Final = 16_000
 # A model may be there again later.
 LATER: Final = frozenset({"MODEL_UNAVAILABLE", "BUDGET_EXHAUSTED", "MODEL_REFUSED", "STORE_UNAVAILABLE"})
@@ -221,10 +221,10 @@ async def _ask(work: Work, step: Step) -> bool:
         reply=reply.SerializeToString(),
         prompt_digest=reply.prompt_digest,
         model=reply.model,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        estimated=usage.estimated,
-        cost_micros=reply.cost_micros,
+        input_tokens=step.input_tokens + usage.input_tokens,
+        output_tokens=step.output_tokens + usage.output_tokens,
+        estimated=step.estimated or usage.estimated,
+        cost_micros=step.cost_micros + reply.cost_micros,
         latency_seconds=reply.latency_duration.ToNanoseconds() / 1e9,
         recorded=reply.recorded,
     )
@@ -241,21 +241,35 @@ async def _ask(work: Work, step: Step) -> bool:
 
 
 async def _not_answered(work: Work, step: Step, refusal: Refusal) -> bool:
-    """Wait for a model that may be there later; ask again where it said nothing usable; else the run has failed."""
-    told = replace(step, tries=step.tries + 1, reason=refusal.name, detail=_why(refusal)[:1024])
+    """Wait for a model that may be there later; else the run has failed: the boundary told it why, and asked again.
+
+    What its tries cost counts for the step and the run as if it had answered.
+    """
+    used = {name: paid(refusal, name) for name in ("input_tokens", "output_tokens", "cost_micros")}
+    told = replace(
+        step,
+        tries=step.tries + 1,
+        reason=refusal.name,
+        detail=_why(refusal)[:1024],
+        model=refusal.metadata.get("model", step.model),
+        **{name: getattr(step, name) + count for name, count in used.items()},
+    )
+    counted: dict[str, Any] = {
+        "token_count": work.run.token_count + used["input_tokens"] + used["output_tokens"],
+        "cost_micros": work.run.cost_micros + used["cost_micros"],
+    }
     # What an incident may cost counts for its whole life: to wait for it would only hold up others.
     spent = refusal.name == "BUDGET_EXHAUSTED" and refusal.metadata.get("scope") == INCIDENT.lower()
     if refusal.name in LATER and not spent:
         pause = max(work.pace.model, min(refusal.retry_after or 0.0, 30.0))
         # Who waits for a provider holds up nobody.
         waits = replace(await acting.unlock(work, told), tries=step.tries)
-        return await work.park(pause, waits, state=RunState.PENDING, reason=refusal.name, detail=told.detail)
+        changes = {"state": RunState.PENDING, "reason": refusal.name, "detail": told.detail} | counted
+        return await work.park(pause, waits, notes=None, **changes)
     if refusal.name == "GENERATION_IN_FLIGHT":
         return await work.park(work.pace.again)
-    if refusal.name == reporting.INVALID and told.tries < MODEL_TRIES:
-        await work.save(told)
-        return True
-    return await work.end(RunState.FAILED, refusal.name, told.detail, replace(told, state=StepState.FAILED))
+    failed = replace(told, state=StepState.FAILED)
+    return await work.end(RunState.FAILED, refusal.name, told.detail, failed, **counted)
 
 
 def _why(refusal: Refusal) -> str:

@@ -74,7 +74,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One call; without a `response` nobody has seen its answer."""
+    """One call; without a `response` nobody has seen its answer, or, with a `call`, it was refused."""
 
     number: int
     request: model_service_pb2.GenerateRequest
@@ -143,7 +143,7 @@ class PostgresJournal:
             Asked(
                 row["number"],
                 model_service_pb2.GenerateRequest.FromString(row["request"]),
-                model_service_pb2.GenerateResponse.FromString(row["response"]) if row["call"] else None,
+                model_service_pb2.GenerateResponse.FromString(row["response"]) if row["response"] else None,
                 decision_service_pb2.ModelCall.FromString(row["call"]) if row["call"] else None,
             )
             for row in await self._pool.fetch(CALLS, subject, first)

@@ -17,9 +17,10 @@ from opsmesh.agents.v1 import model_service_pb2, model_service_pb2_grpc
 from opsmesh.ingest.v1 import ingest_service_pb2
 from opsmesh.router.v1 import decision_service_pb2
 from opsmesh.type.v1 import error_reason_pb2
-from services.mesh.errors import from_rpc_error
+from services.mesh.errors import Refusal, from_rpc_error
 from services.mesh.models import outcomes
 from services.mesh.models.outcomes import Available, Chosen
+from services.mesh.models.paid import paid
 from services.mesh.models.tool_calls import Dropped, Parsed, ToolCall
 from services.mesh.models.tool_schema import catalogue
 from services.mesh.models.untrusted import Marks
@@ -49,6 +50,8 @@ USELESS: Final = frozenset(
 WRONG: Final = frozenset(
     {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.PERMISSION_DENIED}
 )
+MODEL_MAX: Final = 200
+DIGEST_LENGTH: Final = 64
 GIVEN_UP: Final = "the model gave no usable answer"
 pb = model_service_pb2
 
@@ -180,6 +183,9 @@ class Reasoner:
                 # As it was sent: what was told then is what it answers.
                 del talk.messages[:]
                 talk.messages.extend(one.request.messages)
+            if one is not None and one.call is not None and one.response is None:
+                # It was refused, and paid for, before whoever asked went away.
+                return None, GIVEN_UP
             request = one.request if one is not None else self._request(talk)
             if one is None or one.response is None:
                 await self._journal.ask(talk.case.key, talk.number, request)
@@ -234,7 +240,7 @@ class Reasoner:
                 raise ModelsAway(str(refusal)) from error
             if (refusal and refusal.reason in USELESS) or error.code() in WRONG:
                 said = refusal or error.code().name
-                call = self._call(talk, pb.GenerateResponse(), f"not taken: {said}")
+                call = self._call(talk, _refused(refusal), f"not taken: {said}")
                 await self._journal.answer(talk.case.key, Asked(talk.number, request, None, call))
                 return None
             raise
@@ -288,6 +294,19 @@ class Reasoner:
         if talk.rounds >= ROUNDS_MAX:
             told.append("There are no more reads: decide on what is known.")
         return "\n\n".join(told)
+
+
+def _refused(refusal: Refusal | None) -> model_service_pb2.GenerateResponse:
+    """Return what a refusal says of the replies that were paid for and of no use."""
+    if refusal is None:
+        return pb.GenerateResponse()
+    tokens = pb.Usage(input_tokens=paid(refusal, "input_tokens"), output_tokens=paid(refusal, "output_tokens"))
+    return pb.GenerateResponse(
+        usage=tokens,
+        cost_micros=paid(refusal, "cost_micros"),
+        model=refusal.metadata.get("model", "")[:MODEL_MAX],
+        prompt_digest=refusal.metadata.get("prompt_digest", "")[:DIGEST_LENGTH],
+    )
 
 
 def _told(talk: _Talk) -> str:

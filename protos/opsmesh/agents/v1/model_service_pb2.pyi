@@ -447,7 +447,7 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """What the call that gave this reply used."""
+        """What all tries used; estimated as soon as one of them is."""
 
     @_builtins.property
     def latency_duration(self) -> _duration_pb2.Duration:
