@@ -6,10 +6,11 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from opsmesh.automation.v1 import automation_service_pb2
 from opsmesh.config.v1 import playbooks_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2
 from services.automation.domain import Part, Path, parse_fields, parse_path
-from services.automation.fields import Leaf, answer_leaf, convert, incident_leaf, literal, value_at, walk
+from services.automation.fields import Field, Leaf, answer_leaf, convert, given_leaf, literal, value_at, walk
 from services.mesh import policy
 from services.mesh.errors import Refusal
 from services.mesh.failures import sentence
@@ -29,14 +30,17 @@ class NotYetKnownError(ArgumentError):
 
 
 class Sources:
-    """Where values come from: the incident's snapshot and the answers of steps so far, by step id."""
+    """Where values come from: the incident's snapshot, the answers of steps so far by step id, the starter's note."""
 
-    def __init__(self, incident: ingest_service_pb2.Incident, answers: Mapping[str, Message]) -> None:
+    def __init__(self, incident: ingest_service_pb2.Incident, answers: Mapping[str, Message], note: str = "") -> None:
         self.incident = incident
         self.answers = answers
+        self._start = automation_service_pb2.StartExecutionRequest(note=note)
 
     def find(self, path: Path) -> Any:
         """Return the value of a path, None when it is missing."""
+        if path.of_start:
+            return value_at(self._start, path.parts)
         if path.step_id is None:
             return self._of_incident(path.parts)
         answer = self.answers.get(path.step_id)
@@ -70,8 +74,9 @@ def build(tool: Tool, arguments: Mapping[str, playbooks_pb2.Argument], sources: 
             if found == "" and field.type != field.TYPE_STRING:
                 raise ArgumentError("INVALID_ARGUMENT", f"{name}: {getattr(argument, 'from')} is missing")
         else:
-            source = incident_leaf(path) if path.step_id is None else _answer(sources, path)
-            found = convert(found, source.field, field)
+            found = convert(found, _leaf(sources, path).field, field)
+        if argument.also:
+            found = _followed(found, argument.also, sources, field)
         try:
             setattr(request, name, found)
         except (TypeError, ValueError) as error:
@@ -86,8 +91,21 @@ def build(tool: Tool, arguments: Mapping[str, playbooks_pb2.Argument], sources: 
     return request
 
 
-def _answer(sources: Sources, path: Path) -> Leaf:
-    return answer_leaf(sources.answers[str(path.step_id)].DESCRIPTOR, path.parts)
+def _followed(text: str, also: str, sources: Sources, field: Field) -> str:
+    """Return text with what a second path leads to behind it, cut to the field's bound."""
+    path = parse_path(also)
+    more = sources.find(path)
+    if more is None or more == "":
+        return text
+    more = convert(more, _leaf(sources, path).field, field)
+    joined: str = convert(f"{text} | {more}" if text else more, field, field)
+    return joined
+
+
+def _leaf(sources: Sources, path: Path) -> Leaf:
+    if path.step_id is None:
+        return given_leaf(path)
+    return answer_leaf(sources.answers[path.step_id].DESCRIPTOR, path.parts)
 
 
 def target_of(tool: Tool, request: Message) -> str:
@@ -111,7 +129,7 @@ def holds(conditions: Sequence[playbooks_pb2.Expectation], sources: Sources) -> 
     for one in conditions:
         path = parse_path(one.path)
         found = sources.find(path)
-        leaf = incident_leaf(path) if path.step_id is None else _answer(sources, path)
+        leaf = _leaf(sources, path)
         wanted = literal(leaf.field, one.equals)
         if found != wanted:
             return f"{one.path} is {sentence(str(found), 100)}, not {sentence(str(wanted), 100)}"

@@ -13,7 +13,8 @@ from services.automation.fields import (
     Leaf,
     answer_leaf,
     field_policy,
-    incident_leaf,
+    given_leaf,
+    is_free_text,
     literal,
     misfit,
     names,
@@ -104,7 +105,8 @@ class _Check:
             elif argument.HasField("literal"):
                 yield from _literal(tool, name, argument, request, here)
             else:
-                yield from self._source(tool, name, argument, f"{here}.from", conditions)
+                yield from self._source(tool, name, getattr(argument, "from"), f"{here}.from", conditions)
+                yield from self._also(tool, name, argument, f"{here}.also", conditions)
         for one in policy.violations(request):
             name = one.field.partition(".")[0].partition("[")[0]
             if name not in given:
@@ -112,12 +114,23 @@ class _Check:
             elif name in arguments and arguments[name].HasField("literal"):
                 yield FieldViolation(f'{where}.arguments["{name}"].literal', one.description)
 
-    def _source(
+    def _also(
         self, tool: Tool, name: str, argument: playbooks_pb2.Argument, here: str, conditions: set[bytes]
+    ) -> Iterator[FieldViolation]:
+        """Check the second path of an argument: only free text can be followed by more."""
+        if not argument.also:
+            return
+        if name == tool.spec.target_field or not is_free_text(tool.request_class.DESCRIPTOR.fields_by_name[name]):
+            yield FieldViolation(here, f"{name} of {tool.rpc} is no free text: nothing can follow it")
+            return
+        yield from self._source(tool, name, argument.also, here, conditions)
+
+    def _source(
+        self, tool: Tool, name: str, source: str, here: str, conditions: set[bytes]
     ) -> Iterator[FieldViolation]:
         """Check one path: it exists, fits, and nothing from outside chooses what is acted on."""
         try:
-            path = parse_path(getattr(argument, "from"))
+            path = parse_path(source)
             leaf = self._leaf(path)
         except PathError as error:
             yield FieldViolation(here, str(error))
@@ -136,7 +149,7 @@ class _Check:
     def _leaf(self, path: Path) -> Leaf:
         """Return what a path leads to. Raises PathError."""
         if path.step_id is None:
-            return incident_leaf(path)
+            return given_leaf(path)
         tool = self._tools.get(path.step_id)
         if tool is None:
             known = ", ".join(self._tools) or "none"

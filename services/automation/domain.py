@@ -90,10 +90,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Where a value comes from: the incident (`step_id` is None) or the answer of a step."""
+    """Where a value comes from: the incident (`step_id` is None), the answer of a step, or the start (`of_start`)."""
 
     step_id: str | None
     parts: tuple[Part, ...]
+    of_start: bool = False
 
 
 _PART: Final = re.compile(r'([a-z][a-z0-9_]*)(?:\[(?:(\d{1,4})|"([^"\\]{1,256})")\])?(\.|$)')
@@ -101,8 +102,11 @@ INCIDENT_FIELDS: Final = frozenset(
     {"incident_id", "title", "severity", "status", "source", "rule_name", "description", "firing", "revision"}
     | {"signal_count", "targets", "labels", "environment", "region"}
 )
+# What an execution was started with, beside the incident; these are fields of StartExecutionRequest.
+START_FIELDS: Final = frozenset({"note"})
 # The environment and region of an incident are those of its first target.
 _OF_TARGET: Final = frozenset({"environment", "region"})
+ROOTS: Final = frozenset({"incident", "execution", "steps"})
 
 
 def parse_fields(text: str) -> tuple[Part, ...]:
@@ -124,8 +128,12 @@ def parse_fields(text: str) -> tuple[Part, ...]:
 def parse_path(text: str) -> Path:
     """Read a path; `incident.targets[0]` means its target_id. Raises PathError."""
     root, *parts = parse_fields(text)
-    if root.index is not None or root.key is not None or root.name not in {"incident", "steps"} or not parts:
-        raise PathError("must begin with `incident.` or `steps.<step_id>.`")
+    if root.index is not None or root.key is not None or root.name not in ROOTS or not parts:
+        raise PathError("must begin with `incident.`, `execution.` or `steps.<step_id>.`")
+    if root.name == "execution":
+        if parts[0].name not in START_FIELDS:
+            raise PathError(f"the execution gives: {', '.join(sorted(START_FIELDS))}")
+        return Path(None, tuple(parts), of_start=True)
     if root.name == "steps":
         step, *fields = parts
         if step.index is not None or step.key is not None or not fields:
@@ -143,4 +151,4 @@ def parse_path(text: str) -> Path:
 
 def is_target(path: Path) -> bool:
     """Say whether a path names a target of the incident by its canonical id."""
-    return path.step_id is None and [part.name for part in path.parts] == ["targets", "target_id"]
+    return path.step_id is None and not path.of_start and [part.name for part in path.parts] == ["targets", "target_id"]

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from buf.validate import validate_pb2
+from opsmesh.automation.v1 import automation_service_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2
 from opsmesh.policy.v1 import policy_pb2
 from services.automation.domain import Part, Path, PathError
@@ -19,6 +20,7 @@ Shape = Any
 Field = Any
 
 INCIDENT: Final[Shape] = ingest_service_pb2.Incident.DESCRIPTOR
+START: Final[Shape] = automation_service_pb2.StartExecutionRequest.DESCRIPTOR
 _INTEGERS: Final = frozenset(
     {FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64}
     | {FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64}
@@ -84,8 +86,10 @@ def names(descriptor: Shape) -> list[str]:
     return [field.name for field in descriptor.fields]
 
 
-def incident_leaf(path: Path) -> Leaf:
-    """Return what a path into the incident leads to; labels are the sender's words. Raises PathError."""
+def given_leaf(path: Path) -> Leaf:
+    """Return what a path into the incident or the start leads to; labels are the sender's words. Raises PathError."""
+    if path.of_start:
+        return walk(START, path.parts)
     leaf = walk(INCIDENT, path.parts)
     outside = path.parts[0].name == "labels" or leaf.untrusted
     return Leaf(leaf.field, leaf.optional, outside)
@@ -154,10 +158,16 @@ def convert(value: Any, source: Field, target: Field) -> Any:
     if source.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return str(value).lower()
     text = str(value)
-    rules = _bounds(target)
-    if rules.max_len and not rules.pattern and not rules.uuid and len(text) > rules.max_len:
-        return text[: rules.max_len - 1] + "…"
+    longest = _bounds(target).max_len
+    if is_free_text(target) and longest and len(text) > longest:
+        return text[: longest - 1] + "…"
     return text
+
+
+def is_free_text(field: Field) -> bool:
+    """Say whether a field takes any text, so that it may be cut or followed by more."""
+    rules = _bounds(field)
+    return field.type in _TEXT and not field.is_repeated and not rules.pattern and not rules.uuid
 
 
 def _bounds(field: Field) -> Any:

@@ -127,6 +127,8 @@ class AutomationServicer(rpc.AutomationServiceServicer):
             traceparent=call.trace.header,
             rule_id=request.rule_id,
             identity_token=request.identity_token,
+            # One line, and without NUL, which no database keeps; the gateway makes it plain before people read it.
+            note=" ".join(request.note.replace("\0", " ").split()),
             steps=[(step.step_id, find_tool(step.tool).name) for step in book.steps],
         )
 

@@ -15,7 +15,7 @@ _PLAYBOOK: Final = "playbook_id, version, active, digest, content, publisher, pu
 _EXECUTION: Final = (
     "execution_id::text, playbook_id, playbook_version, playbook_digest, state, incident_id::text, decision_id, "
     "rule_set_version, requester, on_behalf_of, traceparent, health_proved, detail, cancel_requested, cancel_reason, "
-    "engine_starts, incident, create_time, start_time, end_time, rule_id, kill_id, unstopped, identity_token"
+    "engine_starts, incident, create_time, start_time, end_time, rule_id, kill_id, unstopped, identity_token, note"
 )
 _STEP: Final = (
     "step_id, state, tool, attempt, request_id, target_id, reason, detail, approval_id, sent, request_json, "
@@ -63,7 +63,8 @@ class StepRow:
 class ExecutionRow:
     """One execution as recorded; `incident` is the serialised snapshot it was started with.
 
-    `identity_token` says, signed by the router, which person asked for it in a chat; empty when none did.
+    `identity_token` says, signed by the router, which person asked for it in a chat; empty when none did. `note` is
+    what the starter has to say to people: untrusted.
     """
 
     execution_id: str
@@ -90,6 +91,7 @@ class ExecutionRow:
     kill_id: str
     unstopped: bool
     identity_token: bytes
+    note: str
     steps: Sequence[StepRow] = field(default=())
 
 
@@ -108,6 +110,7 @@ class NewExecution:
     traceparent: str
     rule_id: str
     identity_token: bytes
+    note: str
     steps: Sequence[tuple[str, str]]
 
 
@@ -207,8 +210,8 @@ class PostgresStore:
         row = await connection.fetchrow(
             "INSERT INTO automation.executions (execution_id, playbook_id, playbook_version, "  # noqa: S608  constants
             "playbook_digest, incident_id, incident, decision_id, rule_set_version, requester, on_behalf_of, "
-            "traceparent, rule_id, identity_token) "
-            f"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING {_EXECUTION}",
+            "traceparent, rule_id, identity_token, note) "
+            f"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING {_EXECUTION}",
             new.execution_id,
             new.playbook.playbook_id,
             new.playbook.version,
@@ -222,6 +225,7 @@ class PostgresStore:
             new.traceparent,
             new.rule_id,
             new.identity_token,
+            new.note,
         )
         steps = await connection.fetch(
             "INSERT INTO automation.steps (execution_id, step_id, position, state, tool) "  # noqa: S608  constants

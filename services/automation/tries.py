@@ -47,7 +47,7 @@ def sources_of(execution: ExecutionRow, book: Book) -> Sources:
         for row in execution.steps
         if row.response is not None and row.state in {StepState.SUCCEEDED, StepState.COMPENSATED}
     }
-    return Sources(ingest_service_pb2.Incident.FromString(execution.incident), answers)
+    return Sources(ingest_service_pb2.Incident.FromString(execution.incident), answers, execution.note)
 
 
 def context_of(execution: ExecutionRow, step_id: str) -> guardrails.ActionContext:

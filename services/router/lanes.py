@@ -21,7 +21,7 @@ from services.mesh.loop import wait
 from services.router import work as steps
 from services.router.answers import REFUSED, held_by, words
 from services.router.domain import Decision, Outcome, Result, Stage, State, first_stage
-from services.router.messages import execution_of
+from services.router.messages import execution_of, note_of
 from services.router.store import DecisionStore
 from services.router.work import Execution, Step, Work
 
@@ -96,6 +96,7 @@ class Hands:
             rule_set_version=work.decision.rule_set_version,
             rule_id=work.decision.rule_id,
             identity_token=work.decision.order.token if playbook_id != NOTIFY_PLAYBOOK else b"",
+            note=note_of(work.decision) if playbook_id == NOTIFY_PLAYBOOK else "",
         )
         return execution_of((await self._automation.StartExecution(request)).execution)
 

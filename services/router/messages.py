@@ -11,11 +11,14 @@ from opsmesh.automation.v1 import automation_service_pb2
 from opsmesh.config.v1 import rules_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2, signal_pb2
 from opsmesh.router.v1 import decision_service_pb2, outcome_pb2, rule_service_pb2
+from services.mesh.failures import sentence
+from services.mesh.models import outcomes
 from services.router import domain, rules
 from services.router.held import Seen
 from services.router.work import Execution, Run
 
 QUESTION_MAX: Final = 500
+NOTE_MAX: Final = 1000
 NO_ID: Final = uuid.UUID(int=0)
 SEVERITIES: Final = {
     signal_pb2.Signal.SEVERITY_CRITICAL: "critical",
@@ -194,6 +197,19 @@ def question_of(decision: domain.Decision) -> outcome_pb2.AskHuman | None:
     if decision.question:
         return outcome_pb2.AskHuman.FromString(decision.question)
     return outcome_pb2.AskHuman(question=decision.reason[:QUESTION_MAX], text=outcome_pb2.FreeText())
+
+
+def note_of(decision: domain.Decision) -> str:
+    """Return what people are told: what is asked and how it is answered, or why they are needed.
+
+    The command goes first: nothing that a model or a sender wrote comes before it, or cuts it off. It is the same
+    however often a notice is tried, for a request_id belongs to one request: nothing that may still change is in it.
+    """
+    question = question_of(decision)
+    if question is None:
+        return sentence(f"See `opsmesh decisions show {decision.decision_id}`: {decision.reason}", NOTE_MAX)
+    command = f"opsmesh decisions answer {decision.decision_id} TEXT"
+    return sentence(f"Answer with `{command}`: {question.question} ({outcomes.wants(question)})", NOTE_MAX)
 
 
 def preview_response(

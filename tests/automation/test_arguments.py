@@ -24,10 +24,10 @@ def step(arguments: str, tool: str = "SendNotice", extra: str = "") -> playbooks
     ).steps[0]
 
 
-def notice(arguments: str, **answers: object) -> notify_tool_service_pb2.SendNoticeRequest:
+def notice(arguments: str, note: str = "", **answers: object) -> notify_tool_service_pb2.SendNoticeRequest:
     """Return the request of a SendNotice step."""
     fixed = f"{{channel: {{literal: ops}}, kind: {{literal: KIND_FAILED}}, {arguments}}}"
-    sources = Sources(INCIDENT, answers)  # type: ignore[arg-type]  # messages by step id
+    sources = Sources(INCIDENT, answers, note)  # type: ignore[arg-type]  # messages by step id
     built = build(find_tool("SendNotice"), step(fixed).arguments, sources, REQUEST_ID)
     assert isinstance(built, notify_tool_service_pb2.SendNoticeRequest)
     return built
@@ -53,6 +53,17 @@ def test_answers() -> None:
     assert notice('title: {from: "steps.find.hits[3].line", default: none}', find=found).title == "none"
     health = workload_tool_service_pb2.CheckHealthResponse(healthy=False)
     assert notice("title: {from: steps.look.healthy}", look=health).title == "false"
+
+
+def test_note() -> None:
+    """What the starter has to say comes first; what follows it is cut to the bound, and either may be missing."""
+    said = "title: {literal: t}, detail: {from: execution.note, also: incident.title}"
+    assert notice(said, "Is it planned?").detail == f"Is it planned? | {INCIDENT.title}"
+    assert notice(said).detail == INCIDENT.title
+    long = notice(said, "q" * 900).detail
+    assert (len(long), long[:900], long[-1]) == (1000, "q" * 900, "…")
+    nothing = "title: {literal: t}, detail: {from: execution.note, also: incident.description}"
+    assert (notice(nothing, "Why").detail, notice(nothing).detail) == ("Why", "")
 
 
 @pytest.mark.parametrize(

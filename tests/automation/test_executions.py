@@ -50,6 +50,14 @@ async def test_untrusted_title_is_cut(mesh: Mesh) -> None:
     assert not execution.health_proved
 
 
+async def test_a_notice_carries_what_the_starter_says(mesh: Mesh) -> None:
+    """A note reaches people as one line, and a NUL in it holds nothing up."""
+    execution = await mesh.reached(await mesh.start("notify-person", note="Answer it:\nis it\0planned?"))
+    assert state_of(execution) == "SUCCEEDED", execution
+    (notice,) = [request for rpc, request in mesh.gateway.seen if rpc == "SendNotice"]
+    assert notice.detail == "Answer it: is it planned?"
+
+
 async def test_values_of_answers(mesh: Mesh) -> None:
     """An argument is taken out of an earlier step's answer."""
     execution = await mesh.run("health-report")

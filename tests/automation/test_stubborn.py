@@ -100,6 +100,7 @@ class Parts:
                 traceparent="",
                 rule_id="",
                 identity_token=b"",
+                note="",
                 steps=steps,
             )
             await self.store.create(connection, new)

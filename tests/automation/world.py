@@ -167,7 +167,7 @@ class Mesh:
         answer: playbook_service_pb2.PublishPlaybookResponse = await self.call("PublishPlaybook", request)
         return answer.playbook
 
-    async def start(self, playbook_id: str, incident_id: str = "", identity_token: bytes = b"") -> str:
+    async def start(self, playbook_id: str, incident_id: str = "", identity_token: bytes = b"", note: str = "") -> str:
         """Start a playbook as the router does and return the execution's id."""
         request = automation_service_pb2.StartExecutionRequest(
             request_id=str(uuid.uuid4()),
@@ -177,6 +177,7 @@ class Mesh:
             rule_set_version=3,
             rule_id="restart-checkout",
             identity_token=identity_token,
+            note=note,
         )
         answer: automation_service_pb2.StartExecutionResponse = await self.call("StartExecution", request, "router")
         return answer.execution.execution_id

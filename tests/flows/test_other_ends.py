@@ -1,6 +1,6 @@
 """Stories that do not end with a restart: nobody knows the alert, policy only observes, a person must approve."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -23,10 +23,10 @@ async def unknown(world: World, name: str) -> Incident:
     return await world.reaches(incident_id, Incident.STATE_AWAITING_MODEL)
 
 
-async def told(world: World, incident_id: str, kind: str) -> Sequence[object]:
+async def told(world: World, incident_id: str, kind: str) -> Sequence[Mapping[str, str]]:
     """Wait until a person was told of an incident; return all notices of KIND."""
 
-    async def look() -> Sequence[object]:
+    async def look() -> Sequence[Mapping[str, str]]:
         return [one for one in world.notices(incident_id) if one["kind"] == kind]
 
     return await until(look, f"a notice {kind}")
@@ -50,7 +50,8 @@ async def test_an_unknown_alert_waits_and_a_person_is_told_once(world: World) ->
     assert "no rule" in incident.state_detail
     decision = await last_decision(world, incident.incident_id, Decision.STATE_AWAITING_MODEL)
     assert (decision.rule_id, decision.model_call_count) == ("", 0)
-    assert len(await told(world, incident.incident_id, "PERSON_NEEDED")) == 1
+    (notice,) = await told(world, incident.incident_id, "PERSON_NEEDED")
+    assert f"opsmesh decisions show {decision.decision_id}`: no rule matches" in notice["detail"]
 
     async def aged() -> bool:
         return (await world.incident(incident.incident_id)).age_seconds >= 1

@@ -120,6 +120,8 @@ async def test_a_person_is_told_once_about_what_no_rule_knows(router: Router, to
         str(notify_request_id(uuid.UUID(decision.decision_id)))
     }
     assert len(town.automation.of(decision.decision_id, "notify-person")) == 1
+    shown = f"See `opsmesh decisions show {decision.decision_id}`"
+    assert {one.note for one in town.automation.requests} == {f"{shown}: no rule matches"}
 
 
 async def test_a_person_is_told_although_agents_is_dead(town: Town) -> None:
@@ -136,7 +138,10 @@ async def test_a_question_is_put_to_a_person(router: Router, town: Town) -> None
     (decision,) = await router.decide(incident(labels={"alertname": "Ask"}))
     told = await router.until(decision.decision_id, lambda one: one.notice_execution_id)
     assert (told.state, told.reason, told.execution_id) == (Decision.STATE_DECIDED, "is it planned?", "")
-    assert [one.playbook_id for one in town.automation.requests] == ["notify-person"]
+    (request,) = town.automation.requests
+    assert request.playbook_id == "notify-person"
+    command = f"opsmesh decisions answer {decision.decision_id} TEXT"
+    assert request.note == f"Answer with `{command}`: is it planned? (some words, at most 500 characters)"
 
 
 async def test_a_refused_start_closes_the_decision(router: Router, town: Town) -> None:

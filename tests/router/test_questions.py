@@ -68,6 +68,15 @@ async def test_an_answer_closes_the_decision_and_informs_the_next(scene: Scene) 
     assert '"yes": true' in history
 
 
+async def test_the_notice_says_what_is_asked_and_how_it_is_answered(scene: Scene) -> None:
+    """What starts the notice holds the command, the model's question and the type of the answer."""
+    decision = await asked(scene)
+    told = await scene.router.until(decision.decision_id, lambda one: one.notice_execution_id)
+    (request,) = scene.village.automation.requests
+    command = f"opsmesh decisions answer {told.decision_id} TEXT"
+    assert request.note == f"Answer with `{command}`: Is a migration planned? (yes or no)"
+
+
 async def test_an_answer_has_the_type_that_was_asked_for(scene: Scene) -> None:
     """Anything else is refused with what is wanted, and the question stays open."""
     decision = await asked(scene)

@@ -128,13 +128,13 @@ def answer_error(question: outcome_pb2.AskHuman, answer: outcome_pb2.HumanAnswer
     wanted, given = question.WhichOneof("answer"), answer.WhichOneof("value")
     fits = {"yes_no": "yes", "choice": "option", "number": "number", "text": "text"}
     if wanted is None or given != fits[wanted]:
-        return f"the question wants {_wanted(question)}"
+        return f"the question wants {wants(question)}"
     if wanted == "choice" and answer.option not in question.choice.options:
-        return f"the question wants {_wanted(question)}"
+        return f"the question wants {wants(question)}"
     if wanted == "number" and not question.number.minimum <= answer.number <= question.number.maximum:
-        return f"the question wants {_wanted(question)}"
+        return f"the question wants {wants(question)}"
     if wanted == "text" and len(answer.text) > (question.text.max_length or TEXT_LENGTH):
-        return f"the question wants {_wanted(question)}"
+        return f"the question wants {wants(question)}"
     return ""
 
 
@@ -149,7 +149,7 @@ def read_answer(question: outcome_pb2.AskHuman, text: str) -> outcome_pb2.HumanA
     }
     found = readers[question.WhichOneof("answer") or "text"](word)
     if found is None:
-        return f"the question wants {_wanted(question)}"
+        return f"the question wants {wants(question)}"
     return answer_error(question, found) or found
 
 
@@ -178,7 +178,7 @@ def _number(word: str) -> outcome_pb2.HumanAnswer | None:
     return outcome_pb2.HumanAnswer(number=value) if math.isfinite(value) else None
 
 
-def _wanted(question: outcome_pb2.AskHuman) -> str:
+def wants(question: outcome_pb2.AskHuman) -> str:
     """Return what a question wants, in words for a person."""
     match question.WhichOneof("answer"):
         case "yes_no":

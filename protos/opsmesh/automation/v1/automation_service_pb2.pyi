@@ -302,6 +302,7 @@ class StartExecutionRequest(_message.Message):
     RULE_SET_VERSION_FIELD_NUMBER: _builtins.int
     RULE_ID_FIELD_NUMBER: _builtins.int
     IDENTITY_TOKEN_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The same id again gets the stored answer."""
     playbook_id: _builtins.str
@@ -316,6 +317,8 @@ class StartExecutionRequest(_message.Message):
     """Rule that decided."""
     identity_token: _builtins.bytes
     """Serialised router.v1.SignedIdentity of the person who asked in a chat; handed on with every action."""
+    note: _builtins.str
+    """What the starter has to say to people, such as a question and how to answer it: `execution.note` in playbooks."""
     def __init__(
         self,
         *,
@@ -326,10 +329,11 @@ class StartExecutionRequest(_message.Message):
         rule_set_version: _builtins.int = ...,
         rule_id: _builtins.str = ...,
         identity_token: _builtins.bytes = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "identity_token", b"identity_token", "incident_id", b"incident_id", "playbook_id", b"playbook_id", "request_id", b"request_id", "rule_id", b"rule_id", "rule_set_version", b"rule_set_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "identity_token", b"identity_token", "incident_id", b"incident_id", "note", b"note", "playbook_id", b"playbook_id", "request_id", b"request_id", "rule_id", b"rule_id", "rule_set_version", b"rule_set_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!opsmesh/config/v1/playbooks.proto\x12\x11opsmesh.config.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"|\n\x08\x41rgument\x12)\n\x07literal\x18\x01 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12\x1a\n\x04\x66rom\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02H\x00\x12\x19\n\x07\x64\x65\x66\x61ult\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x42\x0e\n\x05value\x12\x05\xbaH\x02\x08\x01\"W\n\x0b\x45xpectation\x12\x18\n\x04path\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12.\n\x06\x65quals\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueB\x06\xbaH\x03\xc8\x01\x01\"m\n\x08\x41ttempts\x12\x1f\n\x0cmax_attempts\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x14(\x00\x12@\n\x0e\x64\x65lay_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\xac\x02\x32\x00\"\x8a\x04\n\x04Step\x12\x30\n\x07step_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a\x18?2\x16^[a-z][a-z0-9_]{0,62}$\x12\x18\n\x04tool\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12K\n\targuments\x18\x03 \x03(\x0b\x32&.opsmesh.config.v1.Step.ArgumentsEntryB\x10\xbaH\r\x9a\x01\n\x10\x10\"\x06r\x04\x10\x01\x18@\x12\x36\n\x04when\x18\x04 \x03(\x0b\x32\x1e.opsmesh.config.v1.ExpectationB\x08\xbaH\x05\x92\x01\x02\x10\x08\x12\x38\n\x06\x65xpect\x18\x05 \x03(\x0b\x32\x1e.opsmesh.config.v1.ExpectationB\x08\xbaH\x05\x92\x01\x02\x10\x08\x12-\n\x08\x61ttempts\x18\x06 \x01(\x0b\x32\x1b.opsmesh.config.v1.Attempts\x12\x42\n\x10timeout_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\xd8\x04\x32\x00\x12\x35\n\x0c\x63ompensation\x18\x08 \x01(\x0b\x32\x1f.opsmesh.config.v1.Compensation\x1aM\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.opsmesh.config.v1.Argument:\x02\x38\x01\"\xcc\x01\n\x0c\x43ompensation\x12\x18\n\x04tool\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12S\n\targuments\x18\x02 \x03(\x0b\x32..opsmesh.config.v1.Compensation.ArgumentsEntryB\x10\xbaH\r\x9a\x01\n\x10\x10\"\x06r\x04\x10\x01\x18@\x1aM\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.opsmesh.config.v1.Argument:\x02\x38\x01\"\x82\x02\n\x08Playbook\x12\x39\n\x0bplaybook_id\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x19\n\x05title\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1d\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\x12\x32\n\x05steps\x18\x04 \x03(\x0b\x32\x17.opsmesh.config.v1.StepB\n\xbaH\x07\x92\x01\x04\x08\x01\x10 \x12-\n\x0c\x66\x61ilure_step\x18\x05 \x01(\x0b\x32\x17.opsmesh.config.v1.Step\x12\x1e\n\rproof_step_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18?b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!opsmesh/config/v1/playbooks.proto\x12\x11opsmesh.config.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x94\x01\n\x08\x41rgument\x12)\n\x07literal\x18\x01 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12\x1a\n\x04\x66rom\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02H\x00\x12\x19\n\x07\x64\x65\x66\x61ult\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x16\n\x04\x61lso\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x42\x0e\n\x05value\x12\x05\xbaH\x02\x08\x01\"W\n\x0b\x45xpectation\x12\x18\n\x04path\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12.\n\x06\x65quals\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueB\x06\xbaH\x03\xc8\x01\x01\"m\n\x08\x41ttempts\x12\x1f\n\x0cmax_attempts\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x14(\x00\x12@\n\x0e\x64\x65lay_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\xac\x02\x32\x00\"\x8a\x04\n\x04Step\x12\x30\n\x07step_id\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a\x18?2\x16^[a-z][a-z0-9_]{0,62}$\x12\x18\n\x04tool\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12K\n\targuments\x18\x03 \x03(\x0b\x32&.opsmesh.config.v1.Step.ArgumentsEntryB\x10\xbaH\r\x9a\x01\n\x10\x10\"\x06r\x04\x10\x01\x18@\x12\x36\n\x04when\x18\x04 \x03(\x0b\x32\x1e.opsmesh.config.v1.ExpectationB\x08\xbaH\x05\x92\x01\x02\x10\x08\x12\x38\n\x06\x65xpect\x18\x05 \x03(\x0b\x32\x1e.opsmesh.config.v1.ExpectationB\x08\xbaH\x05\x92\x01\x02\x10\x08\x12-\n\x08\x61ttempts\x18\x06 \x01(\x0b\x32\x1b.opsmesh.config.v1.Attempts\x12\x42\n\x10timeout_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\xd8\x04\x32\x00\x12\x35\n\x0c\x63ompensation\x18\x08 \x01(\x0b\x32\x1f.opsmesh.config.v1.Compensation\x1aM\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.opsmesh.config.v1.Argument:\x02\x38\x01\"\xcc\x01\n\x0c\x43ompensation\x12\x18\n\x04tool\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12S\n\targuments\x18\x02 \x03(\x0b\x32..opsmesh.config.v1.Compensation.ArgumentsEntryB\x10\xbaH\r\x9a\x01\n\x10\x10\"\x06r\x04\x10\x01\x18@\x1aM\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.opsmesh.config.v1.Argument:\x02\x38\x01\"\x82\x02\n\x08Playbook\x12\x39\n\x0bplaybook_id\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x19\n\x05title\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1d\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\x12\x32\n\x05steps\x18\x04 \x03(\x0b\x32\x17.opsmesh.config.v1.StepB\n\xbaH\x07\x92\x01\x04\x08\x01\x10 \x12-\n\x0c\x66\x61ilure_step\x18\x05 \x01(\x0b\x32\x17.opsmesh.config.v1.Step\x12\x1e\n\rproof_step_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18?b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARGUMENT'].fields_by_name['from']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
   _globals['_ARGUMENT'].fields_by_name['default']._loaded_options = None
   _globals['_ARGUMENT'].fields_by_name['default']._serialized_options = b'\272H\005r\003\030\200\004'
+  _globals['_ARGUMENT'].fields_by_name['also']._loaded_options = None
+  _globals['_ARGUMENT'].fields_by_name['also']._serialized_options = b'\272H\005r\003\030\200\002'
   _globals['_EXPECTATION'].fields_by_name['path']._loaded_options = None
   _globals['_EXPECTATION'].fields_by_name['path']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
   _globals['_EXPECTATION'].fields_by_name['equals']._loaded_options = None
@@ -78,20 +80,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLAYBOOK'].fields_by_name['steps']._serialized_options = b'\272H\007\222\001\004\010\001\020 '
   _globals['_PLAYBOOK'].fields_by_name['proof_step_id']._loaded_options = None
   _globals['_PLAYBOOK'].fields_by_name['proof_step_id']._serialized_options = b'\272H\004r\002\030?'
-  _globals['_ARGUMENT']._serialized_start=147
-  _globals['_ARGUMENT']._serialized_end=271
-  _globals['_EXPECTATION']._serialized_start=273
-  _globals['_EXPECTATION']._serialized_end=360
-  _globals['_ATTEMPTS']._serialized_start=362
-  _globals['_ATTEMPTS']._serialized_end=471
-  _globals['_STEP']._serialized_start=474
-  _globals['_STEP']._serialized_end=996
-  _globals['_STEP_ARGUMENTSENTRY']._serialized_start=919
-  _globals['_STEP_ARGUMENTSENTRY']._serialized_end=996
-  _globals['_COMPENSATION']._serialized_start=999
-  _globals['_COMPENSATION']._serialized_end=1203
-  _globals['_COMPENSATION_ARGUMENTSENTRY']._serialized_start=919
-  _globals['_COMPENSATION_ARGUMENTSENTRY']._serialized_end=996
-  _globals['_PLAYBOOK']._serialized_start=1206
-  _globals['_PLAYBOOK']._serialized_end=1464
+  _globals['_ARGUMENT']._serialized_start=148
+  _globals['_ARGUMENT']._serialized_end=296
+  _globals['_EXPECTATION']._serialized_start=298
+  _globals['_EXPECTATION']._serialized_end=385
+  _globals['_ATTEMPTS']._serialized_start=387
+  _globals['_ATTEMPTS']._serialized_end=496
+  _globals['_STEP']._serialized_start=499
+  _globals['_STEP']._serialized_end=1021
+  _globals['_STEP_ARGUMENTSENTRY']._serialized_start=944
+  _globals['_STEP_ARGUMENTSENTRY']._serialized_end=1021
+  _globals['_COMPENSATION']._serialized_start=1024
+  _globals['_COMPENSATION']._serialized_end=1228
+  _globals['_COMPENSATION_ARGUMENTSENTRY']._serialized_start=944
+  _globals['_COMPENSATION_ARGUMENTSENTRY']._serialized_end=1021
+  _globals['_PLAYBOOK']._serialized_start=1231
+  _globals['_PLAYBOOK']._serialized_end=1489
 # @@protoc_insertion_point(module_scope)

@@ -29,8 +29,11 @@ class Argument(_message.Message):
     LITERAL_FIELD_NUMBER: _builtins.int
     FROM_FIELD_NUMBER: _builtins.int
     DEFAULT_FIELD_NUMBER: _builtins.int
+    ALSO_FIELD_NUMBER: _builtins.int
     default: _builtins.str
     """When a label is missing."""
+    also: _builtins.str
+    """Another path, for text fields: what it leads to follows the value of `from`, as far as there is room."""
     @_builtins.property
     def literal(self) -> _struct_pb2.Value:
         """As written."""
@@ -40,10 +43,11 @@ class Argument(_message.Message):
         *,
         literal: _struct_pb2.Value | None = ...,
         default: _builtins.str = ...,
+        also: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "literal", b"literal", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default", b"default", "from", b"from", "literal", b"literal", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["also", b"also", "default", b"default", "from", b"from", "literal", b"literal", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["literal", "from"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
