@@ -60,7 +60,7 @@ async def test_a_provider_that_dies_in_the_middle_parks(world: World, postgres: 
 
 
 async def test_a_budget_that_is_used_up_is_automation_only(world: World, postgres: Database) -> None:
-    """A budget of one incident parks that incident alone, and does not keep others from a model."""
+    """A budget of one incident never refills: a person goes on, and others are decided. A day's parks."""
     async with postgres.fresh() as database, living(world, database) as scene:
         village, router = scene.village, scene.router
         village.models.will(says(minds.RESTART))
@@ -68,16 +68,17 @@ async def test_a_budget_that_is_used_up_is_automation_only(world: World, postgre
         village.models.exhausted.add(poor.incident_id)
         first = await village.decide(router, poor)
         told = await router.until(first.decision_id, notified)
-        assert (told.state, "budget" in told.reason) == (Decision.STATE_AWAITING_MODEL, True)
+        assert (told.state, told.outcome) == (Decision.STATE_DECIDED, Decision.OUTCOME_ASK_HUMAN)
+        assert "budget" in told.question.question
         second = await village.decide(router)
         await router.until(second.decision_id, lambda one: one.execution_id)
-        later = await router.pool.fetchval(
-            "SELECT resume_time - clock_timestamp() FROM decisions WHERE stage = 'PARKED'"
-        )
-        assert later > timedelta(seconds=20)
         village.models.will(Refusal(BUDGET, scope="day", subject="", left="nothing"))
         third = await village.decide(router)
         told = await router.until(third.decision_id, notified)
+        later = await router.pool.fetchval(
+            "SELECT resume_time - clock_timestamp() FROM decisions WHERE stage = 'PARKED'"
+        )
+    assert later > timedelta(seconds=20)
     assert (told.state, told.outcome) == (Decision.STATE_AWAITING_MODEL, Decision.OUTCOME_UNSPECIFIED)
 
 

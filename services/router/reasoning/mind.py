@@ -33,9 +33,11 @@ TRIES: Final = 3
 # How often a look may take longer than it has.
 TRIES_MAX: Final = 6
 REPAIR: Final = "diagnose-repair"
-# When another try is worth it: the provider may be back at once; a template or a budget takes a person, or a day.
+# When another try is worth it: the provider may be back at once; a template or a budget takes a person, or a day. What
+# keeps failing although a model can be asked waits half as long again as it has waited, for each try costs the others.
 SOON: Final = 2.0
 LATER: Final = 60.0
+LATEST: Final = 900.0
 OUTCOMES: Final = {
     "delegate_agent": Outcome.DELEGATE_AGENT,
     "trigger_automation": Outcome.TRIGGER_AUTOMATION,
@@ -43,6 +45,7 @@ OUTCOMES: Final = {
     "respond": Outcome.RESPOND,
 }
 QUESTION: Final = "No model gave a usable answer about this incident. What shall be done?"
+SPENT: Final = "The model budget of this incident is used up. What shall be done?"
 log = structlog.get_logger("opsmesh.router.model")
 
 
@@ -67,16 +70,15 @@ class Mind:
         """Have a decision made, or park it."""
         decision = work.decision
         if work.attempts > TRIES_MAX:
-            return park(decision, "no decision came about in its time", LATER)
+            return park(decision, "no decision came about in its time", later(decision))
         try:
             if why := await self._reasoner.away(str(decision.incident_id)):
-                # What only this incident has used up does not come back with the provider.
-                return park(decision, why, SOON if await self._reasoner.away() else LATER)
-            if decision.order.cause:
-                return await self._repair(decision)
-            return await self._decide(work)
+                # What only this incident has used up never comes back: people go on.
+                passing = bool(await self._reasoner.away())
+                return park(decision, why, SOON) if passing else asked(decision, SPENT, why)
+            return await (self._repair(decision) if decision.order.cause else self._decide(work))
         except ModelsAway as error:
-            return park(decision, str(error), LATER)
+            return park(decision, str(error), later(decision))
         except grpc.aio.AioRpcError as error:
             if work.attempts < TRIES:
                 raise
@@ -143,6 +145,23 @@ class Mind:
             raise
 
 
+def later(decision: Decision) -> float:
+    """Return after how many seconds another try is worth it for what has failed until now."""
+    return min(LATEST, max(LATER, decision.age.total_seconds() / 2))
+
+
+def asked(decision: Decision, question: str, why: str, count: int = 0, *, recorded: bool = False) -> Step:
+    """Return the decision that people are asked, in a few words, because no model can say."""
+    message = outcome_pb2.AskHuman(question=question, text=outcome_pb2.FreeText())
+    verdict = Verdict(
+        State.DECIDED,
+        shorten(f"{decision.reason}; {why}"),
+        Outcome.ASK_HUMAN,
+        question=message.SerializeToString(),
+    )
+    return _made(verdict, count, recorded=recorded)
+
+
 def park(decision: Decision, why: str, seconds: float) -> Step:
     """Keep a decision until a model can be asked; a person is told, once."""
     step = steps.park(f"{why}; a person is notified", seconds)
@@ -153,14 +172,7 @@ def decided(decision: Decision, incident: ingest_service_pb2.Incident, reasoned:
     """Return the decision that an outcome of a model is; without one, people are asked."""
     count = len(reasoned.calls)
     if reasoned.chosen is None:
-        question = outcome_pb2.AskHuman(question=QUESTION, text=outcome_pb2.FreeText())
-        verdict = Verdict(
-            State.DECIDED,
-            shorten(f"{decision.reason}; {reasoned.why}"),
-            Outcome.ASK_HUMAN,
-            question=question.SerializeToString(),
-        )
-        return _made(verdict, count, recorded=reasoned.recorded)
+        return asked(decision, QUESTION, reasoned.why, count, recorded=reasoned.recorded)
     return _made(verdict_of(reasoned.chosen, reasoned.why, incident), count, recorded=reasoned.recorded)
 
 
