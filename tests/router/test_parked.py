@@ -1,13 +1,15 @@
 """While no model can be asked, decisions wait: visible, told once, paced when it comes back, paid for once."""
 
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from opsmesh.router.v1 import decision_service_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.mesh.errors import Refusal
-from services.router.reasoning.journal import PostgresJournal
+from services.router.reasoning.journal import Asked, Offered, Opened, PostgresJournal
 from tests.mesh.world import World
 from tests.router import minds
 from tests.router.house import Decision, Incident, checkout_rules, incident
@@ -155,6 +157,19 @@ async def test_a_crash_in_the_middle_of_a_call_pays_once(world: World, postgres:
     assert len(village.models.asked) == len(replies) + 1
     assert village.models.asked[call - 1] == village.models.asked[call]
     assert done.model_call_count == len(replies)
+
+
+async def test_a_refused_call_is_known_as_one_after_a_crash(world: World, postgres: Database) -> None:
+    """Whoever goes on sees that it was refused, and what it cost: not an empty reply, which would be answered."""
+    async with postgres.fresh() as database, living(world, database) as scene:
+        journal, subject = PostgresJournal(scene.router.pool), uuid.uuid4()
+        first = await journal.begin(subject, Opened(0, "route-incident.v1", "token", Offered(), ()))
+        request = minds.Request(role="routing")
+        await journal.ask(subject, first, request)
+        assert await journal.calls(subject, first) == [Asked(first, request, None, None)]
+        refused = Asked(first, request, None, decision_service_pb2.ModelCall(cost_micros=7))
+        await journal.answer(subject, refused)
+        assert await journal.calls(subject, first) == [refused]
 
 
 async def test_agents_that_does_not_answer_parks_and_returns(world: World, postgres: Database) -> None:
