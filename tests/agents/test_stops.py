@@ -29,6 +29,7 @@ class Switch:
     kills: list[pb.LeasedKill] = field(default_factory=list)
     polls: int = 0
     reports: "asyncio.Queue[tuple[str, list[tuple[str, int]]]]" = field(default_factory=asyncio.Queue)
+    said: dict[str, dict[str, int]] = field(default_factory=dict)
 
     async def PollLease(self, _: Any, **__: Any) -> pb.PollLeaseResponse:
         """Answer with what holds now."""
@@ -50,11 +51,13 @@ class Switch:
         return kill_id
 
     async def told(self, kill_id: str, *wanted: tuple[str, int]) -> None:
-        """Wait until exactly this was reported."""
+        """Wait until exactly this was reported, at once or one after the other: the newest word on each counts."""
         async with asyncio.timeout(20):
             while True:
                 found, stops = await self.reports.get()
-                if found == kill_id and sorted(stops) == sorted(wanted):
+                said = self.said.setdefault(found, {})
+                said.update(stops)
+                if found == kill_id and said == dict(wanted):
                     return
 
 

@@ -97,6 +97,15 @@ def test_what_nearly_fits_is_understood_or_dropped(probe: Offer, data: st.DataOb
         assert 0 < len(found.reason) <= tool_calls.REASON_MAX
 
 
+def storable(value: Any) -> Any:
+    """Return a value as the parser keeps it: no text of it has a NUL."""
+    if isinstance(value, dict):
+        return {name: storable(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [storable(one) for one in value]
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("name", sorted(OFFERS))
@@ -108,7 +117,7 @@ def test_a_call_of_a_tool_means_what_its_json_says(name: str, data: st.DataObjec
         assert OFFERS[name].notes
         return
     wanted = OFFERS[name].message_class()
-    json_format.ParseDict(value, wanted)
+    json_format.ParseDict(storable(value), wanted)
     if "request_id" in found.request.DESCRIPTOR.fields_by_name:
         wanted.MergeFrom(type(wanted)(request_id=ID))
     assert found.request == wanted
@@ -148,7 +157,7 @@ def test_what_is_no_text_is_dropped(odd: Any) -> None:
         ('{"target_id": null}', Fault.WRONG_TYPE, "leave out"),
         ('{"target_id": ["a"]}', Fault.WRONG_TYPE, "a text"),
         ('{"target_id": "\\ud800"}', Fault.WRONG_TYPE, "a text"),
-        ('{"target_id": "\\u0000"}', Fault.WRONG_TYPE, "a text"),
+        ('{"target_id": "\\u0000"}', Fault.BOUND_BROKEN, "target_id"),
         ('{"target_id": "-rf"}', Fault.BOUND_BROKEN, "target_id"),
         ('{"reason": "because"}', Fault.BOUND_BROKEN, "target_id"),
         ('{"target_id": "a", "reason": "' + "x" * 513 + '"}', Fault.BOUND_BROKEN, "512"),
