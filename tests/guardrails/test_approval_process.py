@@ -134,7 +134,7 @@ async def test_a_wrong_local_clock_changes_nothing(quiet: House, tmp_path: Path,
         # An hour behind it would still wait.
         assert over.state == Approval.STATE_EXPIRED
         late = over.update_time.ToNanoseconds() - over.expire_time.ToNanoseconds()
-        assert 0 <= late < 60 * 10**9
+        assert 0 <= late < 1_500_000_000
         assert failures(await silent.again()) == {"policy": "APPROVAL_EXPIRED"}
 
 
