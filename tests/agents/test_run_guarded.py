@@ -44,11 +44,12 @@ class House:
 
 
 @pytest.fixture(scope="module")
-async def house(database: Database) -> AsyncIterator[House]:
+async def house(postgres: Database) -> AsyncIterator[House]:
     """Run all of it, once for this file."""
     with tempfile.TemporaryDirectory(prefix="ag-") as name:
         folder, intake = Path(name), FakeIngest()
         async with AsyncExitStack() as stack:
+            database = await stack.enter_async_context(postgres.fresh())
             # Its own certificates are those of the guarded world: made first, found again there.
             world = World(folder / "w")
             add = ingest_service_pb2_grpc.add_IngestServiceServicer_to_server
