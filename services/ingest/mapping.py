@@ -48,7 +48,7 @@ def entry_of(delivery: pb.Delivery, parse: Parser) -> pb.StreamEntry:
     delivery.traceparent = clean(delivery.traceparent)
     entry = pb.StreamEntry(delivery=delivery)
     try:
-        parsed = parse(delivery.body, DeliveryFacts(delivery.source, delivery.content_type))
+        parsed = parse(delivery.body, DeliveryFacts(delivery.source, delivery.content_type, delivery.headers))
     except Unreadable as error:
         entry.errors.extend(_errors(error.errors))
         return entry

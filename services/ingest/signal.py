@@ -42,6 +42,7 @@ class Kind(IntEnum):
     ALERT = 0
     DEPLOYMENT = 1
     CONFIGURATION = 2
+    NOTE = 3
 
 
 class Severity(IntEnum):
@@ -140,6 +141,8 @@ class DeliveryFacts:
 
     source: str
     content_type: str = ""
+    # Of the bridge's allow-list, names in lower case.
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def hashed(*parts: str) -> str:

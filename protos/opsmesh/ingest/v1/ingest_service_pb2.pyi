@@ -28,6 +28,26 @@ class Delivery(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     DELIVERY_ID_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
@@ -35,6 +55,7 @@ class Delivery(_message.Message):
     RECEIVE_TIME_FIELD_NUMBER: _builtins.int
     AUTHENTICITY_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
     delivery_id: _builtins.str
     """Minted before the first try and kept over retries."""
     source: _builtins.str
@@ -53,6 +74,10 @@ class Delivery(_message.Message):
     def authenticity(self) -> _signal_pb2.Authenticity:
         """How the sender proved itself."""
 
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Headers that say what the body is, names in lower case: of an allow-list, never credentials. At most 4 KiB in all."""
+
     def __init__(
         self,
         *,
@@ -63,10 +88,11 @@ class Delivery(_message.Message):
         receive_time: _timestamp_pb2.Timestamp | None = ...,
         authenticity: _signal_pb2.Authenticity | None = ...,
         traceparent: _builtins.str = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["authenticity", b"authenticity", "receive_time", b"receive_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authenticity", b"authenticity", "body", b"body", "content_type", b"content_type", "delivery_id", b"delivery_id", "receive_time", b"receive_time", "source", b"source", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authenticity", b"authenticity", "body", b"body", "content_type", b"content_type", "delivery_id", b"delivery_id", "headers", b"headers", "receive_time", b"receive_time", "source", b"source", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -237,6 +237,8 @@ class Signal(_message.Message):
         """Somebody deployed something: kept, and opens nothing."""
         KIND_CONFIGURATION: Signal._Kind.ValueType  # 2
         """Somebody changed a configuration: kept, and opens nothing."""
+        KIND_NOTE: Signal._Kind.ValueType  # 3
+        """Something happened as it should, or somebody said something: kept, and opens nothing."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What it is about."""
@@ -247,6 +249,8 @@ class Signal(_message.Message):
     """Somebody deployed something: kept, and opens nothing."""
     KIND_CONFIGURATION: Signal.Kind.ValueType  # 2
     """Somebody changed a configuration: kept, and opens nothing."""
+    KIND_NOTE: Signal.Kind.ValueType  # 3
+    """Something happened as it should, or somebody said something: kept, and opens nothing."""
 
     class _Severity:
         ValueType = _typing.NewType("ValueType", _builtins.int)
