@@ -10,6 +10,8 @@ from services.ingest.signal import CHAT, Status, TargetKey, bounded_key, hashed
 
 CORRELATION_MAX: Final = 512
 REVISIONS_MAX: Final = 5
+# So long a resolve without a firing waits for the firing that it has overtaken.
+HOLD: Final = timedelta(minutes=5)
 FOLDER_LABEL: Final = "grafana_folder"
 
 
@@ -108,7 +110,10 @@ def episode_of(start_time: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SignalFacts:
-    """What deduplication needs to know of a signal; times are nanoseconds since 1970."""
+    """What deduplication needs to know of a signal; times are nanoseconds since 1970.
+
+    Without `timed` its sender said no time: `event_time` is when it came in.
+    """
 
     signal_id: str
     source: str
@@ -120,6 +125,7 @@ class SignalFacts:
     incident_id: str
     test: bool = False
     change: bool = False
+    timed: bool = True
 
     @property
     def alert(self) -> tuple[str, str]:
@@ -206,7 +212,7 @@ class Book:
         latest = self.alerts.get(self._latest.get(signal.alert, ("", "", "")))
         if latest is known:
             latest = None
-        if latest and latest.start_time and signal.start_time and signal.start_time < latest.start_time:
+        if latest and _is_older(signal, latest):
             return self._joined(Disposition.STALE, latest.incident_id)
         if signal.status is Status.SUPPRESSED:
             found = latest or known
@@ -230,7 +236,12 @@ class Book:
         """Say whether a signal without a start begins a new episode: after a resolve, or after the window."""
         if signal.start_time is not None or signal.status in (Status.RESOLVED, Status.SUPPRESSED):
             return False
-        if known.over and known.incident_id and signal.event_time > known.event_time:
+        if known.over and signal.timed:
+            return signal.event_time > known.event_time
+        if known.over and known.incident_id is None:
+            # Its firing may be late, and no time of the sender tells it from the next one.
+            return self.now - known.first_seen > HOLD
+        if known.over and signal.event_time > known.event_time:
             return True
         return self.now - known.first_seen > self.window
 
@@ -303,6 +314,13 @@ class Book:
         incident = self.incidents.get(incident_id or "")
         if incident and incident.active == 0 and incident.decided and incident.state not in CLOSED | ACTING:
             incident.revised = True
+
+
+def _is_older(signal: SignalFacts, latest: Alert) -> bool:
+    """Say whether a signal is of a time before the newest episode of its alert, or before the resolve that ended it."""
+    if signal.start_time and latest.start_time:
+        return signal.start_time < latest.start_time
+    return latest.over and signal.status is not Status.RESOLVED and signal.event_time <= latest.event_time
 
 
 def _alert_of(signal: SignalFacts, incident_id: str | None, now: datetime, *, over: bool) -> Alert:

@@ -135,6 +135,7 @@ def facts_of(signal: signal_pb2.Signal, targets: Sequence[Resolved]) -> SignalFa
         incident_id=_named(signal.signal_id, "incident"),
         test=signal.test,
         change=signal.kind != signal_pb2.Signal.KIND_UNSPECIFIED,
+        timed=signal.event_time != signal.receive_time,
     )
 
 
