@@ -20,6 +20,7 @@ from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from services.bridge.batches import Batches, FullError
 from services.bridge.domain import BODY_MAX, DISCARD_MAX
 from services.bridge.health import Readiness
+from services.bridge.kept import kept_headers
 from services.bridge.senders import Door
 from services.mesh import telemetry
 from services.mesh.client import refusal_of
@@ -131,6 +132,7 @@ class Webhooks:
             receive_time=received,
             authenticity=authenticity,
             traceparent=trace.header,
+            headers=kept_headers(request.headers, door.sender.header),
         )
         return answer_to(await self._submit(delivery), door)
 
