@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fopsmesh/config/v1/sources.proto\x12\x11opsmesh.config.v1\x1a\x1b\x62uf/validate/validate.proto\">\n\nBearerAuth\x12\x30\n\x0bsecret_file\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x01\x32\x11^[A-Za-z0-9_.-]*$\"=\n\tBasicAuth\x12\x30\n\x0bsecret_file\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x01\x32\x11^[A-Za-z0-9_.-]*$\"m\n\nHeaderAuth\x12-\n\x06header\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x18@2\x14^[A-Za-z0-9-]{1,64}$\x12\x30\n\x0bsecret_file\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x01\x32\x11^[A-Za-z0-9_.-]*$\"\x08\n\x06NoAuth\"\xbe\x03\n\x06Source\x12/\n\x06source\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a\x18?2\x16^[a-z][a-z0-9-]{0,62}$\x12\x17\n\x06parser\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12/\n\x06\x62\x65\x61rer\x18\x03 \x01(\x0b\x32\x1d.opsmesh.config.v1.BearerAuthH\x00\x12-\n\x05\x62\x61sic\x18\x04 \x01(\x0b\x32\x1c.opsmesh.config.v1.BasicAuthH\x00\x12/\n\x06header\x18\x05 \x01(\x0b\x32\x1d.opsmesh.config.v1.HeaderAuthH\x00\x12)\n\x04none\x18\x06 \x01(\x0b\x32\x19.opsmesh.config.v1.NoAuthH\x00\x12M\n\x10malformed_answer\x18\x07 \x01(\x0e\x32).opsmesh.config.v1.Source.MalformedAnswerB\x08\xbaH\x05\x82\x01\x02\x10\x01\"P\n\x0fMalformedAnswer\x12 \n\x1cMALFORMED_ANSWER_UNSPECIFIED\x10\x00\x12\x1b\n\x17MALFORMED_ANSWER_ACCEPT\x10\x01\x42\r\n\x04\x61uth\x12\x05\xbaH\x02\x08\x01\"B\n\x07Sources\x12\x37\n\x07sources\x18\x01 \x03(\x0b\x32\x19.opsmesh.config.v1.SourceB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fopsmesh/config/v1/sources.proto\x12\x11opsmesh.config.v1\x1a\x1b\x62uf/validate/validate.proto\">\n\nBearerAuth\x12\x30\n\x0bsecret_file\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x01\x32\x11^[A-Za-z0-9_.-]*$\"=\n\tBasicAuth\x12\x30\n\x0bsecret_file\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x01\x32\x11^[A-Za-z0-9_.-]*$\"m\n\nHeaderAuth\x12-\n\x06header\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x18@2\x14^[A-Za-z0-9-]{1,64}$\x12\x30\n\x0bsecret_file\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x01\x32\x11^[A-Za-z0-9_.-]*$\"<\n\x08HmacAuth\x12\x30\n\x0bsecret_file\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x01\x32\x11^[A-Za-z0-9_.-]*$\"\xa7\x01\n\x0bGrafanaAuth\x12\x30\n\x0bsecret_file\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x01\x32\x11^[A-Za-z0-9_.-]*$\x12-\n\x06header\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x18@2\x14^[A-Za-z0-9-]{0,64}$\x12\x37\n\x10timestamp_header\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x18\x18@2\x14^[A-Za-z0-9-]{0,64}$\"\xba\x01\n\x07SnsAuth\x12\x30\n\x0bsecret_file\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x01\x32\x11^[A-Za-z0-9_.-]*$\x12\x63\n\x06topics\x18\x02 \x03(\tBS\xbaHP\x92\x01M\x10@\x18\x01\"GrE2C^arn:aws(-cn)?:sns:[a-z0-9-]{3,32}:[0-9]{12}:[A-Za-z0-9_.-]{1,256}$\x12\x18\n\x10\x61\x63\x63\x65pt_version_1\x18\x03 \x01(\x08\"^\n\x08MtlsAuth\x12\x30\n\x0bsecret_file\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x01\x32\x11^[A-Za-z0-9_.-]*$\x12 \n\x05names\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10@\"\x07r\x05\x10\x01\x18\x80\x02\"\x08\n\x06NoAuth\"\xd6\x06\n\x06Source\x12/\n\x06source\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a\x18?2\x16^[a-z][a-z0-9-]{0,62}$\x12\x17\n\x06parser\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12/\n\x06\x62\x65\x61rer\x18\x03 \x01(\x0b\x32\x1d.opsmesh.config.v1.BearerAuthH\x00\x12-\n\x05\x62\x61sic\x18\x04 \x01(\x0b\x32\x1c.opsmesh.config.v1.BasicAuthH\x00\x12/\n\x06header\x18\x05 \x01(\x0b\x32\x1d.opsmesh.config.v1.HeaderAuthH\x00\x12)\n\x04none\x18\x06 \x01(\x0b\x32\x19.opsmesh.config.v1.NoAuthH\x00\x12\x32\n\x0bhmac_github\x18\x08 \x01(\x0b\x32\x1b.opsmesh.config.v1.HmacAuthH\x00\x12\x35\n\x0ehmac_pagerduty\x18\t \x01(\x0b\x32\x1b.opsmesh.config.v1.HmacAuthH\x00\x12\x31\n\nhmac_slack\x18\n \x01(\x0b\x32\x1b.opsmesh.config.v1.HmacAuthH\x00\x12\x32\n\x0bhmac_sentry\x18\x0b \x01(\x0b\x32\x1b.opsmesh.config.v1.HmacAuthH\x00\x12\x36\n\x0chmac_grafana\x18\x0c \x01(\x0b\x32\x1e.opsmesh.config.v1.GrafanaAuthH\x00\x12\x34\n\rhmac_standard\x18\r \x01(\x0b\x32\x1b.opsmesh.config.v1.HmacAuthH\x00\x12)\n\x03sns\x18\x0e \x01(\x0b\x32\x1a.opsmesh.config.v1.SnsAuthH\x00\x12+\n\x04mtls\x18\x0f \x01(\x0b\x32\x1b.opsmesh.config.v1.MtlsAuthH\x00\x12M\n\x10malformed_answer\x18\x07 \x01(\x0e\x32).opsmesh.config.v1.Source.MalformedAnswerB\x08\xbaH\x05\x82\x01\x02\x10\x01\"P\n\x0fMalformedAnswer\x12 \n\x1cMALFORMED_ANSWER_UNSPECIFIED\x10\x00\x12\x1b\n\x17MALFORMED_ANSWER_ACCEPT\x10\x01\x42\r\n\x04\x61uth\x12\x05\xbaH\x02\x08\x01\"B\n\x07Sources\x12\x37\n\x07sources\x18\x01 \x03(\x0b\x32\x19.opsmesh.config.v1.SourceB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEADERAUTH'].fields_by_name['header']._serialized_options = b'\272H\032r\030\030@2\024^[A-Za-z0-9-]{1,64}$'
   _globals['_HEADERAUTH'].fields_by_name['secret_file']._loaded_options = None
   _globals['_HEADERAUTH'].fields_by_name['secret_file']._serialized_options = b'\272H\030r\026\030\200\0012\021^[A-Za-z0-9_.-]*$'
+  _globals['_HMACAUTH'].fields_by_name['secret_file']._loaded_options = None
+  _globals['_HMACAUTH'].fields_by_name['secret_file']._serialized_options = b'\272H\030r\026\030\200\0012\021^[A-Za-z0-9_.-]*$'
+  _globals['_GRAFANAAUTH'].fields_by_name['secret_file']._loaded_options = None
+  _globals['_GRAFANAAUTH'].fields_by_name['secret_file']._serialized_options = b'\272H\030r\026\030\200\0012\021^[A-Za-z0-9_.-]*$'
+  _globals['_GRAFANAAUTH'].fields_by_name['header']._loaded_options = None
+  _globals['_GRAFANAAUTH'].fields_by_name['header']._serialized_options = b'\272H\032r\030\030@2\024^[A-Za-z0-9-]{0,64}$'
+  _globals['_GRAFANAAUTH'].fields_by_name['timestamp_header']._loaded_options = None
+  _globals['_GRAFANAAUTH'].fields_by_name['timestamp_header']._serialized_options = b'\272H\032r\030\030@2\024^[A-Za-z0-9-]{0,64}$'
+  _globals['_SNSAUTH'].fields_by_name['secret_file']._loaded_options = None
+  _globals['_SNSAUTH'].fields_by_name['secret_file']._serialized_options = b'\272H\030r\026\030\200\0012\021^[A-Za-z0-9_.-]*$'
+  _globals['_SNSAUTH'].fields_by_name['topics']._loaded_options = None
+  _globals['_SNSAUTH'].fields_by_name['topics']._serialized_options = b'\272HP\222\001M\020@\030\001\"GrE2C^arn:aws(-cn)?:sns:[a-z0-9-]{3,32}:[0-9]{12}:[A-Za-z0-9_.-]{1,256}$'
+  _globals['_MTLSAUTH'].fields_by_name['secret_file']._loaded_options = None
+  _globals['_MTLSAUTH'].fields_by_name['secret_file']._serialized_options = b'\272H\030r\026\030\200\0012\021^[A-Za-z0-9_.-]*$'
+  _globals['_MTLSAUTH'].fields_by_name['names']._loaded_options = None
+  _globals['_MTLSAUTH'].fields_by_name['names']._serialized_options = b'\272H\016\222\001\013\020@\"\007r\005\020\001\030\200\002'
   _globals['_SOURCE'].oneofs_by_name['auth']._loaded_options = None
   _globals['_SOURCE'].oneofs_by_name['auth']._serialized_options = b'\272H\002\010\001'
   _globals['_SOURCE'].fields_by_name['source']._loaded_options = None
@@ -56,12 +72,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BASICAUTH']._serialized_end=208
   _globals['_HEADERAUTH']._serialized_start=210
   _globals['_HEADERAUTH']._serialized_end=319
-  _globals['_NOAUTH']._serialized_start=321
-  _globals['_NOAUTH']._serialized_end=329
-  _globals['_SOURCE']._serialized_start=332
-  _globals['_SOURCE']._serialized_end=778
-  _globals['_SOURCE_MALFORMEDANSWER']._serialized_start=683
-  _globals['_SOURCE_MALFORMEDANSWER']._serialized_end=763
-  _globals['_SOURCES']._serialized_start=780
-  _globals['_SOURCES']._serialized_end=846
+  _globals['_HMACAUTH']._serialized_start=321
+  _globals['_HMACAUTH']._serialized_end=381
+  _globals['_GRAFANAAUTH']._serialized_start=384
+  _globals['_GRAFANAAUTH']._serialized_end=551
+  _globals['_SNSAUTH']._serialized_start=554
+  _globals['_SNSAUTH']._serialized_end=740
+  _globals['_MTLSAUTH']._serialized_start=742
+  _globals['_MTLSAUTH']._serialized_end=836
+  _globals['_NOAUTH']._serialized_start=838
+  _globals['_NOAUTH']._serialized_end=846
+  _globals['_SOURCE']._serialized_start=849
+  _globals['_SOURCE']._serialized_end=1703
+  _globals['_SOURCE_MALFORMEDANSWER']._serialized_start=1608
+  _globals['_SOURCE_MALFORMEDANSWER']._serialized_end=1688
+  _globals['_SOURCES']._serialized_start=1705
+  _globals['_SOURCES']._serialized_end=1771
 # @@protoc_insertion_point(module_scope)

@@ -90,6 +90,118 @@ class HeaderAuth(_message.Message):
 Global___HeaderAuth: _TypeAlias = HeaderAuth  # noqa: Y015
 
 @_typing.final
+class HmacAuth(_message.Message):
+    """HMAC-SHA256 over the exact bytes, as the sender that the scheme is named after does it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FILE_FIELD_NUMBER: _builtins.int
+    secret_file: _builtins.str
+    """As in BearerAuth; the secrets that the sender signs with."""
+    def __init__(
+        self,
+        *,
+        secret_file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret_file", b"secret_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HmacAuth: _TypeAlias = HmacAuth  # noqa: Y015
+
+@_typing.final
+class GrafanaAuth(_message.Message):
+    """Grafana's HMAC-SHA256: over the body, or over TIME:BODY when Grafana is told to send the time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FILE_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_HEADER_FIELD_NUMBER: _builtins.int
+    secret_file: _builtins.str
+    """As in BearerAuth."""
+    header: _builtins.str
+    """The header with the signature; empty means X-Grafana-Alerting-Signature."""
+    timestamp_header: _builtins.str
+    """The header with the time, which is then demanded and signed; empty means that Grafana sends none."""
+    def __init__(
+        self,
+        *,
+        secret_file: _builtins.str = ...,
+        header: _builtins.str = ...,
+        timestamp_header: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "secret_file", b"secret_file", "timestamp_header", b"timestamp_header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrafanaAuth: _TypeAlias = GrafanaAuth  # noqa: Y015
+
+@_typing.final
+class SnsAuth(_message.Message):
+    """Amazon SNS: HTTP basic as in the URL of the subscription, then the signature by a certificate of SNS."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FILE_FIELD_NUMBER: _builtins.int
+    TOPICS_FIELD_NUMBER: _builtins.int
+    ACCEPT_VERSION_1_FIELD_NUMBER: _builtins.int
+    secret_file: _builtins.str
+    """`user:password` of the subscription's URL: without them no certificate is asked for. Else as in BearerAuth."""
+    accept_version_1: _builtins.bool
+    """Accept SignatureVersion 1, which is SHA-1."""
+    @_builtins.property
+    def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Topics that may send; a signature alone only proves some topic of somebody. None lets nobody in."""
+
+    def __init__(
+        self,
+        *,
+        secret_file: _builtins.str = ...,
+        topics: _abc.Iterable[_builtins.str] | None = ...,
+        accept_version_1: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_version_1", b"accept_version_1", "secret_file", b"secret_file", "topics", b"topics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnsAuth: _TypeAlias = SnsAuth  # noqa: Y015
+
+@_typing.final
+class MtlsAuth(_message.Message):
+    """A client certificate, on the bridge's TLS listener."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FILE_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    secret_file: _builtins.str
+    """PEM file below the secrets folder with the CAs that issue the senders' certificates; empty: the source's name."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names (DNS, URI or common name) of which a certificate must bear one; none means any certificate of these CAs."""
+
+    def __init__(
+        self,
+        *,
+        secret_file: _builtins.str = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "secret_file", b"secret_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MtlsAuth: _TypeAlias = MtlsAuth  # noqa: Y015
+
+@_typing.final
 class NoAuth(_message.Message):
     """Nobody proves anything: must be said explicitly."""
 
@@ -137,6 +249,14 @@ class Source(_message.Message):
     BASIC_FIELD_NUMBER: _builtins.int
     HEADER_FIELD_NUMBER: _builtins.int
     NONE_FIELD_NUMBER: _builtins.int
+    HMAC_GITHUB_FIELD_NUMBER: _builtins.int
+    HMAC_PAGERDUTY_FIELD_NUMBER: _builtins.int
+    HMAC_SLACK_FIELD_NUMBER: _builtins.int
+    HMAC_SENTRY_FIELD_NUMBER: _builtins.int
+    HMAC_GRAFANA_FIELD_NUMBER: _builtins.int
+    HMAC_STANDARD_FIELD_NUMBER: _builtins.int
+    SNS_FIELD_NUMBER: _builtins.int
+    MTLS_FIELD_NUMBER: _builtins.int
     MALFORMED_ANSWER_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Last part of the URL."""
@@ -160,6 +280,38 @@ class Source(_message.Message):
     def none(self) -> Global___NoAuth:
         """Nothing."""
 
+    @_builtins.property
+    def hmac_github(self) -> Global___HmacAuth:
+        """X-Hub-Signature-256."""
+
+    @_builtins.property
+    def hmac_pagerduty(self) -> Global___HmacAuth:
+        """X-PagerDuty-Signature."""
+
+    @_builtins.property
+    def hmac_slack(self) -> Global___HmacAuth:
+        """X-Slack-Signature, with a time."""
+
+    @_builtins.property
+    def hmac_sentry(self) -> Global___HmacAuth:
+        """Sentry-Hook-Signature."""
+
+    @_builtins.property
+    def hmac_grafana(self) -> Global___GrafanaAuth:
+        """X-Grafana-Alerting-Signature."""
+
+    @_builtins.property
+    def hmac_standard(self) -> Global___HmacAuth:
+        """Standard Webhooks: webhook-signature, with id and time; secrets are `whsec_` and base64."""
+
+    @_builtins.property
+    def sns(self) -> Global___SnsAuth:
+        """Certificates of Amazon SNS."""
+
+    @_builtins.property
+    def mtls(self) -> Global___MtlsAuth:
+        """Client certificate."""
+
     def __init__(
         self,
         *,
@@ -169,13 +321,21 @@ class Source(_message.Message):
         basic: Global___BasicAuth | None = ...,
         header: Global___HeaderAuth | None = ...,
         none: Global___NoAuth | None = ...,
+        hmac_github: Global___HmacAuth | None = ...,
+        hmac_pagerduty: Global___HmacAuth | None = ...,
+        hmac_slack: Global___HmacAuth | None = ...,
+        hmac_sentry: Global___HmacAuth | None = ...,
+        hmac_grafana: Global___GrafanaAuth | None = ...,
+        hmac_standard: Global___HmacAuth | None = ...,
+        sns: Global___SnsAuth | None = ...,
+        mtls: Global___MtlsAuth | None = ...,
         malformed_answer: Global___Source.MalformedAnswer.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "none", b"none"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "mtls", b"mtls", "none", b"none", "sns", b"sns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "malformed_answer", b"malformed_answer", "none", b"none", "parser", b"parser", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "malformed_answer", b"malformed_answer", "mtls", b"mtls", "none", b"none", "parser", b"parser", "sns", b"sns", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_auth: _TypeAlias = _typing.Literal["bearer", "basic", "header", "none"]  # noqa: Y015
+    _WhichOneofReturnType_auth: _TypeAlias = _typing.Literal["bearer", "basic", "header", "none", "hmac_github", "hmac_pagerduty", "hmac_slack", "hmac_sentry", "hmac_grafana", "hmac_standard", "sns", "mtls"]  # noqa: Y015
     _WhichOneofArgType_auth: _TypeAlias = _typing.Literal["auth", b"auth"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_auth) -> _WhichOneofReturnType_auth | None: ...
 

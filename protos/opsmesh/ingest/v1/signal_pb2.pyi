@@ -112,7 +112,11 @@ class Authenticity(_message.Message):
         METHOD_HEADER: Authenticity._Method.ValueType  # 4
         """Static header."""
         METHOD_MTLS: Authenticity._Method.ValueType  # 5
-        """The gRPC caller's certificate."""
+        """A client certificate."""
+        METHOD_HMAC: Authenticity._Method.ValueType  # 6
+        """A signature over the exact bytes with a shared secret."""
+        METHOD_SNS: Authenticity._Method.ValueType  # 7
+        """A signature by a certificate of Amazon SNS."""
 
     class Method(_Method, metaclass=_MethodEnumTypeWrapper):
         """By what."""
@@ -128,7 +132,11 @@ class Authenticity(_message.Message):
     METHOD_HEADER: Authenticity.Method.ValueType  # 4
     """Static header."""
     METHOD_MTLS: Authenticity.Method.ValueType  # 5
-    """The gRPC caller's certificate."""
+    """A client certificate."""
+    METHOD_HMAC: Authenticity.Method.ValueType  # 6
+    """A signature over the exact bytes with a shared secret."""
+    METHOD_SNS: Authenticity.Method.ValueType  # 7
+    """A signature by a certificate of Amazon SNS."""
 
     METHOD_FIELD_NUMBER: _builtins.int
     VERIFIED_FIELD_NUMBER: _builtins.int
