@@ -219,6 +219,256 @@ class NoAuth(_message.Message):
 Global___NoAuth: _TypeAlias = NoAuth  # noqa: Y015
 
 @_typing.final
+class FieldMapping(_message.Message):
+    """Where an in-house sender says what; of the parser `generic` only. What is not mapped is read by the usual names.
+
+    A path is names joined by dots: `check.name`; `[0]` is a place in a list, `["a.b"]` a name that holds dots. Of several
+    paths the first that says something counts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class StatusWordsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class SeverityWordsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ResourceEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LinksEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TestEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    STATUS_WORDS_FIELD_NUMBER: _builtins.int
+    OCCURRENCE_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    SEVERITY_WORDS_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    RULE_NAME_FIELD_NUMBER: _builtins.int
+    GROUP_KEY_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    TEST_FIELD_NUMBER: _builtins.int
+    items: _builtins.str
+    """The list of alerts within a body; empty means that the body is one alert, or a list of them."""
+    occurrence: _builtins.bool
+    """This sender has no status: every message tells of something that happened once, and no resolve will come."""
+    time_zone: _builtins.str
+    """Zone of times that name none, such as `Europe/Berlin`; empty means UTC."""
+    @_builtins.property
+    def key(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is the same from firing to resolved, and of no other alert: all these paths together."""
+
+    @_builtins.property
+    def status(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The word for the status."""
+
+    @_builtins.property
+    def status_words(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the sender's words for it mean, whatever their case; before the words everybody knows."""
+
+    @_builtins.property
+    def severity(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The word for the severity."""
+
+    @_builtins.property
+    def severity_words(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As with the status."""
+
+    @_builtins.property
+    def summary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One line."""
+
+    @_builtins.property
+    def description(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """More lines."""
+
+    @_builtins.property
+    def rule_name(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What fired."""
+
+    @_builtins.property
+    def group_key(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The sender's own grouping."""
+
+    @_builtins.property
+    def event_time(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """When the state changed."""
+
+    @_builtins.property
+    def start_time(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """When the alert began."""
+
+    @_builtins.property
+    def end_time(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """When it ended."""
+
+    @_builtins.property
+    def resource(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """OpenTelemetry's resource attributes, such as `service.name` or `host.name`, and the path of each."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels, and the path of each."""
+
+    @_builtins.property
+    def links(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Links by what they are for, and the path of each."""
+
+    @_builtins.property
+    def test(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """A message is a test when one of these paths holds this value."""
+
+    def __init__(
+        self,
+        *,
+        items: _builtins.str = ...,
+        key: _abc.Iterable[_builtins.str] | None = ...,
+        status: _abc.Iterable[_builtins.str] | None = ...,
+        status_words: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        occurrence: _builtins.bool = ...,
+        severity: _abc.Iterable[_builtins.str] | None = ...,
+        severity_words: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        summary: _abc.Iterable[_builtins.str] | None = ...,
+        description: _abc.Iterable[_builtins.str] | None = ...,
+        rule_name: _abc.Iterable[_builtins.str] | None = ...,
+        group_key: _abc.Iterable[_builtins.str] | None = ...,
+        event_time: _abc.Iterable[_builtins.str] | None = ...,
+        start_time: _abc.Iterable[_builtins.str] | None = ...,
+        end_time: _abc.Iterable[_builtins.str] | None = ...,
+        time_zone: _builtins.str = ...,
+        resource: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        links: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        test: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "end_time", b"end_time", "event_time", b"event_time", "group_key", b"group_key", "items", b"items", "key", b"key", "labels", b"labels", "links", b"links", "occurrence", b"occurrence", "resource", b"resource", "rule_name", b"rule_name", "severity", b"severity", "severity_words", b"severity_words", "start_time", b"start_time", "status", b"status", "status_words", b"status_words", "summary", b"summary", "test", b"test", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldMapping: _TypeAlias = FieldMapping  # noqa: Y015
+
+@_typing.final
 class Source(_message.Message):
     """One sender."""
 
@@ -258,6 +508,7 @@ class Source(_message.Message):
     SNS_FIELD_NUMBER: _builtins.int
     MTLS_FIELD_NUMBER: _builtins.int
     MALFORMED_ANSWER_FIELD_NUMBER: _builtins.int
+    MAPPING_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Last part of the URL."""
     parser: _builtins.str
@@ -312,6 +563,10 @@ class Source(_message.Message):
     def mtls(self) -> Global___MtlsAuth:
         """Client certificate."""
 
+    @_builtins.property
+    def mapping(self) -> Global___FieldMapping:
+        """Where the sender says what; of the parser `generic` only."""
+
     def __init__(
         self,
         *,
@@ -330,10 +585,11 @@ class Source(_message.Message):
         sns: Global___SnsAuth | None = ...,
         mtls: Global___MtlsAuth | None = ...,
         malformed_answer: Global___Source.MalformedAnswer.ValueType = ...,
+        mapping: Global___FieldMapping | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "mtls", b"mtls", "none", b"none", "sns", b"sns"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "mapping", b"mapping", "mtls", b"mtls", "none", b"none", "sns", b"sns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "malformed_answer", b"malformed_answer", "mtls", b"mtls", "none", b"none", "parser", b"parser", "sns", b"sns", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "malformed_answer", b"malformed_answer", "mapping", b"mapping", "mtls", b"mtls", "none", b"none", "parser", b"parser", "sns", b"sns", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_auth: _TypeAlias = _typing.Literal["bearer", "basic", "header", "none", "hmac_github", "hmac_pagerduty", "hmac_slack", "hmac_sentry", "hmac_grafana", "hmac_standard", "sns", "mtls"]  # noqa: Y015
     _WhichOneofArgType_auth: _TypeAlias = _typing.Literal["auth", b"auth"]  # noqa: Y015
