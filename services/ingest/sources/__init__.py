@@ -4,14 +4,31 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from services.ingest.signal import DeliveryFacts, ParsedSignal
-from services.ingest.sources import alertmanager, change, generic, grafana
+from services.ingest.sources import (
+    alertmanager,
+    change,
+    datadog,
+    generic,
+    grafana,
+    newrelic,
+    pagerduty,
+    pagerduty_events,
+    sentry,
+    sns,
+)
 
 Parser = Callable[[bytes, DeliveryFacts], list[ParsedSignal]]
 
 # Of what is configured as a source; `chat` is none, for no sender may pretend to be a person who talks to us.
 PARSERS: Final[Mapping[str, Parser]] = {
     "alertmanager": alertmanager.parse,
-    "grafana": grafana.parse,
-    "generic": generic.parse,
     "change": change.parse,
+    "datadog": datadog.parse,
+    "generic": generic.parse,
+    "grafana": grafana.parse,
+    "newrelic": newrelic.parse,
+    "pagerduty": pagerduty.parse,
+    "pagerduty-events": pagerduty_events.parse,
+    "sentry": sentry.parse,
+    "sns": sns.parse,
 }
