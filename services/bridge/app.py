@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from math import ceil
 
 import grpc
 import orjson
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from starlette.applications import Starlette
@@ -21,11 +21,16 @@ from services.bridge.batches import Batches, FullError
 from services.bridge.domain import BODY_MAX, DISCARD_MAX
 from services.bridge.health import Readiness
 from services.bridge.kept import kept_headers
-from services.bridge.senders import Door
+from services.bridge.senders.doors import Door
+from services.bridge.senders.memory import Answers, delivery_id_of
+from services.bridge.senders.proof import Knock, Proof, UnavailableError
 from services.mesh import telemetry
 from services.mesh.client import refusal_of
 
 CLOSE = {"Connection": "close"}
+CHALLENGE = {"WWW-Authenticate": 'Basic realm="webhooks"'}
+# Where the TLS listener puts the certificate of a connection, in the scope's state.
+CERTIFICATE = "client_certificate"
 RETRY_SECONDS = 2
 RETRY = {"Retry-After": str(RETRY_SECONDS)}
 BODY_SECONDS = 20
@@ -34,9 +39,11 @@ UNKNOWN = "unknown"
 PREFIX = "/v1/webhooks/"
 
 WEBHOOKS = Counter("opsmesh_webhooks_total", "Webhooks answered.", ["source", "code"])
+REPLAYS = Counter("opsmesh_webhook_replays_total", "Webhooks answered as the same one before was.", ["source"])
 SECONDS = Histogram(
     "opsmesh_webhook_seconds", "Time to answer a webhook.", buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 )
+log = structlog.get_logger("opsmesh.bridge")
 
 
 class AnswerError(Exception):
@@ -88,6 +95,7 @@ class Webhooks:
     def __init__(self, doors: Mapping[str, Door], batches: Batches) -> None:
         self._doors = doors
         self._batches = batches
+        self._answers = Answers()
 
     async def post(self, request: Request) -> Response:
         """Answer a webhook of the source that the path names."""
@@ -120,21 +128,28 @@ class Webhooks:
         door = self._doors.get(source)
         if door is None:
             raise AnswerError(404, "there is no such source; sources are configured in sources.yaml")
-        authenticity = door.authenticity(request.headers)
-        if authenticity is None:
-            raise AnswerError(401, "unauthorized")
+        proof = await _prove(request, door, body)
+        known = self._answers.find(source, proof, time.monotonic())
+        if known is not None:
+            REPLAYS.labels(source).inc()
+            return Response(known, 202, media_type="application/json")
         trace, _ = telemetry.begin(request.headers.get(telemetry.HEADER))
         delivery = ingest.Delivery(
-            delivery_id=str(uuid.uuid4()),
+            delivery_id=delivery_id_of(source, proof),
             source=source,
             body=body,
             content_type=request.headers.get("content-type", "")[:CONTENT_TYPE_MAX],
             receive_time=received,
-            authenticity=authenticity,
+            authenticity=door.authenticity,
             traceparent=trace.header,
-            headers=kept_headers(request.headers, door.sender.header),
+            headers=kept_headers(request.headers, door.secret_header),
         )
-        return answer_to(await self._submit(delivery), door)
+        result = await self._submit(delivery)
+        answer = answer_to(result, door)
+        # What was not understood is not remembered: the sender may send it again once somebody has mended that.
+        if result.state == ingest.DeliveryResult.STATE_ACCEPTED:
+            self._answers.keep(source, proof, bytes(answer.body), time.monotonic())
+        return answer
 
     async def _submit(self, delivery: ingest.Delivery) -> ingest.DeliveryResult:
         """Pass a delivery on. Overload is 503, not 429: no sender of today is known to come again after a 429."""
@@ -151,10 +166,23 @@ class Webhooks:
             raise AnswerError(503, "the delivery could not be stored; come again", RETRY) from None
 
 
+async def _prove(request: Request, door: Door, body: bytes) -> Proof:
+    """Return the proof of a request; AnswerError when it proves nothing, or when that cannot be found out now."""
+    certificate = request.scope.get("state", {}).get(CERTIFICATE, b"")
+    try:
+        proof = await door.prove(Knock(request.headers, body, time.time(), certificate))
+    except UnavailableError as error:
+        log.warning("a sender cannot be recognised now", source=door.source, why=str(error))
+        raise AnswerError(503, "the sender cannot be recognised now; come again", RETRY) from None
+    if proof is None:
+        raise AnswerError(401, "unauthorized", CHALLENGE if door.challenge else None)
+    return proof
+
+
 def answer_to(result: ingest.DeliveryResult, door: Door) -> Response:
     """Turn ingest's answer into HTTP."""
     malformed = result.state == ingest.DeliveryResult.STATE_MALFORMED
-    if result.state == ingest.DeliveryResult.STATE_ACCEPTED or (malformed and door.sender.accept_malformed):
+    if result.state == ingest.DeliveryResult.STATE_ACCEPTED or (malformed and door.accept_malformed):
         accepted = {"results": [{"signal_id": one} for one in result.signal_ids]}
         return Response(orjson.dumps(accepted), 202, media_type="application/json")
     if malformed:

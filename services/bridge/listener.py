@@ -1,20 +1,26 @@
 """uvicorn as one of our workers: it starts and stops with the process, which alone listens to signals."""
 
 import asyncio
-from collections.abc import Generator
+import ssl
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from services.bridge.app import CERTIFICATE
 from services.mesh.errors import BootError
 
 GRACE = 3
 KEEP_ALIVE = 75
 # Each may hold a body of 1 MiB.
 CONNECTIONS_MAX = 512
+# Names and values of one request together; the largest honest ones (traces, signatures) take some KiB.
+HEADERS_MAX = 32 << 10
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class _Corked:
@@ -47,11 +53,54 @@ class _Corked:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's own, on a corked transport."""
+    """uvicorn's own, on a corked transport; it bounds headers, which uvicorn does not, and knows who is connected."""
+
+    _header_bytes = 0
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Cork it."""
+        """Cork it, and remember the client's certificate."""
         super().connection_made(_Corked(transport))  # type: ignore[arg-type]
+        session = transport.get_extra_info("ssl_object")
+        certificate = session.getpeercert(binary_form=True) if session is not None else None
+        if certificate:
+            self.app_state = self.app_state | {CERTIFICATE: certificate}
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless the headers are too large."""
+        # What is being read may be the head of a request; a body is counted by its reader.
+        if not self._refused:
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Begin to count."""
+        self._header_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the path."""
+        if self._counted(len(url)):
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header."""
+        if self._counted(len(name) + len(value)):
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Go on, unless it was refused."""
+        if not self._refused:
+            super().on_headers_complete()
+
+    def _counted(self, size: int) -> bool:
+        self._header_bytes += size
+        if self._header_bytes <= HEADERS_MAX:
+            return True
+        if not self._refused:
+            self._refused = True
+            self.transport.write(TOO_LARGE)
+            self.transport.close()
+        return False
 
 
 class _Server(uvicorn.Server):
@@ -64,9 +113,11 @@ class _Server(uvicorn.Server):
 
 
 class Listener:
-    """Serves APP on ADDRESS (HOST:PORT)."""
+    """Serves APP on ADDRESS (HOST:PORT), of the setting NAME; with CONTEXT over TLS."""
 
-    def __init__(self, app: ASGIApp, address: str) -> None:
+    def __init__(
+        self, app: ASGIApp, address: str, context: ssl.SSLContext | None = None, name: str = "OPSMESH_HTTP"
+    ) -> None:
         host, _, port = address.rpartition(":")
         config = uvicorn.Config(
             app,
@@ -83,8 +134,9 @@ class Listener:
             limit_concurrency=CONNECTIONS_MAX,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACE,
+            ssl_context_factory=_always(context) if context else None,
         )
-        self._address = address
+        self._address, self._name = address, name
         self._server = _Server(config)
 
     async def started(self) -> bool:
@@ -100,6 +152,25 @@ class Listener:
             self._server.should_exit = True
             await serving
         except SystemExit as error:  # uvicorn's way to say that it cannot listen
-            raise BootError(f"cannot listen on OPSMESH_HTTP={self._address}\nNEXT: free the port") from error
+            raise BootError(f"cannot listen on {self._name}={self._address}\nNEXT: free the port") from error
         finally:
             stopping.cancel()
+
+
+def _always(context: ssl.SSLContext) -> Callable[[uvicorn.Config, Callable[[], ssl.SSLContext]], ssl.SSLContext]:
+    """Return what uvicorn wants to be given a context by."""
+    return lambda _config, _default: context
+
+
+def tls_context(certificate: Path, key: Path, authorities: Iterable[bytes]) -> ssl.SSLContext:
+    """Return a context that asks clients for a certificate of these CAs (DER) and lets those in who show none.
+
+    Those have other ways to prove themselves; a certificate of another CA ends the handshake.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate, key)
+    for authority in authorities:
+        context.load_verify_locations(cadata=authority)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context

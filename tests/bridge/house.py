@@ -15,7 +15,7 @@ from services.bridge.app import build
 from services.bridge.batches import Batches, Ingest
 from services.bridge.health import Readiness
 from services.bridge.listener import Listener
-from services.bridge.senders import load_doors
+from services.bridge.senders.doors import load_doors
 from services.ingest.mapping import entry_of, result_of
 from services.ingest.sources import PARSERS
 from services.local.files import free_port

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from services.bridge.health import Readiness
-from services.bridge.senders import load_doors
+from services.bridge.senders.doors import load_doors
 from services.mesh.errors import BootError
 from tests.bridge.bad import BAD, BIG
 from tests.bridge.house import BASIC, BEARER, Bridge, MemoryIngest, running, unavailable, write_config

@@ -1,0 +1,1 @@
+"""How each sender proves itself: one verifier a scheme, on the exact bytes, and the doors that hold their secrets."""
