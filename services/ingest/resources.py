@@ -1,7 +1,7 @@
 """From a sender's labels to OpenTelemetry resource attributes, and from these to keys of what could be acted on."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from services.ingest.signal import TargetKey
@@ -84,6 +84,12 @@ def without_port(instance: str) -> str:
 def target_keys(resource: Mapping[str, str]) -> tuple[TargetKey, ...]:
     """Return the keys of what a signal is about, most specific first; never from free text."""
     return tuple(key for key in _keys(resource) if len(key.key) <= KEY_LENGTH_MAX)[:TARGETS_MAX]
+
+
+def targets_of_all(resources: Iterable[Mapping[str, str]]) -> tuple[TargetKey, ...]:
+    """Return the keys of everything that a signal is about, when that is more than one thing: each once."""
+    found = {key.key: key for resource in resources for key in target_keys(resource)}
+    return tuple(found.values())[:TARGETS_MAX]
 
 
 def _keys(resource: Mapping[str, str]) -> Iterator[TargetKey]:

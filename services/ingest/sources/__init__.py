@@ -6,15 +6,21 @@ from typing import Final
 from services.ingest.signal import DeliveryFacts, ParsedSignal
 from services.ingest.sources import (
     alertmanager,
+    azure_monitor,
     change,
     datadog,
+    dynatrace,
+    gcp_monitoring,
     generic,
     grafana,
     newrelic,
+    opsgenie,
     pagerduty,
     pagerduty_events,
     sentry,
     sns,
+    splunk,
+    zabbix,
 )
 
 Parser = Callable[[bytes, DeliveryFacts], list[ParsedSignal]]
@@ -22,13 +28,19 @@ Parser = Callable[[bytes, DeliveryFacts], list[ParsedSignal]]
 # Of what is configured as a source; `chat` is none, for no sender may pretend to be a person who talks to us.
 PARSERS: Final[Mapping[str, Parser]] = {
     "alertmanager": alertmanager.parse,
+    "azure-monitor": azure_monitor.parse,
     "change": change.parse,
     "datadog": datadog.parse,
+    "dynatrace": dynatrace.parse,
+    "gcp-monitoring": gcp_monitoring.parse,
     "generic": generic.parse,
     "grafana": grafana.parse,
     "newrelic": newrelic.parse,
+    "opsgenie": opsgenie.parse,
     "pagerduty": pagerduty.parse,
     "pagerduty-events": pagerduty_events.parse,
     "sentry": sentry.parse,
     "sns": sns.parse,
+    "splunk": splunk.parse,
+    "zabbix": zabbix.parse,
 }

@@ -1,0 +1,191 @@
+"""Google Cloud Monitoring's webhook: one incident per request, versions 1.1 and 1.2, and the test of a channel."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from services.ingest.resources import CLOUD_ID, CLUSTER, HOST, NAMESPACE, SERVICE, resource_of, target_keys
+from services.ingest.signal import (
+    DESCRIPTION_MAX,
+    RAW_MAX,
+    RULE_MAX,
+    DeliveryFacts,
+    ParsedSignal,
+    Rel,
+    Severity,
+    Status,
+    unreadable,
+)
+from services.ingest.sources.fields import (
+    each,
+    firsts,
+    items_of,
+    key_of,
+    labels_of,
+    line_of,
+    links_of,
+    object_of,
+    severity_of,
+    tags_of,
+)
+from services.ingest.sources.reading import Notes, bounded, read_json, text_of, time_of, word_of, words_of
+from services.ingest.words import read_status
+
+TEST: Final = "test"
+SEVERITIES: Final = {"no severity": Severity.UNSPECIFIED}
+# Labels of monitored resources, by what OpenTelemetry calls them.
+ATTRIBUTES: Final = {
+    "project_id": "cloud.account.id",
+    "zone": "cloud.availability_zone",
+    "region": "cloud.region",
+    "instance_id": "host.id",
+    "cluster_name": CLUSTER,
+    "namespace_name": NAMESPACE,
+    "pod_name": "k8s.pod.name",
+    "container_name": "k8s.container.name",
+    "node_name": "k8s.node.name",
+    "service_name": SERVICE,
+    "function_name": SERVICE,
+    "module_id": SERVICE,
+    "host": HOST,
+}
+CONTROLLERS: Final = {
+    "Deployment": "k8s.deployment.name",
+    "StatefulSet": "k8s.statefulset.name",
+    "DaemonSet": "k8s.daemonset.name",
+}
+ZONE: Final = re.compile(r"(?P<region>[a-z]+-[a-z]+[0-9]{1,2})-[a-z]")
+MACHINES: Final = frozenset({"gce_instance", "aws_ec2_instance"})
+HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,250}[A-Za-z0-9])?")
+UNFILLED: Final = re.compile(r"\$\{|\{\{|%\{")
+RUNBOOKS: Final = ("runbook", "playbook", "sop")
+ANNOTATIONS: Final = (
+    "condition_name",
+    "threshold_value",
+    "observed_value",
+    "resource_name",
+    "resource_display_name",
+    "resource_type_display_name",
+    "scoping_project_id",
+)
+LINKS_MAX: Final = 32
+
+
+def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
+    """Return the signal of an incident; its key is the incident's id, the same when it is open and closed."""
+    notes = Notes()
+    return each(read_json(body, notes), notes, _incident)
+
+
+def _incident(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
+    """Read one incident."""
+    test = text_of(body.get("version")).lower() == TEST
+    incident = object_of(body.get("incident")) or (body if "incident_id" in body else {})
+    identity = key_of(incident.get("incident_id"), "incident.incident_id", notes) or (TEST if test else "")
+    if not identity:
+        raise unreadable("incident.incident_id", "is required: without it the incident cannot be told from others")
+    status_raw = word_of(incident.get("state"), RAW_MAX, "incident.state", notes)
+    status = read_status(status_raw)
+    if status is Status.UNSPECIFIED:
+        notes.add(f"state is not understood: {status_raw or '(absent)'}")
+    severity, severity_raw = severity_of(incident.get("severity"), "incident.severity", notes, SEVERITIES)
+    began = time_of(incident.get("started_at"), "incident.started_at", notes)
+    ended = time_of(incident.get("ended_at"), "incident.ended_at", notes) if status is Status.RESOLVED else None
+    metadata = object_of(incident.get("metadata"))
+    monitored = object_of(incident.get("resource"))
+    metric = object_of(incident.get("metric"))
+    user = [incident.get("policy_user_labels"), metadata.get("user_labels")]
+    labels = labels_of(
+        (
+            pair
+            for one in (monitored.get("labels"), *user, metric.get("labels"), metadata.get("system_labels"))
+            for pair in tags_of(object_of(one))
+        ),
+        notes,
+        "labels",
+    )
+    # What a metric is labelled with is about what it counts, and not about what it runs on.
+    told = labels_of((pair for one in reversed(user) for pair in tags_of(object_of(one))), Notes())
+    resource = resource_of(
+        {**firsts(told), **_attributes(incident, monitored, object_of(metadata.get("system_labels")))}
+    )
+    documentation = incident.get("documentation")
+    content = documentation.get("content") if isinstance(documentation, Mapping) else documentation
+    rule_name = word_of(incident.get("policy_name"), RULE_MAX, "incident.policy_name", notes)
+    extra = {name: incident.get(name) for name in ANNOTATIONS}
+    extra |= {"metric.type": metric.get("type"), "resource.type": monitored.get("type")}
+    extra["documentation.subject"] = object_of(documentation).get("subject")
+    return ParsedSignal(
+        dedup_key=identity,
+        status=status,
+        status_raw=status_raw,
+        severity=severity,
+        severity_raw=severity_raw,
+        summary=line_of(incident.get("summary"), "incident.summary", notes)
+        or rule_name
+        or line_of(incident.get("condition_name"), "incident.condition_name", notes)
+        or f"incident {identity}",
+        description=bounded(content, DESCRIPTION_MAX, "incident.documentation", notes),
+        rule_name=rule_name,
+        event_time=ended if status is Status.RESOLVED else began,
+        start_time=began,
+        end_time=ended,
+        resource=resource,
+        targets=target_keys(resource),
+        labels=labels,
+        annotations=words_of({name: value for name, value in extra.items() if value is not None}, "incident", notes),
+        links=_links(incident, object_of(documentation), notes),
+        warnings=notes.texts,
+        test=test,
+        body_pointer=f"{pointer}/incident" if "incident" in body else pointer,
+    )
+
+
+def _attributes(incident: Mapping[str, Any], monitored: Mapping[str, Any], system: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the monitored resource is, in OpenTelemetry's words."""
+    kind = text_of(monitored.get("type"))
+    labels = {name: text_of(value) for name, value in object_of(monitored.get("labels")).items()}
+    found = {"cloud.provider": "aws" if kind.startswith("aws_") else "gcp"}
+    found |= {ATTRIBUTES[name]: value for name, value in labels.items() if name in ATTRIBUTES and value}
+    place = labels.get("location") or labels.get("zone", "")
+    if match := ZONE.fullmatch(place):
+        found["cloud.availability_zone"] = place
+        found.setdefault("cloud.region", match["region"])
+    elif place:
+        found.setdefault("cloud.region", place)
+    project = found.get("cloud.account.id") or text_of(incident.get("scoping_project_id"))
+    found["cloud.account.id"] = project
+    controller = CONTROLLERS.get(text_of(system.get("top_level_controller_type")))
+    if controller and (name := text_of(system.get("top_level_controller_name"))):
+        found[controller] = name
+    instance = labels.get("instance_id") or text_of(incident.get("resource_id"))
+    if kind in MACHINES or (not kind and instance):
+        found["host.id"] = instance
+        found[HOST] = _host(incident, system, project)
+    if kind == "gce_instance" and project and instance and place:
+        found[CLOUD_ID] = f"//compute.googleapis.com/projects/{project}/zones/{place}/instances/{instance}"
+    return {name: value for name, value in found.items() if value}
+
+
+def _host(incident: Mapping[str, Any], system: Mapping[str, Any], project: str) -> str:
+    """Return the name of a machine: `resource_name` has the project before it, where there is no better."""
+    names = (
+        text_of(incident.get("resource_display_name")),
+        text_of(system.get("name")),
+        text_of(incident.get("resource_name")).removeprefix(f"{project} "),
+    )
+    return next((name for name in names if HOST_NAME.fullmatch(name)), "")
+
+
+def _links(incident: Mapping[str, Any], documentation: Mapping[str, Any], notes: Notes) -> tuple[Any, ...]:
+    """Return the page of the incident, and what its documentation points to."""
+    candidates: list[tuple[Rel, Any]] = [(Rel.SOURCE, incident.get("url"))]
+    for one in items_of(documentation.get("links"))[:LINKS_MAX]:
+        url = text_of(object_of(one).get("url"))
+        if UNFILLED.search(url):
+            notes.add("a link of the documentation holds an unrendered placeholder")
+            continue
+        title = text_of(object_of(one).get("displayName")).lower()
+        rel = Rel.RUNBOOK if any(word in title for word in RUNBOOKS) else Rel.UNSPECIFIED
+        candidates.append((Rel.DASHBOARD if "dashboard" in title else rel, url))
+    return links_of(candidates, notes)
