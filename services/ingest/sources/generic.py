@@ -12,7 +12,6 @@ from services.ingest.signal import (
     RULE_MAX,
     SIGNALS_MAX,
     SUMMARY_MAX,
-    URL_MAX,
     DeliveryFacts,
     FieldError,
     Link,
@@ -23,6 +22,7 @@ from services.ingest.signal import (
     hashed,
     unreadable,
 )
+from services.ingest.sources.fields import links_of
 from services.ingest.sources.names import (
     ANNOTATIONS,
     CONTAINERS,
@@ -54,6 +54,8 @@ from services.ingest.sources.reading import (
 from services.ingest.words import read_severity, read_status
 
 LABEL_LENGTH_MAX: Final = 256
+# The summary of what has none.
+NOTHING: Final = "a signal that says nothing about itself"
 
 
 def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
@@ -61,7 +63,7 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
     notes = Notes()
     value = read_json(body, notes)
     if isinstance(value, Mapping):
-        return [_signal(value, "", notes)]
+        return [read_object(value, "", notes)]
     if not isinstance(value, list):
         raise unreadable("", "must be a JSON object or a list of objects")
     if not value:
@@ -74,7 +76,7 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
         raise Unreadable(errors)
     for error in errors:
         notes.add(f"left out {error.field}: {error.description}")
-    return [_signal(one, f"/{at}", Notes(*notes.texts)) for at, one in enumerate(value) if _is_signal(one)]
+    return [read_object(one, f"/{at}", Notes(*notes.texts)) for at, one in enumerate(value) if _is_signal(one)]
 
 
 def _is_signal(value: Any) -> bool:
@@ -144,8 +146,8 @@ def _pairs(value: str | list[Any]) -> dict[str, str]:
     return found
 
 
-def _signal(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
-    """Read one object."""
+def read_object(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
+    """Read one object by the usual names."""
     if not body:
         raise unreadable("", "the object is empty")
     fields = _Fields(body)
@@ -159,7 +161,7 @@ def _signal(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal
     started = _time(fields, START, notes)
     ended = _time(fields, END, notes) if status is Status.RESOLVED else None
     rule_name = word_of(fields.first(RULE), RULE_MAX, "name", notes)
-    summary = text_of(fields.first(SUMMARY)) or "a signal that says nothing about itself"
+    summary = text_of(fields.first(SUMMARY)) or NOTHING
     return ParsedSignal(
         dedup_key=_key(fields, body, labels, notes),
         status=status,
@@ -240,8 +242,4 @@ def _key(fields: _Fields, body: Mapping[str, Any], labels: Mapping[str, str], no
 
 
 def _links(fields: _Fields, notes: Notes) -> tuple[Link, ...]:
-    found = []
-    for rel, names in LINKS.items():
-        if url := word_of(fields.first(names), URL_MAX, rel.name.lower(), notes):
-            found.append(Link(rel, url))
-    return tuple(found)
+    return links_of([(rel, value) for rel, names in LINKS.items() for value in fields.values(names)], notes)

@@ -1,0 +1,295 @@
+"""Kibana's rules (a connector's own JSON, or alert documents), Watcher, and ElastAlert as far as it says.
+
+Kibana has no body of its own: whoever sets up the connector writes it. Asked for are `rule.id`, `rule.name`,
+`alert.uuid`, `alert.id`, `alert.actionGroup`, `date`, `context` and `kibanaBaseUrl`, nested or with dots in the names.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from services.ingest.resources import SERVICE, resource_of, target_keys
+from services.ingest.signal import (
+    DESCRIPTION_MAX,
+    RAW_MAX,
+    RULE_MAX,
+    DeliveryFacts,
+    ParsedSignal,
+    Rel,
+    Severity,
+    Status,
+    Unreadable,
+    bounded_key,
+)
+from services.ingest.sources import generic
+from services.ingest.sources.fields import (
+    each,
+    items_of,
+    key_of,
+    labels_of,
+    line_of,
+    links_of,
+    need_object,
+    object_of,
+    severity_of,
+    tags_of,
+)
+from services.ingest.sources.reading import PAIRS_MAX, Notes, read_json, time_of, word_of, words_of
+from services.ingest.words import read_status
+
+DOCUMENT: Final = "kibana.alert."
+PARTS_MAX: Final = 8
+# Action groups of Kibana's own rule types that mean an active alert; of others it is not assumed.
+ACTIVE: Final = frozenset(
+    {
+        "default",
+        "active",
+        "query matched",
+        "threshold met",
+        "threshold_met",
+        "anomaly_score_match",
+        "anomaly_detection_realtime_issue",
+        "transform_issue",
+        "tracked entity contained",
+        "slo.burnrate.alert",
+        "slo.burnrate.high",
+        "slo.burnrate.medium",
+        "slo.burnrate.low",
+        "xpack.uptime.alerts.actiongroups.monitorstatus",
+        "xpack.uptime.alerts.actiongroups.tls",
+        "xpack.uptime.alerts.actiongroups.tlscertificate",
+        "xpack.uptime.alerts.actiongroups.durationanomaly",
+        "xpack.synthetics.alerts.actiongroups.monitorstatus",
+        "xpack.synthetics.alerts.actiongroups.tls",
+    }
+)
+ENDINGS: Final[Mapping[str, Status]] = {
+    ".fired": Status.FIRING,
+    ".warning": Status.FIRING,
+    ".nodata": Status.NO_DATA,
+    ".recovered": Status.RESOLVED,
+}
+# Of a document: what people did with it goes before what the rule says.
+WORKFLOW: Final = {"acknowledged": Status.ACKNOWLEDGED, "closed": Status.RESOLVED}
+GROUPS: Final = (
+    "alert.actionGroup",
+    "alertActionGroup",
+    "actionGroup",
+    "alert.actionGroupName",
+    "alertActionGroupName",
+)
+STATES: Final = ("kibana.alert.status", "alert.status", "status", "state")
+SEVERITIES: Final = ("kibana.alert.severity", "alert.severity", "rule.severity", "severity", "context.severity")
+RULE_IDS: Final = ("kibana.alert.rule.uuid", "rule.id", "rule_id", "ruleId", "alertId")
+RULE_NAMES: Final = ("kibana.alert.rule.name", "rule.name", "rule_name", "ruleName", "alertName", "watch_id", "Title")
+INSTANCES: Final = ("kibana.alert.instance.id", "alert.id", "alert_id", "alertInstanceId")
+UUIDS: Final = ("kibana.alert.uuid", "alert.uuid", "alert_uuid", "alertUuid")
+TIMES: Final = ("kibana.alert.last_detected", "date", "@timestamp", "timestamp", "ctx.execution_time")
+SUMMARIES: Final = ("kibana.alert.reason", "context.title", "context.reason", "alert_subject", "title")
+DESCRIPTIONS: Final = ("context.message", "context.reason", "message", "alert_text", "kibana.alert.reason")
+WATCHES: Final = ("watch_id", "ctx.watch_id")
+# ECS and OpenTelemetry share most of these names.
+RESOURCE: Final[Mapping[str, tuple[str, ...]]] = {
+    SERVICE: ("service.name", "context.service.name", "context.serviceName"),
+    "deployment.environment.name": ("service.environment", "context.environment", "labels.env"),
+    "host.name": ("host.name", "host.hostname", "context.host.name", "agent.name"),
+    "k8s.cluster.name": ("orchestrator.cluster.name", "context.orchestrator.cluster.name"),
+    "k8s.namespace.name": ("kubernetes.namespace", "orchestrator.namespace", "context.kubernetes.namespace"),
+    "k8s.pod.name": ("kubernetes.pod.name", "context.kubernetes.pod.name"),
+    "k8s.deployment.name": ("kubernetes.deployment.name",),
+    "k8s.node.name": ("kubernetes.node.name",),
+    "k8s.container.name": ("kubernetes.container.name", "container.name"),
+    "cloud.region": ("cloud.region", "context.cloud.region"),
+    "cloud.account.id": ("cloud.account.id",),
+    "cloud.provider": ("cloud.provider",),
+}
+
+
+def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
+    """Return a signal per alert; a summary's list of alert documents is several."""
+    notes = Notes()
+    value = _read(body, notes)
+    if isinstance(value, Mapping):
+        for path in ("alerts.new.data", "alerts", "context.alerts", "documents", "hits.hits"):
+            found = at(value, path)
+            if isinstance(found, list) and any(_is_document(one) for one in found):
+                value = found
+                break
+    return each(value, notes, _signal)
+
+
+def _read(body: bytes, notes: Notes) -> Any:
+    """Return the JSON; objects that a template put between quotation marks are taken out of them."""
+    try:
+        return read_json(body, notes)
+    except Unreadable:
+        mended = body.replace(b'"{', b"{").replace(b'}"', b"}")
+        if mended == body:
+            raise
+        value = read_json(mended, notes)
+        notes.add("objects between quotation marks were read as objects")
+        return value
+
+
+def at(value: Any, path: str) -> Any:
+    """Return what stands under a dotted path, whether its names are nested, dotted, or both; None when nothing does."""
+    if not isinstance(value, Mapping):
+        return None
+    if path in value:
+        return value[path]
+    parts = path.split(".", PARTS_MAX)
+    for cut in range(len(parts) - 1, 0, -1):
+        head = ".".join(parts[:cut])
+        inner = value.get(head)
+        if isinstance(inner, Mapping) and (found := at(inner, ".".join(parts[cut:]))) is not None:
+            return found
+    return None
+
+
+def _is_document(value: Any) -> bool:
+    source = object_of(value).get("_source", value)
+    return any(at(source, name) is not None for name in (*UUIDS, *RULE_NAMES))
+
+
+def _first(value: Mapping[str, Any], names: Iterable[str], limit: int, notes: Notes) -> str:
+    """Return the first scalar under these paths that says something."""
+    for name in names:
+        found = at(value, name)
+        if isinstance(found, list) and found:
+            found = found[0]
+        scalar = isinstance(found, str | int | float) and not isinstance(found, bool)
+        if scalar and (word := word_of(found, limit, name, notes)):
+            return word
+    return ""
+
+
+def _signal(outer: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
+    """Read one alert; what is neither Kibana's nor Watcher's is read by the usual names."""
+    if isinstance(outer.get("_source"), Mapping):
+        outer, pointer = need_object(outer["_source"], "_source"), f"{pointer}/_source"
+    uuid = key_of(_first(outer, UUIDS, DESCRIPTION_MAX, notes), "alert.uuid", notes)
+    rule_id = _first(outer, RULE_IDS, RULE_MAX, notes)
+    watch = _first(outer, WATCHES, RULE_MAX, notes)
+    if not (uuid or rule_id or watch):
+        notes.add("neither an alert of Kibana nor of Watcher: read by the usual names")
+        return generic.read_object(outer, pointer, notes)
+    status, status_raw = _status(outer, notes)
+    if watch and status is Status.UNSPECIFIED and not status_raw:
+        # A watch acts when its condition is met, and says nothing when it no longer is.
+        status, status_raw = Status.OCCURRENCE, ""
+    if status is Status.UNSPECIFIED:
+        notes.add(f"alert.actionGroup is not understood: {status_raw or '(absent)'}")
+    severity, severity_raw = _severity(outer, status_raw, notes)
+    rule_name = _first(outer, RULE_NAMES, RULE_MAX, notes)
+    started = time_of(at(outer, "kibana.alert.start"), "kibana.alert.start", notes)
+    ended = time_of(at(outer, "kibana.alert.end"), "kibana.alert.end", notes) if status is Status.RESOLVED else None
+    resource = _resource(outer, notes)
+    return ParsedSignal(
+        dedup_key=uuid or _key(outer, rule_id or watch, notes),
+        status=status,
+        status_raw=status_raw,
+        severity=severity,
+        severity_raw=severity_raw,
+        summary=line_of(_first(outer, SUMMARIES, DESCRIPTION_MAX, notes) or rule_name, "title", notes)
+        or "an alert without a name",
+        description=_first(outer, DESCRIPTIONS, DESCRIPTION_MAX, notes),
+        rule_name=rule_name,
+        group_key=rule_id,
+        event_time=ended or _time(outer, notes) or started,
+        start_time=started,
+        end_time=ended,
+        resource=resource,
+        targets=target_keys(resource),
+        labels=_labels(outer, resource, notes),
+        annotations=_annotations(outer, notes),
+        links=_links(outer, notes),
+        warnings=notes.texts,
+        body_pointer=pointer,
+    )
+
+
+def _status(body: Mapping[str, Any], notes: Notes) -> tuple[Status, str]:
+    """Return what people, the alert's group or the document say, and the word for it."""
+    workflow = _first(body, ("kibana.alert.workflow_status",), RAW_MAX, notes)
+    if found := WORKFLOW.get(workflow.lower()):
+        return found, workflow
+    first = ""
+    for name in (*GROUPS, *STATES):
+        raw = _first(body, (name,), RAW_MAX, notes)
+        if raw and (status := group_status(raw)) is not Status.UNSPECIFIED:
+            return status, raw
+        first = first or raw
+    return Status.UNSPECIFIED, first
+
+
+def group_status(raw: str) -> Status:
+    """Return what an action group, or a status, means."""
+    word = raw.strip().lower()
+    if word in ACTIVE:
+        return Status.FIRING
+    if word == "untracked":
+        return Status.SUPPRESSED
+    ending = next((status for end, status in ENDINGS.items() if word.endswith(end)), None)
+    return ending or read_status(word)
+
+
+def _severity(body: Mapping[str, Any], group: str, notes: Notes) -> tuple[Severity, str]:
+    """Return what the alert says; else that its group is the one for warnings."""
+    raw = _first(body, SEVERITIES, RAW_MAX, notes)
+    if not raw and group.lower().endswith(".warning"):
+        return Severity.WARNING, group
+    if not raw:
+        notes.add("severity is not understood: (absent)")
+    return severity_of(raw, "severity", notes)
+
+
+def _key(body: Mapping[str, Any], rule: str, notes: Notes) -> str:
+    """Return rule and instance, which stay the same over all firings of an alert."""
+    instance = _first(body, INSTANCES, DESCRIPTION_MAX, notes)
+    notes.add("no alert.uuid: the key is made of rule and alert")
+    return bounded_key(rule, instance) if instance else bounded_key(rule)
+
+
+def _time(body: Mapping[str, Any], notes: Notes) -> int | None:
+    return next((found for name in TIMES if (found := time_of(at(body, name), name, notes)) is not None), None)
+
+
+def _resource(body: Mapping[str, Any], notes: Notes) -> dict[str, str]:
+    found = {name: _first(body, paths, RULE_MAX, notes) for name, paths in RESOURCE.items()}
+    return resource_of({name: value for name, value in found.items() if value})
+
+
+def _labels(body: Mapping[str, Any], resource: Mapping[str, str], notes: Notes) -> dict[str, str]:
+    """Return tags of rule and alert, ECS labels, and what the alert is about."""
+    words = words_of(at(body, "labels"), "labels", notes)
+    for name in ("kibana.alert.rule.tags", "rule.tags", "tags"):
+        words |= labels_of(tags_of(at(body, name)), notes, name)
+    for name in ("rule.spaceId", "rule.type", "kibana.alert.rule.category", "kibana.alert.rule.rule_type_id"):
+        if word := _first(body, (name,), RULE_MAX, notes):
+            words[name] = word
+    return dict(list({**words, **resource}.items())[:PAIRS_MAX])
+
+
+def _annotations(body: Mapping[str, Any], notes: Notes) -> dict[str, str]:
+    """Return the context of the rule and the numbers of the document."""
+    found = {f"context.{name}"[:RULE_MAX]: one for name, one in object_of(body.get("context")).items()}
+    for name in ("risk_score", "evaluation.value", "evaluation.threshold", "depth", "action_group"):
+        found[DOCUMENT + name] = at(body, DOCUMENT + name)
+    told = {name: one for name, one in found.items() if isinstance(one, str | int | float)}
+    return words_of(dict(list(told.items())[:PAIRS_MAX]), "context", notes)
+
+
+def _links(body: Mapping[str, Any], notes: Notes) -> tuple[Any, ...]:
+    """Return the pages of the alert and its rule; `kibanaBaseUrl` is empty where it is not configured."""
+    references = items_of(at(body, "kibana.alert.rule.references"))[:PARTS_MAX]
+    return links_of(
+        [
+            (Rel.SOURCE, at(body, "context.alertDetailsUrl")),
+            (Rel.SOURCE, at(body, "kibana.alert.url")),
+            (Rel.GENERATOR, at(body, "rule.url") or at(body, "context.link")),
+            (Rel.DASHBOARD, at(body, "context.viewInAppUrl")),
+            (Rel.SOURCE, at(body, "kibanaBaseUrl")),
+            (Rel.RUNBOOK, at(body, "kibana.alert.rule.note") or at(body, "runbook_url")),
+            *((Rel.UNSPECIFIED, one) for one in references),
+        ],
+        notes,
+    )
