@@ -165,18 +165,16 @@ def _identities(found: Configuration) -> None:
 
 def _sources(found: Configuration) -> None:
     """Find sources listed twice, and sources that no parser understands."""
-    from services.ingest.signal import CHAT  # noqa: PLC0415  see the module's first words
-    from services.ingest.sources import PARSERS  # noqa: PLC0415  see the module's first words
+    from services.ingest.parsers import problems  # noqa: PLC0415  see the module's first words
+    from services.ingest.signal import CHAT  # noqa: PLC0415  the same
 
     for path, message in found.of(sources_pb2.Sources).items():
         _unique(found, path, "sources", "source", [one.source for one in message.sources])
         for index, one in enumerate(message.sources):
             if one.source == CHAT:
                 found.add(path, f"sources[{index}].source", "chat is the router's own; call it something else")
-            name = one.parser or one.source
-            if name not in PARSERS:
-                where = f"sources[{index}].{'parser' if one.parser else 'source'}"
-                found.add(path, where, f"no parser is called {name}; `parser` is one of: {', '.join(sorted(PARSERS))}")
+            for where, description in problems(one):
+                found.add(path, f"sources[{index}].{where}", description)
 
 
 def _policies(found: Configuration) -> None:

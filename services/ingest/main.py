@@ -21,10 +21,11 @@ from services.ingest import retention as too_old
 from services.ingest import stream
 from services.ingest.inventory import InventoryLane
 from services.ingest.lanes import DecisionLanes
+from services.ingest.parsers import parser_of, problems
 from services.ingest.servicer import IngestServicer
 from services.ingest.settings import IngestSettings
 from services.ingest.signal import CHAT
-from services.ingest.sources import PARSERS, Parser
+from services.ingest.sources import Parser
 from services.ingest.store import PostgresIncidents
 from services.ingest.worker import Worker
 from services.mesh import server
@@ -56,13 +57,11 @@ def parsers_of(config: Path) -> dict[str, Parser]:
     path = config / "sources.yaml"
     found: dict[str, Parser] = {}
     for one in load_yaml(path, sources_pb2.Sources).sources:
-        name = one.parser or one.source
         if one.source == CHAT:
             raise BootError(f"{path}: source {one.source} is the router's own. NEXT: call it something else")
-        if name not in PARSERS:
-            known = ", ".join(sorted(PARSERS))
-            raise BootError(f"{path}: source {one.source} wants the parser {name}. NEXT: choose one of: {known}")
-        found[one.source] = PARSERS[name]
+        for where, description in problems(one):
+            raise BootError(f"{path}: source {one.source}: {where}: {description}. NEXT: correct it: opsmesh check")
+        found[one.source] = parser_of(one)
     return found
 
 

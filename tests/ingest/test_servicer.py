@@ -205,9 +205,9 @@ async def test_a_full_stream_is_refused(served: Served) -> None:
 
 
 def test_an_unknown_parser_is_a_boot_error(tmp_path: Path) -> None:
-    """The error names file, source and the parsers there are."""
+    """The error names file, source and the parsers there are; so does one of a mapping."""
     (tmp_path / "sources.yaml").write_text("sources:\n  - source: pager\n    none: {}\n")
-    with pytest.raises(BootError, match=r"sources\.yaml: source pager wants the parser pager\. NEXT: .*alertmanager"):
+    with pytest.raises(BootError, match=r"sources\.yaml: source pager: .*no parser is called pager; .*alertmanager"):
         parsers_of(tmp_path)
 
 
