@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.ingest.signal import DeliveryFacts, Rel, Status
+from services.ingest.signal import DeliveryFacts, Rel, Severity, Status
 from services.ingest.sources.grafana import parse
 from tests.ingest.house import alert
 
@@ -46,10 +46,15 @@ def test_test_messages_are_marked() -> None:
     assert not one().test
 
 
-def test_relative_and_absent_urls() -> None:
-    """A relative generator URL is kept as it is, an empty one is absent."""
-    assert [link.url for link in one(generatorURL="?orgId=1").links] == ["?orgId=1"]
-    assert not one(generatorURL="").links
+def test_only_links_that_can_be_followed_are_kept() -> None:
+    """A relative URL, or one that would run something, is left out and noted; an empty one is absent."""
+    for url in ("?orgId=1", "javascript:alert(1)"):
+        signal = one(generatorURL=url)
+        assert not signal.links
+        assert f"left out a link that is no http(s) URL of at most 2048 characters: {url}" in signal.warnings
+    empty = one(generatorURL="")
+    assert not empty.links
+    assert not any("link" in text for text in empty.warnings)
 
 
 def test_no_value_is_absent() -> None:
@@ -103,3 +108,18 @@ def test_the_old_shape_keeps_its_key_over_states() -> None:
     """Firing and ok of one rule are the same alert; tags may be null."""
     assert legacy().dedup_key == legacy(state="ok", tags=None, title="[OK] Disk full").dedup_key
     assert legacy().dedup_key != legacy(ruleId=13).dedup_key
+
+
+def test_the_old_shape_says_why_and_how_bad() -> None:
+    """The series that fired are annotations; a tag may be the severity."""
+    signal = legacy(tags={"severity": "critical"}, evalMatches=[{"metric": "disk", "value": 99.5}, 7, {"value": None}])
+    assert signal.annotations == {"values.disk": "99.5"}
+    assert signal.severity is Severity.CRITICAL
+    assert legacy(tags={}).severity is Severity.UNSPECIFIED
+
+
+@pytest.mark.parametrize(("rule", "org"), [(0, 1), (0, None), (5577006791947779410, 0)])
+def test_the_test_button_of_the_old_shape(rule: int, org: int | None) -> None:
+    """Early versions send rule 0, later ones a random rule of no organisation."""
+    assert legacy(ruleId=rule, orgId=org, ruleName="Test notification").test
+    assert not legacy(ruleName="Test notification").test

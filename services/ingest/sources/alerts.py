@@ -14,7 +14,6 @@ from services.ingest.signal import (
     RULE_MAX,
     SIGNALS_MAX,
     SUMMARY_MAX,
-    URL_MAX,
     FieldError,
     Link,
     ParsedSignal,
@@ -25,6 +24,7 @@ from services.ingest.signal import (
     hashed,
     unreadable,
 )
+from services.ingest.sources.fields import links_of
 from services.ingest.sources.reading import Notes, bounded, text_of, time_of, word_of, words_of
 from services.ingest.words import read_severity, read_status
 
@@ -104,12 +104,12 @@ def _group_of(body: Mapping[str, Any], notes: Notes) -> Group:
         notes.add(f"the sender left out {truncated} alerts")
     labels = words_of(body.get("groupLabels"), "groupLabels", notes)
     labels |= words_of(body.get("commonLabels"), "commonLabels", notes)
-    external = bounded(body.get("externalURL"), URL_MAX, "externalURL", notes)
+    links = links_of([(Rel.SOURCE, body.get("externalURL"))], notes)
     return Group(
         labels=labels,
         annotations=words_of(body.get("commonAnnotations"), "commonAnnotations", notes),
         group_key=bounded(body.get("groupKey"), GROUP_MAX, "groupKey", notes),
-        links=(Link(Rel.SOURCE, external),) if external else (),
+        links=links,
         notes=notes.texts,
     )
 
@@ -149,7 +149,7 @@ def _signal(alert: Mapping[str, Any], index: int, group: Group, shape: Shape | N
         targets=target_keys(resource),
         labels=labels,
         annotations=annotations,
-        links=links_of(alert, annotations, group.links, notes),
+        links=(*group.links, *links_of_alert(alert, annotations, notes))[:LINKS_MAX],
         warnings=notes.texts,
         body_pointer=f"/alerts/{index}",
     )
@@ -165,21 +165,17 @@ def fingerprint_of(alert: Mapping[str, Any], labels: Mapping[str, str], notes: N
     return hashed(*(part for pair in sorted(labels.items()) for part in pair))
 
 
-def links_of(
-    alert: Mapping[str, Any], annotations: Mapping[str, str], shared: tuple[Link, ...], notes: Notes
-) -> tuple[Link, ...]:
-    """Return the links of an alert, relative ones as they are: they are shown, never fetched."""
-    found = list(shared)
-    candidates = [
-        (Rel.GENERATOR, alert.get("generatorURL")),
-        (Rel.SILENCE, alert.get("silenceURL")),
-        (Rel.DASHBOARD, alert.get("dashboardURL")),
-        (Rel.PANEL, alert.get("panelURL")),
-        (Rel.IMAGE, alert.get("imageURL")),
-        *((Rel.RUNBOOK, annotations[name]) for name in RUNBOOKS if name in annotations),
-        *((Rel.DASHBOARD, value) for name, value in annotations.items() if name.startswith("dashboard")),
-    ]
-    for rel, value in candidates:
-        if value and (url := word_of(value, URL_MAX, rel.name.lower(), notes)):
-            found.append(Link(rel, url))
-    return tuple(found[:LINKS_MAX])
+def links_of_alert(alert: Mapping[str, Any], annotations: Mapping[str, str], notes: Notes) -> tuple[Link, ...]:
+    """Return the links of an alert and its annotations."""
+    return links_of(
+        [
+            (Rel.GENERATOR, alert.get("generatorURL")),
+            (Rel.SILENCE, alert.get("silenceURL")),
+            (Rel.DASHBOARD, alert.get("dashboardURL")),
+            (Rel.PANEL, alert.get("panelURL")),
+            (Rel.IMAGE, alert.get("imageURL")),
+            *((Rel.RUNBOOK, annotations[name]) for name in RUNBOOKS if name in annotations),
+            *((Rel.DASHBOARD, value) for name, value in annotations.items() if name.startswith("dashboard")),
+        ],
+        notes,
+    )

@@ -11,16 +11,15 @@ from services.ingest.signal import (
     RAW_MAX,
     RULE_MAX,
     SUMMARY_MAX,
-    URL_MAX,
     DeliveryFacts,
-    Link,
     ParsedSignal,
     Rel,
     Status,
     bounded_key,
     unreadable,
 )
-from services.ingest.sources.alerts import NAME_LABEL, read_alerts
+from services.ingest.sources.alerts import NAME_LABEL, SEVERITY_LABELS, read_alerts
+from services.ingest.sources.fields import items_of, links_of, severity_of
 from services.ingest.sources.reading import Notes, bounded, read_json, text_of, word_of, words_of
 from services.ingest.words import read_status
 
@@ -30,6 +29,8 @@ DATASOURCE: Final = frozenset({"DatasourceNoData", "DatasourceError"})
 TEST_ALERT: Final = "TestAlert"
 TEST_GROUP: Final = "test-"
 TEST_INSTANCE: Final = "Grafana"
+LEGACY_TEST: Final = "Test notification"
+MATCHES_MAX: Final = 64
 LEGACY_STATUS: Final = {"pending": Status.UNSPECIFIED, "paused": Status.SUPPRESSED}
 
 
@@ -72,26 +73,43 @@ def _legacy(body: Mapping[str, Any], notes: Notes) -> ParsedSignal:
     rule_id = word_of(body.get("ruleId"), KEY_MAX, "ruleId", notes)
     if not rule_name and rule_id in ("", "0"):
         raise unreadable("ruleName", "is required: without ruleName or ruleId the alert has no identity")
-    notes.add("a notification of Grafana's old alerting: no fingerprint, no times, no severity")
+    notes.add("a notification of Grafana's old alerting: no fingerprint, no times")
     status_raw = bounded(body.get("state"), RAW_MAX, "state", notes)
     status = LEGACY_STATUS.get(status_raw) or read_status(status_raw)
     if status is Status.UNSPECIFIED:
         notes.add(f"state is not understood: {status_raw or '(absent)'}")
     tags = words_of(body.get("tags"), "tags", notes)
     resource = resource_of(tags)
-    links = [(Rel.GENERATOR, body.get("ruleUrl")), (Rel.IMAGE, body.get("imageUrl"))]
+    raw = next((tags[name] for name in SEVERITY_LABELS if name in tags), "")
+    severity, severity_raw = severity_of(raw, "severity", notes)
+    if not raw:
+        notes.add("severity is not understood: (absent)")
     title = bounded(body.get("title"), SUMMARY_MAX, "title", notes)
     return ParsedSignal(
         dedup_key=bounded_key("legacy", text_of(body.get("orgId")), rule_id, rule_name),
         status=status,
         status_raw=status_raw,
+        severity=severity,
+        severity_raw=severity_raw,
         summary=" ".join((title or rule_name or f"rule {rule_id}").split()),
         description=bounded(body.get("message"), DESCRIPTION_MAX, "message", notes),
         rule_name=rule_name,
         resource=resource,
         targets=target_keys(resource),
         labels=tags,
-        links=tuple(Link(rel, url) for rel, value in links if (url := word_of(value, URL_MAX, "url", notes))),
+        annotations=_matches(body.get("evalMatches"), notes),
+        links=links_of([(Rel.GENERATOR, body.get("ruleUrl")), (Rel.IMAGE, body.get("imageUrl"))], notes),
         warnings=notes.texts,
-        test=rule_id == "0",
+        # Later versions gave a test a random rule, but of no organisation.
+        test=rule_id == "0" or (rule_name == LEGACY_TEST and text_of(body.get("orgId")) == "0"),
     )
+
+
+def _matches(value: Any, notes: Notes) -> dict[str, str]:
+    """Return the series that made the old alerting fire, as far as there is room."""
+    found: dict[str, Any] = {}
+    for at, match in enumerate(items_of(value)[:MATCHES_MAX]):
+        if isinstance(match, Mapping):
+            name = bounded(match.get("metric"), KEY_MAX // 2, "evalMatches.metric", notes) or str(at)
+            found.setdefault(f"values.{name}", match.get("value"))
+    return words_of(found, "evalMatches", notes)
