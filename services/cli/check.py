@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from opsmesh.config.v1 import (
     backends_pb2,
+    correlation_pb2,
     identities_pb2,
     inventory_pb2,
     models_pb2,
@@ -42,8 +43,11 @@ FILES: Final[Mapping[str, type[Message]]] = {
     "inventory.yaml": inventory_pb2.Inventory,
     "backends.yaml": backends_pb2.Backends,
 }
-# Without it, there is no model.
-OPTIONAL: Final[Mapping[str, type[Message]]] = {"models.yaml": models_pb2.Models}
+# Without them, there is no model, and alerts are joined as ever.
+OPTIONAL: Final[Mapping[str, type[Message]]] = {
+    "models.yaml": models_pb2.Models,
+    "correlation.yaml": correlation_pb2.Correlation,
+}
 FOLDERS: Final[Mapping[str, type[Message]]] = {
     "rules": rules_pb2.RuleFile,
     "policies": policies_pb2.PolicySet,
@@ -139,6 +143,7 @@ def cross_check(found: Configuration) -> None:
     """Check what one file says about another, and what bounds cannot say."""
     _identities(found)
     _sources(found)
+    _correlation(found)
     _policies(found)
     _channels(found)
     _playbooks(found)
@@ -175,6 +180,16 @@ def _sources(found: Configuration) -> None:
                 found.add(path, f"sources[{index}].source", "chat is the router's own; call it something else")
             for where, description in problems(one):
                 found.add(path, f"sources[{index}].{where}", description)
+
+
+def _correlation(found: Configuration) -> None:
+    """Find what ingest would not start with."""
+    from services.ingest.correlating import correlation_of  # noqa: PLC0415  see the module's first words
+    from services.ingest.correlation import problems  # noqa: PLC0415  the same
+
+    for path, message in found.of(correlation_pb2.Correlation).items():
+        for where, description in problems(correlation_of(message).rules):
+            found.add(path, where, description)
 
 
 def _policies(found: Configuration) -> None:

@@ -62,7 +62,10 @@ def group(text: str) -> typer.Typer:
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
-    """Make a function, plain or async, whose first parameter is the Session, the command NAME of APP."""
+    """Make a function, plain or async, whose first parameter is the Session, the command NAME of APP.
+
+    An empty NAME is what APP itself does when no command of it is named.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -70,6 +73,11 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., Any]], Calla
             *args: Any, context: typer.Context, state: Path | None, person: str | None, as_json: bool, **options: Any
         ) -> None:
             before = context.find_root().obj or Before()
+            if context.invoked_subcommand:
+                context.find_root().obj = Before(
+                    state or before.state, person or before.person, as_json or before.as_json
+                )
+                return
             session = Session(
                 state or before.state or STATE_DEFAULT,
                 person or before.person or PERSON_DEFAULT,
@@ -91,7 +99,10 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., Any]], Calla
         own = list(signature.parameters.values())[1:]
         run.__signature__ = signature.replace(parameters=[*own, *COMMON])  # type: ignore[attr-defined]  # typer reads it
         run.__annotations__ = {one.name: one.annotation for one in [*own, *COMMON]}
-        app.command(name)(run)
+        if name:
+            app.command(name)(run)
+        else:
+            app.callback(invoke_without_command=True, help=function.__doc__)(run)
         return run
 
     return decorate

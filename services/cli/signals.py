@@ -2,6 +2,7 @@
 
 import json
 import sys
+import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,16 @@ import typer
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
-from services.cli.command import Limit, PageToken, command, group
+from opsmesh.ingest.v1 import letters_pb2
+from services.cli.command import REFUSED, Limit, PageToken, RequestId, command, group
 from services.cli.output import Column, console, show_list
 from services.cli.session import RefusedError, Session, UnreachableError, UsageError, pages
 from services.local.endpoints import webhook_headers
+from services.local.signing import tls_of
 
 app = group("What senders say.")
+letters = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.add_typer(letters, name="dead-letters")
 
 COLUMNS: list[Column] = [
     ("delivery", "delivery_id"),
@@ -25,6 +30,14 @@ COLUMNS: list[Column] = [
     ("put aside", "create_time"),
     ("reason", "reason"),
 ]
+RESULTS: list[Column] = [
+    ("delivery", "delivery_id"),
+    ("became", "state"),
+    ("now delivery", "new_delivery_id"),
+    ("why not", lambda one: "; ".join(one.errors)),
+]
+Ids = Annotated[list[str], typer.Argument(help="Their delivery ids, at most 100.")]
+Reason = Annotated[str, typer.Option(help="Why; kept by the audit.")]
 
 
 @command(app, "send")
@@ -39,9 +52,10 @@ async def send(
         raise UsageError(f"there is no source {source}\nNEXT: one of {', '.join(sorted(hooks))}")
     hook = hooks[source]
     body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    headers = webhook_headers(hook) | {"Content-Type": "application/json"}
+    headers = webhook_headers(hook, body) | {"Content-Type": "application/json"}
+    verify = tls_of(hook, session.endpoints["tls"]["ca"])
     try:
-        async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=10, trust_env=False, verify=verify) as client:
             answer = await client.post(hook["url"], content=body, headers=headers)
     except httpx.HTTPError as error:
         raise UnreachableError(f"the bridge does not answer: {error}\nNEXT: opsmesh status") from error
@@ -54,7 +68,7 @@ async def send(
         console().print(f"accepted [green]{result['signal_id']}[/green]")
 
 
-@command(app, "dead-letters")
+@command(letters, "")
 async def dead_letters(
     session: Session,
     source: Annotated[str, typer.Option(help="Only this source.")] = "",
@@ -65,3 +79,34 @@ async def dead_letters(
     request = ingest.ListDeadLettersRequest(page_token=page_token, source=source)
     stub = ingest_grpc.IngestServiceStub(session.channel("ingest"))
     show_list(session, await pages(stub.ListDeadLetters, request, "dead_letters", limit), "dead_letters", COLUMNS)
+
+
+@command(letters, "redrive")
+async def redrive(session: Session, delivery_ids: Ids, reason: Reason, request_id: RequestId = "") -> None:
+    """Hand dead letters in again; what still cannot be understood stays, and says why."""
+    stub = ingest_grpc.IngestServiceStub(session.channel("ingest"))
+    request = letters_pb2.RedriveDeadLettersRequest(
+        request_id=request_id or str(uuid.uuid4()), delivery_ids=delivery_ids, reason=reason
+    )
+    _show(session, await stub.RedriveDeadLetters(request), letters_pb2.DeadLetterResult.STATE_REDRIVEN)
+
+
+@command(letters, "discard")
+async def discard(session: Session, delivery_ids: Ids, reason: Reason, request_id: RequestId = "") -> None:
+    """Throw dead letters away."""
+    stub = ingest_grpc.IngestServiceStub(session.channel("ingest"))
+    request = letters_pb2.DiscardDeadLettersRequest(
+        request_id=request_id or str(uuid.uuid4()), delivery_ids=delivery_ids, reason=reason
+    )
+    _show(session, await stub.DiscardDeadLetters(request), letters_pb2.DeadLetterResult.STATE_DISCARDED)
+
+
+def _show(
+    session: Session,
+    answer: letters_pb2.RedriveDeadLettersResponse | letters_pb2.DiscardDeadLettersResponse,
+    wanted: "letters_pb2.DeadLetterResult.State.ValueType",
+) -> None:
+    """Show what became of dead letters; exit code 1 when one did not become what was wanted."""
+    show_list(session, answer, "results", RESULTS)
+    if any(one.state != wanted for one in answer.results):
+        raise typer.Exit(REFUSED)

@@ -1,18 +1,20 @@
 """Deduplication, correlation and the life of an incident: pure, on plain data."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Final
 
-from services.ingest.signal import CHAT, Status, TargetKey, bounded_key, hashed
+from services.ingest.correlation import PLAIN, Grouping
+from services.ingest.signal import Status, TargetKey
 
-CORRELATION_MAX: Final = 512
 REVISIONS_MAX: Final = 5
 # So long a resolve without a firing waits for the firing that it has overtaken.
 HOLD: Final = timedelta(minutes=5)
-FOLDER_LABEL: Final = "grafana_folder"
+# An alert that fires anew so often within so long is flapping.
+FLAPPING_TURNS: Final = 3
+FLAPPING_WINDOW: Final = timedelta(minutes=10)
 
 
 class Disposition(IntEnum):
@@ -86,23 +88,6 @@ class Inventory:
         return sorted((one for one in found if unique[one.target_id] is one), key=lambda one: one.match is None)
 
 
-def correlation_key(
-    source: str, dedup_key: str, rule_name: str, labels: Mapping[str, str], targets: Sequence[Resolved]
-) -> str:
-    """Return what joins signals into one incident: the same rule on the same target, else the same alert.
-
-    Grafana reports a missing data source as another alert, so without a target its rule and folder decide. What a
-    person asked for joins nothing, and nothing joins it: its key is one that no sender's words can make.
-    """
-    if source == CHAT:
-        return hashed(source, dedup_key)
-    if targets and rule_name:
-        return bounded_key(targets[0].target_id, rule_name, limit=CORRELATION_MAX)
-    if rule_name and labels.get(FOLDER_LABEL):
-        return bounded_key(source, labels[FOLDER_LABEL], rule_name, limit=CORRELATION_MAX)
-    return bounded_key(source, dedup_key, limit=CORRELATION_MAX)
-
-
 def episode_of(start_time: int | None) -> str:
     """Return the name of one firing of an alert; empty when the sender does not say when it began."""
     return "" if start_time is None else str(start_time)
@@ -126,6 +111,8 @@ class SignalFacts:
     test: bool = False
     change: bool = False
     timed: bool = True
+    grouping: Grouping = PLAIN
+    correlation_rule_id: str = ""
 
     @property
     def alert(self) -> tuple[str, str]:
@@ -168,6 +155,30 @@ class Tally:
     revised: bool = False
     # It was only observed, and its alert has fired anew: that is another incident, which may be more than observed.
     replaced: bool = False
+    alerts: int = 0
+    new_alerts: int = 0
+    open_time: datetime | None = None
+    resolve_time: datetime | None = None
+    # It takes no new alert: the next one opens another incident of its key.
+    sealed: bool = False
+    reopened: bool = False
+    flapping: bool = False
+    grouping: Grouping = PLAIN
+    correlation_rule_id: str = ""
+
+    def is_full(self, grouping: Grouping, now: datetime) -> bool:
+        """Say whether it has as many alerts, or is as old, as its rule wants."""
+        if grouping.max_alerts and self.alerts >= grouping.max_alerts:
+            return True
+        return bool(grouping.max_age and self.open_time and now - self.open_time > grouping.max_age)
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How often an alert fired anew after it was over, since when."""
+
+    count: int
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +200,11 @@ class Book:
     incidents: dict[str, Tally] = field(default_factory=dict)
     changed: set[tuple[str, str, str]] = field(default_factory=set)
     changes: set[tuple[str, str]] = field(default_factory=set)
+    turns: dict[tuple[str, str], Turns] = field(default_factory=dict)
+    turned: set[tuple[str, str]] = field(default_factory=set)
     _latest: dict[tuple[str, str], tuple[str, str, str]] = field(default_factory=dict)
     _open: dict[str, str] = field(default_factory=dict)
+    _resolved: dict[str, str] = field(default_factory=dict)
 
     def load(self, alerts: Iterable[Alert], incidents: Iterable[Tally]) -> None:
         """Take what the store knows."""
@@ -199,8 +213,12 @@ class Book:
             self._note_latest(alert)
         for incident in incidents:
             self.incidents[incident.incident_id] = incident
-            if incident.state not in CLOSED:
+            if incident.state not in CLOSED and not incident.sealed:
                 self._open[incident.correlation_key] = incident.incident_id
+            elif incident.state is State.RESOLVED and incident.resolve_time:
+                other = self.incidents.get(self._resolved.get(incident.correlation_key, ""))
+                if not (other and other.resolve_time and other.resolve_time > incident.resolve_time):
+                    self._resolved[incident.correlation_key] = incident.incident_id
 
     def judge(self, signal: SignalFacts) -> Verdict:
         """Say what becomes of a signal. The same (alert, start, status) again is a duplicate, whatever came since."""
@@ -223,7 +241,7 @@ class Book:
             if before and not before.over:
                 # The sender has begun anew without saying that the last one was over.
                 self._put(replace(before, over=True))
-        return self._begin(signal)
+        return self._begin(signal, turned=any(one.over and one.incident_id for one in (latest, known) if one))
 
     def _changed(self, signal: SignalFacts) -> Verdict:
         """Judge word of a change: it is kept once and touches no incident."""
@@ -271,19 +289,62 @@ class Book:
         self._revise(incident_id)
         return self._joined(Disposition.JOINED, incident_id, speaks=True)
 
-    def _begin(self, signal: SignalFacts) -> Verdict:
-        """Join the open incident of the same correlation key, or open one."""
-        incident_id = self._open.get(signal.correlation_key)
-        if incident_id and (found := self.incidents[incident_id]).state is State.OBSERVED and not found.active:
-            found.replaced = True
-            incident_id = None
+    def _begin(self, signal: SignalFacts, *, turned: bool) -> Verdict:
+        """Join the open incident of the same correlation key, open a resolved one again, or open one."""
+        incident_id = self._open_for(signal) or self._reopened(signal)
         opened = incident_id is None
         if incident_id is None:
             incident_id = signal.incident_id
-            self.incidents[incident_id] = Tally(incident_id, signal.correlation_key, State.OPEN, opened=True)
+            self.incidents[incident_id] = Tally(
+                incident_id,
+                signal.correlation_key,
+                State.OPEN,
+                opened=True,
+                open_time=self.now,
+                grouping=signal.grouping,
+                correlation_rule_id=signal.correlation_rule_id,
+            )
             self._open[signal.correlation_key] = incident_id
         self._put(_alert_of(signal, incident_id, self.now, over=False))
+        incident = self.incidents[incident_id]
+        incident.alerts += 1
+        incident.new_alerts += 1
+        if turned:
+            incident.flapping |= self._turn(signal.alert)
         return self._joined(Disposition.OPENED if opened else Disposition.JOINED, incident_id, speaks=True)
+
+    def _open_for(self, signal: SignalFacts) -> str | None:
+        """Return the open incident that takes a new alert; one that was only observed, or is full, does not."""
+        incident_id = self._open.get(signal.correlation_key)
+        if incident_id is None:
+            return None
+        found = self.incidents[incident_id]
+        found.replaced = found.state is State.OBSERVED and not found.active
+        found.sealed = not found.replaced and found.is_full(signal.grouping, self.now)
+        if found.replaced or found.sealed:
+            del self._open[signal.correlation_key]
+            return None
+        return incident_id
+
+    def _reopened(self, signal: SignalFacts) -> str | None:
+        """Open the incident that was resolved last again, if its rule wants it; it is decided anew."""
+        found = self.incidents.get(self._resolved.pop(signal.correlation_key, ""))
+        if found is None or not found.resolve_time or self.now - found.resolve_time > signal.grouping.reopen:
+            return None
+        if found.revision >= REVISIONS_MAX or found.sealed or found.is_full(signal.grouping, self.now):
+            return None
+        found.state, found.reopened = State.OPEN, True
+        self._open[signal.correlation_key] = found.incident_id
+        return found.incident_id
+
+    def _turn(self, alert: tuple[str, str]) -> bool:
+        """Count that an alert has fired anew; say whether it is flapping."""
+        known = self.turns.get(alert)
+        if known is None or self.now - known.since > FLAPPING_WINDOW:
+            known = Turns(0, self.now)
+        self.turns[alert] = Turns(known.count + 1, known.since)
+        self.turned.add(alert)
+        return known.count + 1 >= FLAPPING_TURNS
 
     def _joined(self, disposition: Disposition, incident_id: str | None, *, speaks: bool = False) -> Verdict:
         """Count the signal at its incident."""

@@ -23,6 +23,8 @@ class DeadLetter:
     delivery_count: int
     body: bytes
     signal_ids: Sequence[str] = ()
+    # A serialised Delivery without its body; empty where it could not be read.
+    delivery: bytes = b""
 
 
 def malformed_letter(entry: pb.StreamEntry) -> DeadLetter:
@@ -30,7 +32,15 @@ def malformed_letter(entry: pb.StreamEntry) -> DeadLetter:
     delivery = entry.delivery
     reason = "; ".join(f"{error.field or 'body'}: {error.description}" for error in entry.errors)
     ids = [signal_id_of(delivery.delivery_id, 0)]
-    return DeadLetter(delivery.delivery_id, delivery.source, reason, 1, delivery.body, ids)
+    return DeadLetter(delivery.delivery_id, delivery.source, reason, 1, delivery.body, ids, without_body(delivery))
+
+
+def without_body(delivery: pb.Delivery) -> bytes:
+    """Return a delivery as it came, but for its body, which is kept apart."""
+    kept = pb.Delivery()
+    kept.CopyFrom(delivery)
+    kept.ClearField("body")
+    return kept.SerializeToString()
 
 
 async def put_aside(connection: Connection, letters: Sequence[DeadLetter]) -> None:
@@ -38,9 +48,13 @@ async def put_aside(connection: Connection, letters: Sequence[DeadLetter]) -> No
     if not letters:
         return
     await connection.executemany(
-        "INSERT INTO dead_letters (delivery_id, source, reason, delivery_count, body) VALUES ($1, $2, $3, $4, $5) "
+        "INSERT INTO dead_letters (delivery_id, source, reason, delivery_count, body, delivery) "
+        "VALUES ($1, $2, $3, $4, $5, $6) "
         "ON CONFLICT DO NOTHING",
-        [(UUID(one.delivery_id), one.source, one.reason[:REASON_MAX], one.delivery_count, one.body) for one in letters],
+        [
+            (UUID(one.delivery_id), one.source, one.reason[:REASON_MAX], one.delivery_count, one.body, one.delivery)
+            for one in letters
+        ],
     )
     await connection.executemany(
         "INSERT INTO signals (signal_id, delivery_id, index, source, dedup_key, event_key, status, severity, "

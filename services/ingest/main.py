@@ -19,6 +19,8 @@ from opsmesh.ingest.v1 import ingest_service_pb2_grpc
 from opsmesh.router.v1 import decision_service_pb2_grpc
 from services.ingest import retention as too_old
 from services.ingest import stream
+from services.ingest.correlating import load_correlation
+from services.ingest.correlation import Calm
 from services.ingest.inventory import InventoryLane
 from services.ingest.lanes import DecisionLanes
 from services.ingest.parsers import parser_of, problems
@@ -72,7 +74,7 @@ def compose(
     window, debounce = timedelta(seconds=settings.dedupe_seconds), timedelta(seconds=settings.debounce_seconds)
     wake = asyncio.Event()
     writes = Writes(pool, "ingest", audit_service_pb2_grpc.AuditServiceStub(peers.channel("audit")))
-    store = PostgresIncidents(pool, window, debounce)
+    store = PostgresIncidents(pool, Calm(window, debounce, load_correlation(settings.config)))
     guardrails = peers.channel("guardrails")
     inventory = InventoryLane(
         store,

@@ -11,8 +11,9 @@ from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import signal_pb2
 from opsmesh.router.v1 import decision_service_pb2
 from opsmesh.type.v1 import type_pb2
+from services.ingest.correlation import Correlation, Words
 from services.ingest.decisions import Decided, DecisionState, Outcome, Result
-from services.ingest.domain import Inventory, InventoryMatch, Resolved, SignalFacts, correlation_key, episode_of
+from services.ingest.domain import Inventory, InventoryMatch, Resolved, SignalFacts, episode_of
 from services.ingest.signal import DeliveryFacts, FieldError, ParsedSignal, Status, TargetKey, Unreadable, bounded_key
 from services.ingest.sources import Parser
 from services.ingest.sources.reading import clean
@@ -122,8 +123,27 @@ def targets_of(signal: signal_pb2.Signal, inventory: Inventory) -> list[Resolved
     return inventory.resolve(TargetKey(one.kind, one.key, one.partial) for one in signal.targets)
 
 
-def facts_of(signal: signal_pb2.Signal, targets: Sequence[Resolved]) -> SignalFacts:
+def words_of(signal: signal_pb2.Signal, targets: Sequence[Resolved]) -> Words:
+    """Return what correlation looks at."""
+    match = targets[0].match if targets else None
+    severity = signal_pb2.Signal.Severity.Name(signal.severity).removeprefix("SEVERITY_").lower()
+    return Words(
+        source=signal.source,
+        dedup_key=signal.dedup_key,
+        rule_name=signal.rule_name,
+        title=signal.summary,
+        severity=severity if signal.severity else "unknown",
+        target=targets[0].target_id if targets else "",
+        environment=match.environment if match else "",
+        region=match.region if match else "",
+        labels=signal.labels,
+        resource=signal.resource,
+    )
+
+
+def facts_of(signal: signal_pb2.Signal, targets: Sequence[Resolved], correlation: Correlation) -> SignalFacts:
     """Return what deduplication needs to know of a signal."""
+    correlated = correlation.of(words_of(signal, targets))
     return SignalFacts(
         signal_id=signal.signal_id,
         source=signal.source,
@@ -131,11 +151,13 @@ def facts_of(signal: signal_pb2.Signal, targets: Sequence[Resolved]) -> SignalFa
         status=Status(signal.status),
         event_time=signal.event_time.ToNanoseconds(),
         start_time=signal.start_time.ToNanoseconds() if signal.HasField("start_time") else None,
-        correlation_key=correlation_key(signal.source, signal.dedup_key, signal.rule_name, signal.labels, targets),
+        correlation_key=correlated.key,
         incident_id=_named(signal.signal_id, "incident"),
         test=signal.test,
         change=signal.kind != signal_pb2.Signal.KIND_UNSPECIFIED,
         timed=signal.event_time != signal.receive_time,
+        grouping=correlated.grouping,
+        correlation_rule_id=correlated.rule_id,
     )
 
 

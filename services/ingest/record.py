@@ -10,6 +10,7 @@ from uuid import UUID
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import signal_pb2
 from services.ingest.changes import known_changes, write_changes
+from services.ingest.correlation import Calm, Correlation
 from services.ingest.domain import (
     REVISIONS_MAX,
     Alert,
@@ -20,6 +21,7 @@ from services.ingest.domain import (
     SignalFacts,
     State,
     Tally,
+    Turns,
     Verdict,
 )
 from services.ingest.letters import malformed_letter, put_aside
@@ -48,18 +50,18 @@ async def record(
     connection: Connection,
     entries: Sequence[pb.StreamEntry],
     inventory: Inventory,
-    window: timedelta,
-    debounce: timedelta,
+    calm: Calm,
 ) -> bool:
     """Write a batch in the caller's transaction; say whether an incident waits for a decision now.
 
     What has its row already (a redelivery) is left as it is.
     """
     await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
-    lines = await _new_lines(connection, entries, inventory)
+    lines = await _new_lines(connection, entries, inventory, calm.correlation)
     now: datetime = await connection.fetchval("SELECT now()")
-    book = Book(now, window)
-    snapshots = await _load(connection, book, [line.facts for line in lines if not line.facts.change])
+    book = Book(now, calm.window)
+    told = [line.facts for line in lines if not line.facts.change]
+    snapshots = await _load(connection, book, told, calm.correlation.longest_reopen)
     book.changes |= await known_changes(connection, [line.facts for line in lines if line.facts.change])
     for line in lines:
         line.verdict = verdict = book.judge(line.facts)
@@ -72,13 +74,16 @@ async def record(
     ]
     await write_changes(connection, changes)
     await _write_alerts(connection, book)
-    waiting = await _write_incidents(connection, book, snapshots, lines, (debounce, inventory.version))
+    await _write_turns(connection, book)
+    waiting = await _write_incidents(connection, book, snapshots, lines, (calm.debounce, inventory.version))
     malformed = [malformed_letter(entry) for entry in entries if entry.errors]
     await put_aside(connection, malformed)
     return waiting
 
 
-async def _new_lines(connection: Connection, entries: Sequence[pb.StreamEntry], inventory: Inventory) -> list[_Line]:
+async def _new_lines(
+    connection: Connection, entries: Sequence[pb.StreamEntry], inventory: Inventory, correlation: Correlation
+) -> list[_Line]:
     """Return the signals that have no row yet, each once."""
     signals = {signal.signal_id: (signal, entry) for entry in entries for signal in entry.signals}
     sql = "SELECT signal_id FROM signals WHERE signal_id = ANY($1::uuid[])"
@@ -87,12 +92,20 @@ async def _new_lines(connection: Connection, entries: Sequence[pb.StreamEntry], 
     for signal_id, (signal, entry) in signals.items():
         if signal_id not in known:
             targets = targets_of(signal, inventory)
-            lines.append(_Line(signal, targets, facts_of(signal, targets), entry.delivery.traceparent))
+            lines.append(_Line(signal, targets, facts_of(signal, targets, correlation), entry.delivery.traceparent))
     return lines
 
 
-async def _load(connection: Connection, book: Book, facts: Sequence[SignalFacts]) -> dict[str, pb.Incident]:
+async def _load(
+    connection: Connection, book: Book, facts: Sequence[SignalFacts], reopen: timedelta
+) -> dict[str, pb.Incident]:
     """Load the alerts and incidents these signals may touch, the incidents locked; return their snapshots."""
+    rows = await connection.fetch(
+        "SELECT t.source, t.dedup_key, t.count, t.since FROM turns t JOIN unnest($1::text[], $2::text[]) "
+        "AS k (source, dedup_key) ON (t.source, t.dedup_key) = (k.source, k.dedup_key)",
+        *_columns({one.alert for one in facts}, 2),
+    )
+    book.turns |= {(row["source"], row["dedup_key"]): Turns(row["count"], row["since"]) for row in rows}
     keys = {(one.source, one.dedup_key, "" if one.start_time is None else str(one.start_time)) for one in facts}
     columns = "x.source, x.dedup_key, x.start_time, x.incident_id, x.seen, x.over, x.event_time, x.first_seen"
     rows = await connection.fetch(
@@ -106,11 +119,14 @@ async def _load(connection: Connection, book: Book, facts: Sequence[SignalFacts]
     alerts = [_alert(row) for row in rows]
     ids = {alert.incident_id for alert in alerts if alert.incident_id}
     rows = await connection.fetch(
-        "SELECT incident_id, correlation_key, state, revision, needs_decision, snapshot FROM incidents "
-        "WHERE incident_id = ANY($1::uuid[]) OR (correlation_key = ANY($2::text[]) "
-        "AND state NOT IN ('RESOLVED', 'STALE')) ORDER BY incident_id FOR UPDATE",
+        "SELECT incident_id, correlation_key, state, revision, needs_decision, snapshot, alert_count, sealed, "
+        "open_time, resolve_time FROM incidents WHERE incident_id = ANY($1::uuid[]) "
+        "OR (correlation_key = ANY($2::text[]) AND state NOT IN ('RESOLVED', 'STALE') AND NOT sealed) "
+        "OR ($3::interval > '0' AND correlation_key = ANY($2::text[]) AND state = 'RESOLVED' "
+        "AND resolve_time >= now() - $3) ORDER BY incident_id FOR UPDATE",
         list(ids),
         list({one.correlation_key for one in facts}),
+        reopen,
     )
     active = await connection.fetch(
         "SELECT incident_id, count(*) AS active FROM alerts WHERE NOT over AND incident_id = ANY($1::uuid[]) "
@@ -143,6 +159,10 @@ def _tally(row: Any, active: int) -> Tally:
         active=active,
         revision=row["revision"],
         decided=not row["needs_decision"],
+        alerts=row["alert_count"],
+        open_time=row["open_time"],
+        resolve_time=row["resolve_time"],
+        sealed=row["sealed"],
     )
 
 
@@ -247,12 +267,14 @@ async def _write_incidents(
 ) -> bool:
     """Open the new incidents and bring the known ones up to date; say whether one waits for a decision.
 
-    `birth` is the debounce of new incidents and the version of the inventory their targets were looked up in.
+    `birth` is the debounce of new incidents whose rule has none, and the version of the inventory that was looked into.
     """
     traces = {line.facts.incident_id: line.traceparent for line in lines}
+    debounce, version = birth
     opened, known = [], []
-    for tally in book.incidents.values():
-        if not (tally.signals or tally.replaced):
+    # What takes nothing new gives its key free before another takes it.
+    for tally in sorted(book.incidents.values(), key=lambda one: one.reopened):
+        if not (tally.signals or tally.replaced or tally.sealed):
             continue
         snapshot = snapshots[tally.incident_id]
         words = (
@@ -264,32 +286,56 @@ async def _write_incidents(
             tally.signals,
             tally.duplicates,
             snapshot.SerializeToString(),
+            tally.new_alerts,
+            tally.sealed,
+            tally.flapping,
         )
         if tally.opened:
             trace = traces.get(tally.incident_id, "")
-            opened.append((*words, snapshot.source, tally.correlation_key, State.OPEN.name, trace, *birth))
+            wait = debounce if tally.grouping.debounce is None else tally.grouping.debounce
+            begun = (snapshot.source, tally.correlation_key, State.OPEN.name, trace, wait, version)
+            opened.append((*words, *begun, tally.correlation_rule_id))
         else:
             revised = tally.revised and not tally.active and not tally.replaced
-            again = revised and tally.revision < REVISIONS_MAX
-            why = "it fired anew after it was observed" if tally.replaced else "the sender resolved every alert"
-            known.append((*words, again, tally.replaced or (revised and not again), why))
+            again = tally.reopened or (revised and tally.revision < REVISIONS_MAX)
+            known.append((*words, again, tally.replaced or (revised and not again), _why(tally)))
     # What is replaced is closed first: of one correlation key there is one open incident.
     await connection.executemany(
         "UPDATE incidents SET title = $2, severity = $3, target_ids = string_to_array($4, chr(31)), firing = $5, "
         "signal_count = signal_count + $6, duplicate_count = duplicate_count + $7, snapshot = $8, update_time = now(), "
-        "revision = revision + $9::boolean::integer, needs_decision = needs_decision OR $9, "
-        "following = following AND NOT ($9 OR $10), due_time = CASE WHEN $9 THEN now() ELSE due_time END, "
-        "attempts = CASE WHEN $9 THEN 0 ELSE attempts END, "
-        "state = CASE WHEN $9 THEN 'OPEN' WHEN $10 THEN 'RESOLVED' ELSE state END, "
-        "resolve_time = CASE WHEN $10 THEN now() ELSE resolve_time END, "
-        "state_detail = CASE WHEN $9 OR $10 THEN $11 ELSE state_detail END "
+        "alert_count = alert_count + $9, sealed = sealed OR $10, flapping = flapping OR $11, "
+        "revision = revision + $12::boolean::integer, needs_decision = needs_decision OR $12, "
+        "following = following AND NOT ($12 OR $13), due_time = CASE WHEN $12 THEN now() ELSE due_time END, "
+        "attempts = CASE WHEN $12 THEN 0 ELSE attempts END, "
+        "state = CASE WHEN $12 THEN 'OPEN' WHEN $13 THEN 'RESOLVED' ELSE state END, "
+        "resolve_time = CASE WHEN $12 THEN NULL WHEN $13 THEN now() ELSE resolve_time END, "
+        "state_detail = CASE WHEN $12 OR $13 THEN $14 ELSE state_detail END "
         "WHERE incident_id = $1",
         known,
     )
     await connection.executemany(
         "INSERT INTO incidents (incident_id, title, severity, target_ids, firing, signal_count, duplicate_count, "
-        "snapshot, source, correlation_key, state, traceparent, due_time, inventory_version) VALUES ($1, $2, $3, "
-        "string_to_array($4, chr(31)), $5, $6, $7, $8, $9, $10, $11, $12, now() + $13::interval, $14)",
+        "snapshot, alert_count, sealed, flapping, source, correlation_key, state, traceparent, due_time, "
+        "inventory_version, correlation_rule_id) VALUES ($1, $2, $3, string_to_array($4, chr(31)), $5, $6, $7, $8, "
+        "$9, $10, $11, $12, $13, $14, $15, now() + $16::interval, $17, $18)",
         opened,
     )
-    return bool(opened) or any(row[8] for row in known)
+    return bool(opened) or any(row[11] for row in known)
+
+
+def _why(tally: Tally) -> str:
+    """Return why a known incident is decided anew, or closed."""
+    if tally.reopened:
+        return "opened again: it fired anew soon after it was resolved"
+    return "it fired anew after it was observed" if tally.replaced else "the sender resolved every alert"
+
+
+async def _write_turns(connection: Connection, book: Book) -> None:
+    """Write how often alerts fired anew."""
+    rows = [(*alert, book.turns[alert].count, book.turns[alert].since) for alert in book.turned]
+    await connection.execute(
+        "INSERT INTO turns (source, dedup_key, count, since) SELECT * FROM unnest($1::text[], $2::text[], "
+        "$3::integer[], $4::timestamptz[]) ON CONFLICT (source, dedup_key) DO UPDATE SET count = excluded.count, "
+        "since = excluded.since",
+        *_columns(rows, 4),
+    )

@@ -12,6 +12,7 @@ CONDITIONS: Final = (
     ("changes", "record_time < now() - $1::interval"),
     ("signals", "record_time < now() - $1::interval"),
     ("incidents", "update_time < now() - $1::interval AND state IN ('RESOLVED', 'STALE')"),
+    ("turns", "since < now() - $1::interval"),
     ("alerts", f"update_time < now() - $1::interval AND NOT EXISTS ({GONE})"),
 )
 

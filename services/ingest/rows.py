@@ -32,6 +32,8 @@ def incident_of(row: asyncpg.Record) -> pb.Incident:
     incident.state = pb.Incident.State.ValueType(State[row["state"]])
     for name in ("state_detail", "source", "correlation_key", "firing", "signal_count", "duplicate_count"):
         setattr(incident, name, row[name])
+    for name in ("alert_count", "flapping", "correlation_rule_id", "sealed"):
+        setattr(incident, name, row[name])
     for name in ("revision", "decision_id", "execution_id"):
         setattr(incident, name, row[name])
     incident.started_rule_ids.extend(row["started_rule_ids"])

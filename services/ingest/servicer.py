@@ -8,9 +8,10 @@ from uuid import UUID
 import grpc.aio
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
-from opsmesh.ingest.v1 import ingest_service_pb2_grpc, signal_pb2
+from opsmesh.ingest.v1 import ingest_service_pb2_grpc, letters_pb2, signal_pb2
 from services.ingest.mapping import entry_of, result_of
 from services.ingest.record import moment
+from services.ingest.redrive import details, discard, redrive
 from services.ingest.rows import fit
 from services.ingest.signal import CHAT
 from services.ingest.sources import Parser, chat
@@ -82,6 +83,29 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             last = page[-1]
             token = write_token(request, last.create_time.ToDatetime().isoformat() + "+00:00", last.delivery_id)
         return pb.ListDeadLettersResponse(dead_letters=page, next_page_token=token)
+
+    async def RedriveDeadLetters(  # noqa: N802  the IDL's name
+        self, request: letters_pb2.RedriveDeadLettersRequest, _: Context
+    ) -> letters_pb2.RedriveDeadLettersResponse:
+        """Hand deliveries that were put aside in again."""
+
+        async def change(connection: Connection) -> letters_pb2.RedriveDeadLettersResponse:
+            results = await redrive(connection, request, self._parsers, self._inbox)
+            return letters_pb2.RedriveDeadLettersResponse(results=results)
+
+        subject = Subject(detail=details(request.delivery_ids, request.reason))
+        return await self._writes.once(request, letters_pb2.RedriveDeadLettersResponse, change, subject)
+
+    async def DiscardDeadLetters(  # noqa: N802  the IDL's name
+        self, request: letters_pb2.DiscardDeadLettersRequest, _: Context
+    ) -> letters_pb2.DiscardDeadLettersResponse:
+        """Throw deliveries that were put aside away."""
+
+        async def change(connection: Connection) -> letters_pb2.DiscardDeadLettersResponse:
+            return letters_pb2.DiscardDeadLettersResponse(results=await discard(connection, request.delivery_ids))
+
+        subject = Subject(detail=details(request.delivery_ids, request.reason))
+        return await self._writes.once(request, letters_pb2.DiscardDeadLettersResponse, change, subject)
 
     async def ListChanges(self, request: pb.ListChangesRequest, _: Context) -> pb.ListChangesResponse:  # noqa: N802  the IDL's name
         """List the changes of a target, newest first."""

@@ -10,6 +10,7 @@ from opsmesh.config.v1 import inventory_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.type.v1 import error_reason_pb2
 from services.ingest.changes import read_changes
+from services.ingest.correlation import Calm
 from services.ingest.decisions import Step
 from services.ingest.domain import Inventory, State
 from services.ingest.letters import DeadLetter, put_aside
@@ -22,7 +23,8 @@ from services.mesh.postgres import Connection, Pool, answers
 COLUMNS: Final = (
     "incident_id, state, state_detail, source, severity, correlation_key, firing, signal_count, duplicate_count, "
     "revision, decision_id, execution_id, started_rule_ids, open_time, update_time, resolve_time, snapshot, "
-    "attempts, traceparent, extract(epoch FROM now() - open_time)::bigint AS age"
+    "attempts, traceparent, alert_count, flapping, correlation_rule_id, sealed, "
+    "extract(epoch FROM now() - open_time)::bigint AS age"
 )
 SIGNALS_SHOWN: Final = 50
 LETTER_BYTES: Final = 65536
@@ -69,15 +71,14 @@ class Incidents(Protocol):
 class PostgresIncidents:
     """Incidents on ingest's schema."""
 
-    def __init__(self, pool: Pool, window: timedelta, debounce: timedelta) -> None:
+    def __init__(self, pool: Pool, calm: Calm) -> None:
         self._pool = pool
-        self._window = window
-        self._debounce = debounce
+        self._calm = calm
 
     async def record(self, entries: Sequence[pb.StreamEntry], inventory: Inventory) -> bool:
         """Write a batch of deliveries in one transaction; say whether an incident waits for a decision now."""
         async with self._pool.acquire() as connection, connection.transaction():
-            return await record(connection, entries, inventory, self._window, self._debounce)
+            return await record(connection, entries, inventory, self._calm)
 
     async def answers(self) -> bool:
         """Say whether PostgreSQL answers."""

@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.ingest import stream
 from services.ingest.domain import Inventory
-from services.ingest.letters import DeadLetter
+from services.ingest.letters import DeadLetter, without_body
 from services.ingest.signal import SIGNALS_MAX
 from services.ingest.stream import Claimed
 from services.mesh import policy, postgres
@@ -225,4 +225,7 @@ def letter_of(one: Claimed, reason: str) -> DeadLetter:
     if policy.violations(delivery):
         return DeadLetter(str(uuid5(NAMESPACE_OID, one.entry_id.decode())), "", reason, one.deliveries, one.content)
     ids = [signal.signal_id for signal in entry.signals if not policy.violations(signal)]
-    return DeadLetter(delivery.delivery_id, delivery.source, reason, one.deliveries, delivery.body, ids[:SIGNALS_MAX])
+    told = without_body(delivery)
+    return DeadLetter(
+        delivery.delivery_id, delivery.source, reason, one.deliveries, delivery.body, ids[:SIGNALS_MAX], told
+    )

@@ -16,6 +16,7 @@ import grpc.aio
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as rpc
+from opsmesh.ingest.v1 import letters_pb2
 from tests.bench import telemetry
 from tests.bench.table import Row
 from tests.ingest.house import alert, delivery, notification
@@ -58,6 +59,18 @@ class Echo(rpc.IngestServiceServicer):
     async def ListDeadLetters(self, _: pb.ListDeadLettersRequest, __: Any) -> pb.ListDeadLettersResponse:
         """Stand where nobody calls."""
         return pb.ListDeadLettersResponse()
+
+    async def RedriveDeadLetters(
+        self, _: letters_pb2.RedriveDeadLettersRequest, __: Any
+    ) -> letters_pb2.RedriveDeadLettersResponse:
+        """Stand where nobody calls."""
+        return letters_pb2.RedriveDeadLettersResponse()
+
+    async def DiscardDeadLetters(
+        self, _: letters_pb2.DiscardDeadLettersRequest, __: Any
+    ) -> letters_pb2.DiscardDeadLettersResponse:
+        """Stand where nobody calls."""
+        return letters_pb2.DiscardDeadLettersResponse()
 
     async def ResolveIncident(self, _: pb.ResolveIncidentRequest, __: Any) -> pb.ResolveIncidentResponse:
         """Stand where nobody calls."""

@@ -14,6 +14,7 @@ from opsmesh.guardrails.v1 import target_lock_service_pb2 as locks
 from opsmesh.guardrails.v1 import target_lock_service_pb2_grpc as locks_grpc
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
+from opsmesh.ingest.v1 import letters_pb2 as letters
 from opsmesh.router.v1 import decision_service_pb2 as router
 from opsmesh.router.v1 import decision_service_pb2_grpc as router_grpc
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2 as workload
@@ -33,6 +34,7 @@ class Incidents(ingest_grpc.IngestServiceServicer):
     incidents: list[ingest.Incident] = field(default_factory=list)
     page_sizes: list[int] = field(default_factory=list)
     resolved: list[ingest.ResolveIncidentRequest] = field(default_factory=list)
+    asked: list[Any] = field(default_factory=list)
 
     async def ListIncidents(self, request: ingest.ListIncidentsRequest, _: Any) -> ingest.ListIncidentsResponse:
         """Answer a page, at most 40 incidents."""
@@ -69,6 +71,27 @@ class Incidents(ingest_grpc.IngestServiceServicer):
     async def ListDeadLetters(self, request: ingest.ListDeadLettersRequest, _: Any) -> ingest.ListDeadLettersResponse:
         """Answer nothing."""
         return ingest.ListDeadLettersResponse()
+
+    async def RedriveDeadLetters(self, request: letters.RedriveDeadLettersRequest, _: Any) -> Any:
+        """Redrive the first; the others are not understood."""
+        self.asked.append(request)
+        results = [
+            letters.DeadLetterResult(
+                delivery_id=one, state=letters.DeadLetterResult.STATE_MALFORMED, errors=["id: none"]
+            )
+            for one in request.delivery_ids
+        ]
+        results[0] = letters.DeadLetterResult(
+            delivery_id=request.delivery_ids[0], state=letters.DeadLetterResult.STATE_REDRIVEN, new_delivery_id="new"
+        )
+        return letters.RedriveDeadLettersResponse(results=results)
+
+    async def DiscardDeadLetters(self, request: letters.DiscardDeadLettersRequest, _: Any) -> Any:
+        """Throw all away."""
+        self.asked.append(request)
+        state = letters.DeadLetterResult.STATE_DISCARDED
+        results = [letters.DeadLetterResult(delivery_id=one, state=state) for one in request.delivery_ids]
+        return letters.DiscardDeadLettersResponse(results=results)
 
 
 def incident(number: int) -> ingest.Incident:

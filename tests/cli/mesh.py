@@ -100,7 +100,14 @@ class Mesh:
 
     def clear(self) -> None:
         """Forget what an earlier test did."""
-        for what in (self.ingest.incidents, self.ingest.page_sizes, self.ingest.resolved, self.steps, self.audit.rows):
+        for what in (
+            self.ingest.incidents,
+            self.ingest.page_sizes,
+            self.ingest.resolved,
+            self.ingest.asked,
+            self.steps,
+            self.audit.rows,
+        ):
             what.clear()
         self.gateway.requests.clear()
         self.guardrails.held.clear()

@@ -62,6 +62,8 @@ CASES: list[tuple[str, str, str, str]] = [
     ("sources.yaml", "source: alertmanager", "source: chat", "chat is the router's own"),
     ("backends.yaml", "runbook_folder: runbooks", "runbook_folder: runboks", "there is no folder"),
     ("policies/default.yaml", "channel: ops", "channel: opss", "no channel opss"),
+    ("correlation.yaml", "rules: []", "rules: [{rule_id: a, by: [pod]}]", "pod is no field of an alert"),
+    ("correlation.yaml", "otherwise: {}", "otherwise: {max_alert: 1}", "unknown field"),
     ("models.yaml", "budgets:", "roles: {routing: {model: recorded, recordings_folder: tape}}\nbudgets:", "no folder"),
     ("models.yaml", "budgets:", "roles: {routing: {model: openai/a, timeout: 90}}\nbudgets:", "timeout"),
     (

@@ -81,6 +81,24 @@ async def test_wrong_fields_are_named(mesh: Mesh) -> None:
     assert "  incident_id: " in done.err
 
 
+async def test_dead_letters_are_handed_in_again_or_thrown_away(mesh: Mesh) -> None:
+    """Each with its result; exit code 1 when one stays; without a command they are listed."""
+    ids = [str(uuid.UUID(int=number)) for number in (1, 2)]
+    again = await mesh.run("signals", "dead-letters", "redrive", *ids, "--reason", "parser mended")
+    assert again.code == 1
+    assert "id: none" in again.out
+    assert (await mesh.run("signals", "dead-letters", "redrive", ids[0], "--reason", "r")).code == 0
+    assert (await mesh.run("signals", "dead-letters", "discard", *ids, "--reason", "a test", "--json")).code == 0
+    assert [(list(one.delivery_ids), one.reason) for one in mesh.ingest.asked] == [
+        (ids, "parser mended"),
+        (ids[:1], "r"),
+        (ids, "a test"),
+    ]
+    refused = await mesh.run("signals", "dead-letters", "discard", *ids, "--reason", "r", "--as", "approver")
+    assert "PERMISSION_DENIED" in refused.err
+    assert (await mesh.run("signals", "dead-letters", "--limit", "5")).code == 0
+
+
 async def test_another_person_has_other_rights(mesh: Mesh) -> None:
     """`--as` chooses the certificate: an approver may not resolve, an unknown name is a usage error."""
     words = ("incidents", "resolve", str(uuid.UUID(int=1)), "--reason", "over")

@@ -13,6 +13,7 @@ from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc, signal_pb2
 from opsmesh.tools.change.v1 import change_tool_service_pb2 as pb
 from services.gateway.tools.change import ChangeTools
+from services.ingest.correlation import Calm
 from services.ingest.domain import Inventory, InventoryMatch
 from services.ingest.mapping import entry_of
 from services.ingest.servicer import IngestServicer
@@ -62,7 +63,7 @@ async def family(tmp_path: Path, database: Database) -> AsyncIterator[ChangeTool
     world = World(tmp_path)
     options = {"search_path": "ingest"}
     async with asyncpg.create_pool(database.dsn("ingest"), min_size=1, max_size=2, server_settings=options) as pool:
-        store = PostgresIncidents(pool, timedelta(hours=1), timedelta())
+        store = PostgresIncidents(pool, Calm(timedelta(hours=1), timedelta()))
         await store.record([told(number) for number in range(25)], INVENTORY)
         await store.record([told(99, target_id="svc:demo/other")], INVENTORY)
         servicer = IngestServicer(Silent(), store, Writes(pool, "ingest", Silent()), {}, lambda: None)

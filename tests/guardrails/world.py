@@ -154,9 +154,8 @@ class FakeIngest(ingest_service_pb2_grpc.IngestServiceServicer):
         """Stay unused."""
         raise NotImplementedError
 
-    async def ListDeadLetters(self, *_: Any) -> Any:
-        """Stay unused."""
-        raise NotImplementedError
+    # So do these.
+    ListDeadLetters = RedriveDeadLetters = DiscardDeadLetters = ListChanges  # type: ignore[assignment]
 
 
 class FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):

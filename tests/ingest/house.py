@@ -15,6 +15,7 @@ from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixe
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import signal_pb2
 from services.ingest import stream
+from services.ingest.correlation import Calm
 from services.ingest.domain import Inventory, InventoryMatch
 from services.ingest.mapping import entry_of
 from services.ingest.settings import IngestSettings
@@ -102,7 +103,7 @@ class House:
         self.pool = pool
         self.client = stream.connect(settings)
         self.appender = stream.Appender(self.client, settings)
-        self.store = PostgresIncidents(pool, timedelta(seconds=window), timedelta())
+        self.store = PostgresIncidents(pool, Calm(timedelta(seconds=window), timedelta()))
         self.wake = asyncio.Event()
         self.inventory = INVENTORY
         self.readers: list[stream.Reader] = []
@@ -117,6 +118,7 @@ class House:
             "deliveries",
             "signals",
             "alerts",
+            "turns",
             "incidents",
             "dead_letters",
             "changes",

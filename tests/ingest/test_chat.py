@@ -11,14 +11,14 @@ import pytest
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc, signal_pb2
-from services.ingest.domain import correlation_key
+from services.ingest.correlation import Correlation, Rule
 from services.ingest.main import parsers_of
-from services.ingest.mapping import entry_of
+from services.ingest.mapping import entry_of, facts_of
 from services.ingest.servicer import IngestServicer
 from services.ingest.signal import DeliveryFacts, Severity, Status, Unreadable
 from services.ingest.sources import chat
 from services.mesh.writes import Writes
-from tests.ingest.house import INVENTORY, ROOT, House, alert, delivery, entry, notification
+from tests.ingest.house import ROOT, House, alert, delivery, entry, notification
 from tests.ingest.test_lanes import Decision, MemoryRouter, following, reached
 from tests.ingest.test_servicer import NoAudit
 from tests.mesh.world import World
@@ -115,9 +115,8 @@ async def test_an_alert_cannot_join_a_message(house: House) -> None:
     await house.take(entry(json.dumps(forged | {"host": "chat", "service": "chat"}).encode(), "generic"))
     rows = await house.rows("SELECT signal_count FROM incidents WHERE source = 'chat'")
     assert [row["signal_count"] for row in rows] == [1]
-    targets = INVENTORY.resolve([])
-    key = correlation_key("chat", words["message_id"], "", {}, targets)
-    assert "|" not in key
+    greedy = Correlation((Rule("all", ("source",)),))
+    assert "|" not in facts_of(told(words).signals[0], [], greedy).correlation_key
 
 
 async def test_a_wish_that_was_done_is_over(house: House) -> None:

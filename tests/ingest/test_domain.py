@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from services.ingest.correlation import Words, default_key
 from services.ingest.decisions import Decided, DecisionState, Outcome, Result, follow, poll_delay
 from services.ingest.domain import (
     REVISIONS_MAX,
@@ -15,7 +16,6 @@ from services.ingest.domain import (
     SignalFacts,
     State,
     Tally,
-    correlation_key,
 )
 from services.ingest.resources import resource_of, target_keys, without_port
 from services.ingest.signal import Status, TargetKey
@@ -168,11 +168,11 @@ def test_inventory_needs_exactly_one_match() -> None:
 
 def test_correlation_keys() -> None:
     """Rule and target, else Grafana's rule and folder, else the alert."""
-    known = Inventory().resolve([TargetKey("svc", "svc:demo/checkout")])
-    assert correlation_key("grafana", "f", "Down", {}, known) == "svc:demo/checkout|Down"
-    assert correlation_key("grafana", "f", "Down", {"grafana_folder": "Shop"}, []) == "grafana|Shop|Down"
-    assert correlation_key("generic", "f", "Down", {}, []) == "generic|f"
-    assert len(correlation_key("generic", "f" * 256, "r" * 600, {}, known)) <= 512
+    words = Words("grafana", "f", "Down", target="svc:demo/checkout")
+    assert default_key(words) == "svc:demo/checkout|Down"
+    assert default_key(Words("grafana", "f", "Down", labels={"grafana_folder": "Shop"})) == "grafana|Shop|Down"
+    assert default_key(Words("generic", "f", "Down")) == "generic|f"
+    assert len(default_key(replace(words, rule_name="r" * 600))) <= 512
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from opsmesh.automation.v1 import (
     playbook_service_pb2_grpc,
 )
 from opsmesh.guardrails.v1 import kill_switch_service_pb2, kill_switch_service_pb2_grpc
-from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc, signal_pb2
+from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc, letters_pb2, signal_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.mesh.errors import Refusal
 from tests.mesh import fakes
@@ -197,6 +197,14 @@ class FakeIngest(ingest_service_pb2_grpc.IngestServiceServicer):
     async def ListDeadLetters(self, _: Any, __: Any) -> ingest_service_pb2.ListDeadLettersResponse:
         """Answer nothing: not asked by the router."""
         return ingest_service_pb2.ListDeadLettersResponse()
+
+    async def RedriveDeadLetters(self, _: Any, __: Any) -> letters_pb2.RedriveDeadLettersResponse:
+        """Answer nothing: not asked by the router."""
+        return letters_pb2.RedriveDeadLettersResponse()
+
+    async def DiscardDeadLetters(self, _: Any, __: Any) -> letters_pb2.DiscardDeadLettersResponse:
+        """Answer nothing: not asked by the router."""
+        return letters_pb2.DiscardDeadLettersResponse()
 
 
 class FakeModels(model_service_pb2_grpc.ModelServiceServicer):

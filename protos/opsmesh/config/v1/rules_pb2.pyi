@@ -219,12 +219,17 @@ class Rule(_message.Message):
     ASK_HUMAN_FIELD_NUMBER: _builtins.int
     RESPOND_FIELD_NUMBER: _builtins.int
     MAX_AGE_DURATION_FIELD_NUMBER: _builtins.int
+    MAX_PER_HOUR_FIELD_NUMBER: _builtins.int
     rule_id: _builtins.str
     """Its name; the second key of the total order."""
     description: _builtins.str
     """Why it exists."""
     priority: _builtins.int
     """Lower goes first; the first key of the total order."""
+    max_per_hour: _builtins.int
+    """How often within an hour one incident, or incidents of the same correlation key, may start its playbook; above it a
+    person is asked. 0 means 3.
+    """
     @_builtins.property
     def match(self) -> Global___RuleMatch:
         """When it applies."""
@@ -256,10 +261,11 @@ class Rule(_message.Message):
         ask_human: Global___AskHuman | None = ...,
         respond: Global___Respond | None = ...,
         max_age_duration: _duration_pb2.Duration | None = ...,
+        max_per_hour: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ask_human", b"ask_human", "match", b"match", "max_age_duration", b"max_age_duration", "outcome", b"outcome", "respond", b"respond", "trigger_automation", b"trigger_automation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_human", b"ask_human", "description", b"description", "match", b"match", "max_age_duration", b"max_age_duration", "outcome", b"outcome", "priority", b"priority", "respond", b"respond", "rule_id", b"rule_id", "trigger_automation", b"trigger_automation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_human", b"ask_human", "description", b"description", "match", b"match", "max_age_duration", b"max_age_duration", "max_per_hour", b"max_per_hour", "outcome", b"outcome", "priority", b"priority", "respond", b"respond", "rule_id", b"rule_id", "trigger_automation", b"trigger_automation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["trigger_automation", "ask_human", "respond"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

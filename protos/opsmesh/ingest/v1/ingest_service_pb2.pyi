@@ -395,6 +395,10 @@ class Incident(_message.Message):
     LINKS_FIELD_NUMBER: _builtins.int
     STARTED_RULE_IDS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    ALERT_COUNT_FIELD_NUMBER: _builtins.int
+    FLAPPING_FIELD_NUMBER: _builtins.int
+    CORRELATION_RULE_ID_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
     incident_id: _builtins.str
     """Its id."""
     title: _builtins.str
@@ -429,6 +433,14 @@ class Incident(_message.Message):
     """Description of its newest firing signal."""
     status: _signal_pb2.Signal.Status.ValueType
     """Status of its newest signal; UNSPECIFIED (unreadable) is never matched by a rule."""
+    alert_count: _builtins.int
+    """Alerts (each firing of each) that belong to it."""
+    flapping: _builtins.bool
+    """An alert of it fired and was over again and again within minutes."""
+    correlation_rule_id: _builtins.str
+    """Rule of correlation.yaml that joined its alerts; empty for none."""
+    sealed: _builtins.bool
+    """Full or too old for new alerts: the next one opened another incident of its key."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_type_pb2.Target]:
         """What it is about, inventory entries first."""
@@ -489,10 +501,14 @@ class Incident(_message.Message):
         links: _abc.Iterable[_signal_pb2.Link] | None = ...,
         started_rule_ids: _abc.Iterable[_builtins.str] | None = ...,
         status: _signal_pb2.Signal.Status.ValueType = ...,
+        alert_count: _builtins.int = ...,
+        flapping: _builtins.bool = ...,
+        correlation_rule_id: _builtins.str = ...,
+        sealed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["open_time", b"open_time", "resolve_time", b"resolve_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "correlation_key", b"correlation_key", "decision_id", b"decision_id", "description", b"description", "duplicate_count", b"duplicate_count", "execution_id", b"execution_id", "firing", b"firing", "incident_id", b"incident_id", "labels", b"labels", "links", b"links", "open_time", b"open_time", "resolve_time", b"resolve_time", "resource", b"resource", "revision", b"revision", "rule_name", b"rule_name", "severity", b"severity", "signal_count", b"signal_count", "source", b"source", "started_rule_ids", b"started_rule_ids", "state", b"state", "state_detail", b"state_detail", "status", b"status", "targets", b"targets", "title", b"title", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "alert_count", b"alert_count", "correlation_key", b"correlation_key", "correlation_rule_id", b"correlation_rule_id", "decision_id", b"decision_id", "description", b"description", "duplicate_count", b"duplicate_count", "execution_id", b"execution_id", "firing", b"firing", "flapping", b"flapping", "incident_id", b"incident_id", "labels", b"labels", "links", b"links", "open_time", b"open_time", "resolve_time", b"resolve_time", "resource", b"resource", "revision", b"revision", "rule_name", b"rule_name", "sealed", b"sealed", "severity", b"severity", "signal_count", b"signal_count", "source", b"source", "started_rule_ids", b"started_rule_ids", "state", b"state", "state_detail", b"state_detail", "status", b"status", "targets", b"targets", "title", b"title", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

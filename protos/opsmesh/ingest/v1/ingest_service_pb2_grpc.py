@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2
+from opsmesh.ingest.v1 import letters_pb2 as opsmesh_dot_ingest_dot_v1_dot_letters__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -65,6 +66,16 @@ class IngestServiceStub:
                 request_serializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListDeadLettersRequest.SerializeToString,
                 response_deserializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListDeadLettersResponse.FromString,
                 _registered_method=True)
+        self.RedriveDeadLetters = channel.unary_unary(
+                '/opsmesh.ingest.v1.IngestService/RedriveDeadLetters',
+                request_serializer=opsmesh_dot_ingest_dot_v1_dot_letters__pb2.RedriveDeadLettersRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_ingest_dot_v1_dot_letters__pb2.RedriveDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.DiscardDeadLetters = channel.unary_unary(
+                '/opsmesh.ingest.v1.IngestService/DiscardDeadLetters',
+                request_serializer=opsmesh_dot_ingest_dot_v1_dot_letters__pb2.DiscardDeadLettersRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_ingest_dot_v1_dot_letters__pb2.DiscardDeadLettersResponse.FromString,
+                _registered_method=True)
 
 
 class IngestServiceServicer:
@@ -113,6 +124,20 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RedriveDeadLetters(self, request, context):
+        """Hand deliveries that were put aside in again: they are read anew, and those that can be understood now are accepted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardDeadLetters(self, request, context):
+        """Throw deliveries that were put aside away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IngestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +170,16 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.ListDeadLetters,
                     request_deserializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListDeadLettersRequest.FromString,
                     response_serializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'RedriveDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedriveDeadLetters,
+                    request_deserializer=opsmesh_dot_ingest_dot_v1_dot_letters__pb2.RedriveDeadLettersRequest.FromString,
+                    response_serializer=opsmesh_dot_ingest_dot_v1_dot_letters__pb2.RedriveDeadLettersResponse.SerializeToString,
+            ),
+            'DiscardDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardDeadLetters,
+                    request_deserializer=opsmesh_dot_ingest_dot_v1_dot_letters__pb2.DiscardDeadLettersRequest.FromString,
+                    response_serializer=opsmesh_dot_ingest_dot_v1_dot_letters__pb2.DiscardDeadLettersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +345,60 @@ class IngestService:
             '/opsmesh.ingest.v1.IngestService/ListDeadLetters',
             opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListDeadLettersRequest.SerializeToString,
             opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedriveDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.ingest.v1.IngestService/RedriveDeadLetters',
+            opsmesh_dot_ingest_dot_v1_dot_letters__pb2.RedriveDeadLettersRequest.SerializeToString,
+            opsmesh_dot_ingest_dot_v1_dot_letters__pb2.RedriveDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.ingest.v1.IngestService/DiscardDeadLetters',
+            opsmesh_dot_ingest_dot_v1_dot_letters__pb2.DiscardDeadLettersRequest.SerializeToString,
+            opsmesh_dot_ingest_dot_v1_dot_letters__pb2.DiscardDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ Durable intake, deduplication and incidents."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from opsmesh.ingest.v1 import ingest_service_pb2 as _ingest_service_pb2
+from opsmesh.ingest.v1 import letters_pb2 as _letters_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -45,6 +46,10 @@ class IngestServiceStub:
     """A person closes an incident."""
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListDeadLettersRequest, _ingest_service_pb2.ListDeadLettersResponse]
     """List deliveries that could not be understood or processed, newest first."""
+    RedriveDeadLetters: _grpc.UnaryUnaryMultiCallable[_letters_pb2.RedriveDeadLettersRequest, _letters_pb2.RedriveDeadLettersResponse]
+    """Hand deliveries that were put aside in again: they are read anew, and those that can be understood now are accepted."""
+    DiscardDeadLetters: _grpc.UnaryUnaryMultiCallable[_letters_pb2.DiscardDeadLettersRequest, _letters_pb2.DiscardDeadLettersResponse]
+    """Throw deliveries that were put aside away."""
 
 @_typing.type_check_only
 class IngestServiceAsyncStub(IngestServiceStub):
@@ -63,6 +68,10 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """A person closes an incident."""
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListDeadLettersRequest, _ingest_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """List deliveries that could not be understood or processed, newest first."""
+    RedriveDeadLetters: _aio.UnaryUnaryMultiCallable[_letters_pb2.RedriveDeadLettersRequest, _letters_pb2.RedriveDeadLettersResponse]  # type: ignore[assignment]
+    """Hand deliveries that were put aside in again: they are read anew, and those that can be understood now are accepted."""
+    DiscardDeadLetters: _aio.UnaryUnaryMultiCallable[_letters_pb2.DiscardDeadLettersRequest, _letters_pb2.DiscardDeadLettersResponse]  # type: ignore[assignment]
+    """Throw deliveries that were put aside away."""
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes signals and keeps incidents."""
@@ -114,5 +123,21 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.ListDeadLettersResponse, _abc.Awaitable[_ingest_service_pb2.ListDeadLettersResponse]]:
         """List deliveries that could not be understood or processed, newest first."""
+
+    @_abc_1.abstractmethod
+    def RedriveDeadLetters(
+        self,
+        request: _letters_pb2.RedriveDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_letters_pb2.RedriveDeadLettersResponse, _abc.Awaitable[_letters_pb2.RedriveDeadLettersResponse]]:
+        """Hand deliveries that were put aside in again: they are read anew, and those that can be understood now are accepted."""
+
+    @_abc_1.abstractmethod
+    def DiscardDeadLetters(
+        self,
+        request: _letters_pb2.DiscardDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_letters_pb2.DiscardDeadLettersResponse, _abc.Awaitable[_letters_pb2.DiscardDeadLettersResponse]]:
+        """Throw deliveries that were put aside away."""
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

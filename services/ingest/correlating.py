@@ -1,0 +1,45 @@
+"""deploy/correlation.yaml as the domain's rules."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from opsmesh.config.v1 import correlation_pb2
+from services.ingest.correlation import Correlation, Grouping, Rule, problems
+from services.mesh.config import load_yaml
+from services.mesh.errors import BootError
+
+FILE: Final = "correlation.yaml"
+
+
+def correlation_of(message: correlation_pb2.Correlation) -> Correlation:
+    """Return a file as rules."""
+    rules = [Rule(one.rule_id, tuple(one.by), dict(one.equals), _grouping(one.grouping)) for one in message.rules]
+    return Correlation(tuple(rules), _grouping(message.otherwise))
+
+
+def load_correlation(config: Path) -> Correlation:
+    """Read the rules of a configuration folder; none without a file. A BootError says what is wrong."""
+    path = config / FILE
+    if not path.exists():
+        return Correlation()
+    found = correlation_of(load_yaml(path, correlation_pb2.Correlation))
+    if wrong := problems(found.rules):
+        said = "; ".join(f"{where}: {description}" for where, description in wrong)
+        raise BootError(f"{path}: {said}. NEXT: opsmesh check")
+    return found
+
+
+def _grouping(message: correlation_pb2.Grouping) -> Grouping:
+    return Grouping(
+        debounce=_delta(message.debounce_duration) if message.HasField("debounce_duration") else None,
+        max_alerts=message.max_alerts,
+        max_age=_delta(message.max_age_duration),
+        reopen=_delta(message.reopen_duration),
+    )
+
+
+def _delta(duration: Duration) -> timedelta:
+    return timedelta(seconds=duration.seconds, microseconds=duration.nanos // 1000)
