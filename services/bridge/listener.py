@@ -56,6 +56,7 @@ class _Protocol(HttpToolsProtocol):
     """uvicorn's own, on a corked transport; it bounds headers, which uvicorn does not, and knows who is connected."""
 
     _header_bytes = 0
+    _in_head = False
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -67,14 +68,16 @@ class _Protocol(HttpToolsProtocol):
             self.app_state = self.app_state | {CERTIFICATE: certificate}
 
     def data_received(self, data: bytes) -> None:
-        """Read on, unless the headers are too large."""
-        # What is being read may be the head of a request; a body is counted by its reader.
-        if not self._refused:
-            super().data_received(data)
+        """Read on, unless the headers are too large; the parser tells of a header only when it has all of it."""
+        if self._refused:
+            return
+        super().data_received(data)
+        if self._in_head:
+            self._counted(len(data))
 
     def on_message_begin(self) -> None:
         """Begin to count."""
-        self._header_bytes = 0
+        self._header_bytes, self._in_head = 0, True
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -89,6 +92,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Go on, unless it was refused."""
+        self._in_head = False
         if not self._refused:
             super().on_headers_complete()
 
@@ -172,5 +176,5 @@ def tls_context(certificate: Path, key: Path, authorities: Iterable[bytes]) -> s
     context.load_cert_chain(certificate, key)
     for authority in authorities:
         context.load_verify_locations(cadata=authority)
-    context.verify_mode = ssl.CERT_OPTIONAL
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context

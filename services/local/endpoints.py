@@ -2,15 +2,18 @@
 
 import base64
 import json
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from opsmesh.config.v1 import sources_pb2
-from services.local.certs import PEOPLE
+from services.local.certs import PEOPLE, create_authority, issue
 from services.local.files import LocalError, ensure_secret, write_private
 from services.local.layout import LOOPBACK, SERVICES, Mesh, join
 from services.local.postgres import READER
 from services.local.programs import Stores
+from services.local.signing import HEADERS, proof_of
 from services.local.valkey import OBSERVER
 from services.mesh.config import ConfigError, load_yaml
 
@@ -32,28 +35,53 @@ def ensure_webhooks(mesh: Mesh) -> dict[str, dict[str, str]]:
 
 
 def _webhook(mesh: Mesh, source: sources_pb2.Source) -> dict[str, str]:
-    auth = source.WhichOneof("auth") or "none"
+    auth = (source.WhichOneof("auth") or "none").replace("_", "-")
     url = f"{mesh.bridge_url}/v1/webhooks/{source.source}"
     if auth == "none":
         return {"url": url, "auth": auth, "header": "", "secret_file": ""}
-    settings = getattr(source, auth)
+    settings = getattr(source, auth.replace("-", "_"))
     secret_file = mesh.webhook_secrets / (settings.secret_file or source.source)
+    if auth == "mtls":
+        url = f"{mesh.bridge_tls_url}/v1/webhooks/{source.source}"
+        return {"url": url, "auth": auth, "header": "", "secret_file": str(_ensure_client(secret_file, settings.names))}
     # sources may share a file, so what is there wins over what this kind would generate
-    ensure_secret(secret_file, prefix=f"{source.source}:" if auth == "basic" else "")
-    header = settings.header if auth == "header" else "Authorization"
-    return {"url": url, "auth": auth, "header": header, "secret_file": str(secret_file)}
+    if auth == "hmac-standard":
+        _ensure_standard(secret_file)
+    else:
+        ensure_secret(secret_file, prefix=f"{source.source}:" if auth in {"basic", "sns"} else "")
+    header = settings.header if auth in {"header", "hmac-grafana"} else ""
+    hook = {"url": url, "auth": auth, "header": header or HEADERS[auth], "secret_file": str(secret_file)}
+    if auth == "hmac-grafana" and settings.timestamp_header:
+        hook["timestamp_header"] = settings.timestamp_header
+    return hook
 
 
-def webhook_headers(hook: dict[str, str]) -> dict[str, str]:
+def _ensure_standard(file: Path) -> None:
+    """Generate a secret as Standard Webhooks spells it, the first time."""
+    if not file.exists() or not file.read_text().strip():
+        write_private(file, b"whsec_" + base64.b64encode(secrets.token_bytes(32)))
+
+
+def _ensure_client(file: Path, names: Sequence[str]) -> Path:
+    """Generate, the first time, a CA of the source's own and a certificate of it; return the file of the latter.
+
+    Where somebody put a CA there is no key of it here: whoever has a certificate of it may send.
+    """
+    client = file.with_name(f"{file.name}.client.pem")
+    if not file.exists():
+        authority = create_authority(f"opsmesh webhooks {file.name}")
+        leaf = issue(authority, [names[0] if names else f"urn:opsmesh:webhooks:{file.name}"])
+        write_private(client, leaf.certificate + leaf.key)
+        write_private(file, authority.pem)
+    return client
+
+
+def webhook_headers(hook: dict[str, str], body: bytes) -> dict[str, str]:
     """Return the headers with which a sender proves itself at HOOK, an entry of endpoints.json's `webhooks`."""
-    if hook["auth"] == "none":
+    if hook["auth"] in {"none", "mtls"}:
         return {}
     secret = Path(hook["secret_file"]).read_text(encoding="utf-8").splitlines()[0].strip()
-    if hook["auth"] == "bearer":
-        return {"Authorization": f"Bearer {secret}"}
-    if hook["auth"] == "basic":
-        return {"Authorization": "Basic " + base64.b64encode(secret.encode()).decode()}
-    return {hook["header"]: secret}
+    return proof_of(hook, secret, body)
 
 
 def describe(mesh: Mesh, webhooks: dict[str, dict[str, str]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from services.local.process import HOUSE
 from services.local.supervise import Instance
 
-# the order fixes the ports: gRPC at base+1..8, metrics at base+10..17
+# the order fixes the ports: gRPC at base+1..8, the bridge's TLS listener at base+9, metrics at base+10..17
 SERVICES = ("ingest", "router", "agents", "automation", "guardrails", "gateway", "audit", "bridge")
 DEFAULT_PORT_BASE = 7400
 DEFAULT_CONFIG = HOUSE / "deploy"
@@ -58,6 +58,11 @@ class Mesh:
         return f"http://{join(self.dial, self.http_port)}"
 
     @property
+    def bridge_tls_url(self) -> str:
+        """Return the URL of the bridge over TLS, where it looks at client certificates."""
+        return f"https://{join(self.dial, self.https_port)}"
+
+    @property
     def dial(self) -> str:
         """Return the address under which this machine reaches what listens on `listen`."""
         return LOOPBACK if self.listen in WILDCARDS else self.listen
@@ -91,6 +96,11 @@ class Mesh:
     def http_port(self) -> int:
         """Return the port of the bridge's webhook listener."""
         return self.port_base
+
+    @property
+    def https_port(self) -> int:
+        """Return the port of the bridge's webhook listener with TLS."""
+        return self.port_base + 9
 
     def grpc_port(self, service: str) -> int:
         """Return the port of SERVICE's API."""
@@ -127,6 +137,7 @@ class Mesh:
     def ports(self) -> Iterator[tuple[str, str, int]]:
         """Yield (what, address, port) for everything that will listen."""
         yield "bridge HTTP", self.listen, self.http_port
+        yield "bridge HTTPS", self.listen, self.https_port
         for name in SERVICES:
             yield f"{name} gRPC", self.listen, self.grpc_port(name)
             yield f"{name} metrics", LOOPBACK, self.metrics_port(name)

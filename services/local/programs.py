@@ -110,6 +110,10 @@ def _own(mesh: Mesh, name: str) -> dict[str, str]:
             "LOG_KEY_FILE": str(mesh.pki / "log.key"),
             "CHECKPOINT_FILE": str(mesh.state / "audit" / "checkpoints.jsonl"),
         },
-        "bridge": {"HTTP": join(mesh.listen, mesh.http_port), "SECRETS": str(mesh.webhook_secrets)},
+        "bridge": {
+            "HTTP": join(mesh.listen, mesh.http_port),
+            "HTTPS": join(mesh.listen, mesh.https_port),
+            "SECRETS": str(mesh.webhook_secrets),
+        },
     }
     return own.get(name, {})
