@@ -111,16 +111,18 @@ def test_bad_input_of_one_sender_breaks_no_parser(name: str, bad: str) -> None:
 )
 def test_hostile_bodies_cost_no_more_than_their_length(body: bytes) -> None:
     """A mebibyte built to be slow is answered in well under the time of a call."""
-    began = time.perf_counter()
     for name in EVERY:
+        began = time.perf_counter()
         check(name, body)
-    assert time.perf_counter() - began < 5
+        assert time.perf_counter() - began < 5, name
 
 
 @pytest.mark.parametrize("name", sorted(PARSERS))
 def test_real_payloads_are_understood(name: str) -> None:
     """What senders really sent, where that folder lies beside the repository: a signal with a key and known words."""
-    files = sorted((SHARED / name).glob("*.json")) if SHARED.is_dir() else []
+    found = sorted((SHARED / name).glob("*.json")) if SHARED.is_dir() else []
+    # `*.http.json` holds the headers of a request beside its body
+    files = [file for file in found if not file.name.endswith(".http.json")]
     if not files:
         pytest.skip(f"no real payloads beside the repository ({SHARED / name})")
     for file in files:
