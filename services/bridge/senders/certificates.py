@@ -12,7 +12,8 @@ from services.bridge.senders.proof import UnavailableError
 
 # The whole URL, so that no reading of its parts can differ: no port, user, query, fragment, escape or dot segment.
 URL = re.compile(
-    r"https://sns\.(?P<region>[a-z0-9-]{3,32})\.amazonaws\.com(?P<china>\.cn)?(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*\.pem",
+    r"https://sns\.(?P<region>[a-z0-9-]{3,32})\.amazonaws\.com(?P<china>\.cn)?"
+    r"(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*/[A-Za-z0-9_-][A-Za-z0-9_.-]*\.pem",
     re.ASCII,
 )
 TOPIC = re.compile(r"arn:aws(?P<china>-cn)?:sns:(?P<region>[a-z0-9-]{3,32}):[0-9]{12}:[A-Za-z0-9_.-]{1,256}", re.ASCII)
@@ -29,8 +30,10 @@ Fetch = Callable[[str], Awaitable[bytes]]
 
 def is_allowed(url: str, topic: str) -> bool:
     """Say whether a certificate for TOPIC may be asked for at this URL: SNS's own host in the topic's region."""
+    if len(url) > URL_MAX:
+        return False
     address, name = URL.fullmatch(url), TOPIC.fullmatch(topic)
-    if not address or not name or len(url) > URL_MAX:
+    if not address or not name:
         return False
     return address["region"] == name["region"] and bool(address["china"]) == bool(name["china"])
 
