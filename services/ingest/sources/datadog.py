@@ -26,7 +26,17 @@ from services.ingest.signal import (
     hashed,
     unreadable,
 )
-from services.ingest.sources.fields import each, firsts, key_of, labels_of, line_of, links_of, severity_of, tags_of
+from services.ingest.sources.fields import (
+    each,
+    firsts,
+    key_of,
+    labels_of,
+    line_of,
+    links_of,
+    severity_of,
+    story_of,
+    tags_of,
+)
 from services.ingest.sources.reading import Notes, bounded, read_json, text_of, time_of, word_of
 from services.ingest.words import SEVERITY_WORDS, read_severity
 
@@ -161,7 +171,9 @@ class _Words:
         for name in names:
             if name not in self._values:
                 continue
-            text = word_of(bounded(self._values[name], limit, name, self._notes), limit, name, self._notes).strip()
+            # what could become a key, a label or a link, or a text for people
+            read = word_of if limit <= URL_MAX + 1 else story_of
+            text = read(self._values[name], limit, name, self._notes).strip()
             if text in VARIABLES:
                 self._notes.add(f"{name} holds the name of a variable, not its value")
             elif text:

@@ -1,5 +1,6 @@
 """What parsers of single vendors share: objects within objects, names for severities, lists of tags, safe links."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -27,6 +28,9 @@ from services.ingest.words import read_severity
 SCHEMES: Final = ("http://", "https://")
 # A label has room for a list, not for a story.
 LIST_MAX: Final = 32
+ONLY_PLACEHOLDER: Final = re.compile(
+    r"\s*+(?:\$\{[^}]*\}|\$[A-Z_][A-Z0-9_]*+|\{[A-Z][A-Z0-9_.]*+\}|\{\{[^{}]*+\}\}|<no value>)\s*+"
+)
 
 Many = Callable[[Mapping[str, Any], str, Notes], ParsedSignal]
 
@@ -83,12 +87,18 @@ def key_of(value: Any, name: str, notes: Notes) -> str:
     return word_of(text.strip(), KEY_MAX, name, notes)
 
 
+def story_of(value: Any, limit: int, name: str, notes: Notes) -> str:
+    """Return a text for people; one that is nothing but an unrendered placeholder is absent, one in it may stay."""
+    text = bounded(value, limit, name, notes)
+    if ONLY_PLACEHOLDER.fullmatch(text):
+        notes.add(f"{name} holds an unrendered placeholder")
+        return ""
+    return text
+
+
 def line_of(value: Any, name: str, notes: Notes) -> str:
-    """Return a text as one line for a summary; empty when it is absent or an unrendered placeholder."""
-    text = text_of(value)
-    if len(text) > SUMMARY_MAX:
-        notes.add(f"{name} was cut to {SUMMARY_MAX} characters")
-    return " ".join(word_of(text[:SUMMARY_MAX], SUMMARY_MAX, name, notes).split())
+    """Return a text for people as one line for a summary."""
+    return " ".join(story_of(value, SUMMARY_MAX, name, notes).split())
 
 
 def severity_of(value: Any, name: str, notes: Notes, own: Mapping[str, Severity] | None = None) -> tuple[Severity, str]:
@@ -155,11 +165,11 @@ def firsts(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def text_in(value: Mapping[str, Any], names: Iterable[str], limit: int, notes: Notes) -> str:
-    """Return the first text under these names that is neither absent nor an unrendered placeholder."""
+    """Return the first text under these names that is there: a word if it is short, else a story."""
     for name in names:
         one = value.get(name)
-        if isinstance(one, str | int | float) and (
-            text := word_of(bounded(one, limit, name, notes), limit, name, notes)
-        ):
-            return text
+        if isinstance(one, str | int | float):
+            read = word_of if limit <= KEY_MAX else story_of
+            if text := read(one, limit, name, notes):
+                return text
     return ""

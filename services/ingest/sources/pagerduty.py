@@ -35,13 +35,14 @@ from services.ingest.sources.reading import Notes, bounded, read_json, text_of, 
 from services.ingest.words import read_status
 
 PING: Final = "pagey.ping"
+REOPENED: Final = "incident.reopened"
 SERVICE: Final = "service."
 # These say it themselves, whatever the incident has become by the time the event is sent.
 MOVES: Final[Mapping[str, Status]] = {
     "incident.triggered": Status.FIRING,
     "incident.acknowledged": Status.ACKNOWLEDGED,
     "incident.unacknowledged": Status.FIRING,
-    "incident.reopened": Status.FIRING,
+    REOPENED: Status.FIRING,
     "incident.resolved": Status.RESOLVED,
 }
 STATES: Final = frozenset({Status.FIRING, Status.ACKNOWLEDGED, Status.RESOLVED})
@@ -83,6 +84,7 @@ def _incident(
     occurred = time_of(event.get("occurred_at"), "event.occurred_at", notes)
     # Reopened, it burns anew: with its first beginning it would be taken for the fire that was put out.
     began = time_of(incident.get("reopened_at"), "event.data.reopened_at", notes)
+    began = began or (occurred if kind == REOPENED else None)
     began = began or time_of(incident.get("created_at"), "event.data.created_at", notes)
     resolved = time_of(incident.get("resolved_at"), "event.data.resolved_at", notes) or occurred
     labels = _labels(incident, notes)

@@ -139,6 +139,14 @@ def test_unrendered_variables_are_absent() -> None:
     assert (nothing.status, nothing.severity) == (Status.UNSPECIFIED, Severity.UNSPECIFIED)
 
 
+def test_a_text_for_people_may_hold_what_looks_unrendered() -> None:
+    """A stray placeholder in a story costs neither the story nor the link to the monitor in it."""
+    body = f"template {{{{ x }}}} failed, see {LINK} now"
+    signal = one(DEFAULT | {"body": body, "title": "[Triggered] {{ y }} is high"})
+    assert signal.dedup_key == "monitor|4711|host:web-1"
+    assert (signal.rule_name, signal.summary) == ("{{ y }} is high", "[Triggered] {{ y }} is high")
+
+
 def test_templates_with_objects_in_them() -> None:
     """What stands in `alert` and `event` counts; the title of an incident and the id of an org do not."""
     signal = one(

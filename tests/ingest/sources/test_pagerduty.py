@@ -89,6 +89,7 @@ def test_every_event_of_an_incident(kind: str, state: str | None, status: Status
 def test_a_reopened_incident_begins_anew() -> None:
     """With its first beginning it would be taken for what was resolved."""
     assert one(data=INCIDENT | {"reopened_at": "2026-03-01T11:00:00Z"}).start_time == 1772362800000000000
+    assert one("incident.reopened").start_time == one().event_time
 
 
 @pytest.mark.parametrize(
