@@ -85,7 +85,7 @@ def _alert(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
     essentials = object_of(data.get("essentials"))
     if essentials:
         return _common(data, essentials, f"{pointer}/data" if "data" in body else pointer, notes)
-    if context := object_of(data.get("context")):
+    if context := object_of(data.get("context")) or _log_search(data):
         notes.add("a classic schema: switch the common alert schema on in the action group")
         return _classic(data, context, pointer, notes)
     raise unreadable("data.essentials", "is required: switch the common alert schema on in the action group")
@@ -148,6 +148,8 @@ def _common(data: Mapping[str, Any], essentials: Mapping[str, Any], pointer: str
                 (Rel.SOURCE, essentials.get("investigationLink")),
                 *((Rel.GENERATOR, one.get("linkToFilteredSearchResultsUI")) for one in conditions),
                 *((Rel.GENERATOR, one.get("linkToSearchResultsUI")) for one in conditions),
+                (Rel.GENERATOR, context.get("LinkToFilteredSearchResultsUI")),
+                (Rel.GENERATOR, context.get("LinkToSearchResultsUI") or context.get("LinkToSearchResults")),
             ],
             notes,
         ),
@@ -190,15 +192,33 @@ def _resources(ids: list[Any], labels: Mapping[str, str]) -> list[dict[str, str]
     return found or [shared]
 
 
+def _log_search(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the classic schema of log searches as that of metrics; it tells of what was found, and never of an end."""
+    if "AlertRuleName" not in data:
+        return {}
+    return {
+        "name": data["AlertRuleName"],
+        "severity": text_of(data.get("Severity")).lower().removeprefix("sev"),
+        "timestamp": data.get("SearchIntervalEndtimeUtc"),
+        "description": data.get("Description") or data.get("SearchQuery"),
+        "portalLink": data.get("LinkToFilteredSearchResultsUI") or data.get("LinkToSearchResults"),
+        "activityLog": {"correlationId": data.get("WorkspaceId") or data.get("SubscriptionId")},
+        "status": "Activated",
+    }
+
+
 def _classic(data: Mapping[str, Any], context: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
     """Read an alert of the classic schema for metrics, which has no id of its own: the rule on its resource."""
     log = object_of(context.get("activityLog"))
     target = text_of(context.get("resourceId") or log.get("resourceId")).lower()
-    rule = text_of(context.get("id") or log.get("correlationId") or context.get("name")).lower()
-    key = key_of("|".join(one for one in (rule, target) if one), "context.id", notes)
+    rule = text_of(context.get("id") or log.get("correlationId")).lower()
+    named = text_of(context.get("name"))
+    key = key_of(
+        "|".join(one for one in (rule, "" if context.get("id") else named, target) if one), "context.id", notes
+    )
     if not key:
         raise unreadable("data.context.id", "is required: without it the alert has no identity")
-    status_raw = word_of(data.get("status"), RAW_MAX, "data.status", notes)
+    status_raw = word_of(data.get("status") or context.get("status"), RAW_MAX, "status", notes)
     status = CLASSIC.get(status_raw.lower()) or read_status(status_raw)
     if log and status is Status.FIRING:
         # An entry of the activity log is never resolved.
