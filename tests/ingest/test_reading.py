@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +14,8 @@ from services.ingest.signal import DeliveryFacts, Unreadable
 from services.ingest.sources import PARSERS, chat
 from services.mesh import policy
 from tests.bridge.bad import BAD
-from tests.ingest.house import ROOT, delivery
+from tests.ingest.house import delivery
 
-SHARED = ROOT.parent / "shared" / "payloads"
 WORDS = st.sampled_from(
     [
         "alerts",
@@ -117,38 +115,8 @@ def test_hostile_bodies_cost_no_more_than_their_length(body: bytes) -> None:
         assert time.perf_counter() - began < 5, name
 
 
-@pytest.mark.parametrize("name", sorted(PARSERS))
-def test_real_payloads_are_understood(name: str) -> None:
-    """What senders really sent, where that folder lies beside the repository: a signal with a key and known words."""
-    found = sorted((SHARED / name).glob("*.json")) if SHARED.is_dir() else []
-    # `*.http.json` holds the headers of a request beside its body
-    files = [file for file in found if not file.name.endswith(".http.json")]
-    if not files:
-        pytest.skip(f"no real payloads beside the repository ({SHARED / name})")
-    for file in files:
-        entry = check(name, file.read_bytes())
-        assert not entry.errors, file
-        assert all(one.dedup_key and one.summary for one in entry.signals), file
-        if name != "generic":
-            assert all(one.status for one in entry.signals), file
-
-
-def test_real_payloads_of_other_senders_break_nothing() -> None:
-    """What one sender really sent, posted to another's door: signals or Unreadable."""
-    if not SHARED.is_dir():
-        pytest.skip(f"no real payloads beside the repository ({SHARED})")
-    for file in sorted(SHARED.glob("*/*.json")):
-        for name in PARSERS:
-            check(name, file.read_bytes())
-
-
 def test_unreadable_is_bounded() -> None:
     """A thousand broken alerts are told with at most 64 errors."""
     with pytest.raises(Unreadable) as caught:
         PARSERS["alertmanager"](json.dumps({"alerts": [1] * 1000}).encode(), DeliveryFacts("alertmanager"))
     assert len(caught.value.errors) == 64
-
-
-def test_the_folder_is_not_ours() -> None:
-    """No payload of that folder is part of the repository."""
-    assert not (Path(__file__).parent / "payloads").exists()
