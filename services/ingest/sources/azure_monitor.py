@@ -178,7 +178,10 @@ def _annotations(
 
 def _resources(ids: list[Any], labels: Mapping[str, str]) -> list[dict[str, str]]:
     """Return the attributes of each resource that an alert is about; at least one."""
-    shared = resource_of(labels) | {"cloud.provider": "azure"}
+    # A dimension called Instance is a disk or a part of a scale set, Computer is what a log search calls a host.
+    named = {name: value for name, value in labels.items() if name != "instance"}
+    shared = resource_of({**named, **({HOST: labels["computer"]} if "computer" in labels else {})})
+    shared |= {"cloud.provider": "azure"}
     found = []
     for one in ids[:RESOURCES_MAX]:
         resource_id = text_of(one).strip().lower()
