@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
+from structlog.testing import capture_logs
 
 from services.bridge.senders import certificates
 from services.bridge.senders.certificates import Certificates, is_allowed
@@ -342,3 +343,14 @@ async def test_sns_is_asked_for_its_password(answers: tuple[httpx.AsyncClient, s
     second = await http.post(url, content=json.dumps(stale), headers=BASIC)
     assert (second.status_code, second.content) == (401, first.content)
     assert len(first.content) < 64
+
+
+async def test_a_subscription_is_confirmed_by_a_person(host: Host) -> None:
+    """What is to be run is logged, and only for an authentic confirmation of a topic on the list."""
+    with capture_logs() as logs:
+        await prove(host, message("SubscriptionConfirmation") | {"Token": "forged"})
+        await prove(host, message("SubscriptionConfirmation", TopicArn=TOPIC + "2"))
+        assert not [one for one in logs if "confirm" in str(one.get("next"))]
+        await prove(host, message("SubscriptionConfirmation", Token="t; rm"))
+    assert f"--topic-arn {TOPIC} --token 't; rm'" in logs[-1]["next"]
+    assert set(host.asked) == {URL}

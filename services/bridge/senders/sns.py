@@ -1,13 +1,14 @@
 """Amazon SNS: HTTP basic out of the subscription's URL, then the signature over the envelope.
 
 Without the password no certificate is looked for, so no stranger's request makes us connect anywhere. A confirmation
-of a subscription is authenticated like every message and kept for the operator; its SubscribeURL is never opened.
+of a subscription is authenticated like every message and told to the operator; its SubscribeURL is never opened.
 """
 
 import base64
 import binascii
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -130,11 +131,18 @@ class Sns:
         if not is_signed(certificate, signature, text, version, knock.now):
             return None
         if envelope["Type"] in CONFIRMATIONS:
-            # A person does it: what opens a tap should not be done by what flows out of it.
-            log.warning(
-                "SNS asks for a confirmation",
-                type=envelope["Type"],
-                topic=topic,
-                next="aws sns confirm-subscription with the token of the stored signal",
-            )
+            _tell(envelope)
         return Proof(fingerprint(topic.encode(), b"\0", envelope["MessageId"].encode()))
+
+
+def _tell(envelope: dict[str, str]) -> None:
+    """Tell the operator what to do: what opens a tap should not be done by what flows out of it.
+
+    The token may be told: all it can do is to have a topic that is wanted sent to this address.
+    """
+    topic = envelope["TopicArn"]
+    confirm = f"aws sns confirm-subscription --authenticate-on-unsubscribe true --topic-arn {topic} --token "
+    if envelope["Type"] == "SubscriptionConfirmation":
+        log.warning("a topic waits for its confirmation", topic=topic, next=confirm + shlex.quote(envelope["Token"]))
+    else:
+        log.warning("a topic sends here no longer", topic=topic, next="subscribe it again, if that is not wanted")
