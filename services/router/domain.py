@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 MAX_AGE: Final = timedelta(hours=1)
+MAX_PER_HOUR: Final = 3
 REASON_MAX: Final = 1024
 CHAT: Final = "chat"
 
@@ -94,6 +95,7 @@ class Rule:
     playbook_id: str = ""
     text: str = ""
     max_age: timedelta = MAX_AGE
+    max_per_hour: int = MAX_PER_HOUR
 
     @property
     def order(self) -> tuple[int, str]:
@@ -116,6 +118,7 @@ class Snapshot:
     readable: bool = True
     open_time: datetime | None = None
     target_ids: tuple[str, ...] = ()
+    correlation_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ class History:
 
     `started` are rules that started a playbook, or asked a person and got the answer. `killed` says that people stopped
     what the newest of them had started, `escalated` is the run that it started and that handed over to a person.
+    `starts` says how often each playbook was started within the last hour, for it or for others of its correlation key.
     """
 
     started: frozenset[str] = frozenset()
@@ -140,6 +144,7 @@ class History:
     failed: Failed | None = None
     killed: bool = False
     escalated: str = ""
+    starts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +286,7 @@ def decide(snapshot: Snapshot, rules: Rules, history: History, now: datetime, wi
         return wish or _await("no confirmed wish of a conversation stands behind it", rules.version, for_people=True)
     rule = rules.first(snapshot.facts, history.started)
     if rule:
-        return _apply(rule, snapshot, rules.version, now)
+        return _capped(_apply(rule, snapshot, rules.version, now), rule, history)
     return _unknown(rules.version, history)
 
 
@@ -352,6 +357,25 @@ def _apply(rule: Rule, snapshot: Snapshot, version: int, now: datetime) -> Verdi
         rule_id=rule.rule_id,
         rule_set_version=version,
         playbook_id=rule.playbook_id,
+        max_age=rule.max_age,
+    )
+
+
+def _capped(made: Verdict, rule: Rule, history: History) -> Verdict:
+    """Return what a rule says, but a question to people once its playbook was started too often for this."""
+    times = history.starts.get(rule.playbook_id, 0)
+    if made.state is State.CLOSED or made.outcome is not Outcome.TRIGGER_AUTOMATION or times < rule.max_per_hour:
+        return made
+    reason = (
+        f"rule {rule.rule_id} matches, but {rule.playbook_id} was started {times} times within an hour for the same "
+        f"trouble, and its max_per_hour is {rule.max_per_hour}: it does not help, a person must look"
+    )
+    return Verdict(
+        State.DECIDED,
+        shorten(reason),
+        Outcome.ASK_HUMAN,
+        rule_id=rule.rule_id,
+        rule_set_version=made.rule_set_version,
         max_age=rule.max_age,
     )
 

@@ -74,6 +74,7 @@ def snapshot_of(incident: ingest_service_pb2.Incident) -> domain.Snapshot:
         readable=incident.status != signal_pb2.Signal.STATUS_UNSPECIFIED,
         open_time=_time_of(incident.open_time) if incident.HasField("open_time") else None,
         target_ids=tuple(one.target_id for one in incident.targets if one.in_inventory),
+        correlation_key=incident.correlation_key,
     )
 
 
@@ -113,6 +114,7 @@ def _rule_of(rule: rules_pb2.Rule) -> domain.Rule:
         text=text,
         max_age=timedelta(seconds=rule.max_age_duration.seconds, microseconds=rule.max_age_duration.nanos // 1000)
         or domain.MAX_AGE,
+        max_per_hour=rule.max_per_hour or domain.MAX_PER_HOUR,
     )
 
 

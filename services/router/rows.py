@@ -39,6 +39,7 @@ MADE: Final = (
     ("conversation_id", "text"),
     ("model_outcome", "bytea"),
     ("question", "bytea"),
+    ("correlation_key", "text"),
 )
 # No id of a target has a line end.
 SEPARATOR: Final = "\n"
@@ -69,6 +70,7 @@ def new_columns(new: Iterable[tuple[Snapshot, Verdict]]) -> list[list[Any]]:
             verdict.order.conversation_id,
             verdict.model_outcome,
             verdict.question,
+            snapshot.correlation_key,
         )
         for snapshot, verdict in new
     ]

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from opsmesh.audit.v1 import audit_service_pb2
 from services.mesh.postgres import Connection, Pool
 from services.router import domain, records
+from services.router.caps import Starts
 from services.router.domain import Decision, History, Snapshot, Stage, State, Verdict
 from services.router.rows import COLUMNS, MADE, decision_of, history_of, new_columns, work_of
 from services.router.work import Made, Step, Work
@@ -187,11 +188,13 @@ class PostgresDecisionStore:
             await connection.execute(LOCK, incidents)
             known = [decision_of(row) for row in await connection.fetch(HISTORY, incidents)]
             found = {(one.incident_id, one.revision): one for one in known}
-            new = {
-                (snapshot.incident_id, snapshot.revision): (snapshot, judge(snapshot, history_of(known, snapshot)))
-                for snapshot in snapshots
-                if (snapshot.incident_id, snapshot.revision) not in found
-            }
+            undecided = [one for one in snapshots if (one.incident_id, one.revision) not in found]
+            starts = await Starts.load(connection, undecided)
+            new: dict[tuple[uuid.UUID, int], tuple[Snapshot, Verdict]] = {}
+            for snapshot in undecided:
+                history = starts.beside(history_of(known, snapshot), snapshot)
+                key = (snapshot.incident_id, snapshot.revision)
+                new[key] = (snapshot, starts.note(snapshot, judge(snapshot, history)))
             if new:
                 await connection.execute(SUPERSEDE, [key[0] for key in new], [key[1] for key in new])
                 rows = await connection.fetch(INSERT, *new_columns(new.values()), traceparent)
