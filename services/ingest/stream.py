@@ -35,6 +35,7 @@ PENDING_BYTES_MAX: Final = 48 * 1024 * 1024
 CONSUMER_IDLE_SECONDS: Final = 3600
 ABSENT: Final = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
 STORE: Final = "Valkey"
+UNKNOWN: Final = "not told (the user lacks +config|get)"
 log = structlog.get_logger("opsmesh.stream")
 
 
@@ -125,17 +126,21 @@ class Appender:
         try:
             found = await self._client.config_get("append*")
             found |= await self._client.config_get("maxmemory-policy")
-        except NoPermissionError:
-            log.warning("the durability of the stream cannot be checked: the user lacks +config|get")
+        except (NoPermissionError, ResponseError) as error:
+            # A store that does not say how it keeps things gets no benefit of the doubt.
+            log.warning("the durability of the stream cannot be checked", error=repr(error))
             found = {}
         wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
         wrong = [
-            f"{name} is {found[name]}, not {value}" for name, value in wanted.items() if found.get(name, value) != value
+            f"{name} is {found.get(name, UNKNOWN)}, not {value}"
+            for name, value in wanted.items()
+            if found.get(name) != value
         ]
         if wrong and not self._settings.redis_lossy:
             raise BootError(
                 f"the store at OPSMESH_REDIS_URL may lose acknowledged signals: {'; '.join(wrong)}. "
-                "NEXT: configure it so, or accept the loss with OPSMESH_REDIS_LOSSY=true"
+                "NEXT: configure it so (and give the URL's user +config|get), or accept the loss, for development, "
+                "with OPSMESH_REDIS_LOSSY=true"
             )
         self._checked = True
 

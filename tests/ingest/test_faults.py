@@ -161,6 +161,23 @@ async def test_a_lossy_store_is_refused_unless_accepted(machine: Machine, tmp_pa
     await machine.start("valkey")
 
 
+async def test_a_store_that_does_not_tell_how_it_keeps_things_is_refused(machine: Machine, tmp_path: Path) -> None:
+    """Without the right to ask, the start is refused, too, and says what is missing; it can be accepted."""
+    users = machine.valkey.directory / "users.acl"
+    await machine.stop("valkey")
+    program = vk.program(machine.valkey)
+    users.write_text(users.read_text().replace("+config|get", ""))
+    async with stores.running(program, machine.folder):
+        await vk.wait_ready(machine.valkey)
+        settings = settings_for(tmp_path, machine.valkey, None)
+        client = stream.connect(settings)
+        with pytest.raises(BootError, match=r"appendfsync is not told \(the user lacks \+config\|get\), not always"):
+            await stream.Appender(client, settings).check()
+        await stream.Appender(client, settings_for(tmp_path, machine.valkey, None, redis_lossy=True)).check()
+        await client.aclose()
+    await machine.start("valkey")
+
+
 def lossy(machine: Machine) -> Program:
     """Return the server with a configuration that loses what it acknowledged."""
     program = vk.program(machine.valkey)
