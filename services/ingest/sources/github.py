@@ -86,7 +86,7 @@ def _unformed(body: bytes, facts: DeliveryFacts) -> bytes:
 def _guessed(value: Mapping[str, Any], notes: Notes) -> str:
     """Return the event that a body shows."""
     event = next((event for key, event in SHAPES.items() if key in value), "")
-    if not event and not ("repository" in value or "organization" in value):
+    if not any(isinstance(value.get(name), Mapping) for name in ("repository", "organization", "hook")):
         raise unreadable("", "is no event of GitHub: it names neither repository nor organization")
     notes.add(f"no {EVENT_HEADER} header: the body looks like {event or 'an event we have no use for'}")
     return event

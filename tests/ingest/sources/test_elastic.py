@@ -1,0 +1,170 @@
+"""Kibana's rules, by the documentation of action variables and of alerts as data; Watcher; ElastAlert."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from services.ingest.signal import DeliveryFacts, Rel, Severity, Status, Unreadable
+from services.ingest.sources.elastic import group_status, parse
+from tests.ingest.sources.mutants import check, mutants
+
+RULE: dict[str, Any] = {
+    "rule": {"id": "r-1", "name": "CPU of shop", "tags": ["team:shop", "urgent"], "url": "https://kb.example.org/r/1"},
+    "alert": {"id": "host-a", "uuid": "u-1", "actionGroup": "metrics.threshold.fired"},
+    "date": "2026-03-01T10:00:00.000Z",
+    "context": {
+        "reason": "CPU is 97 %",
+        "alertDetailsUrl": "https://kb.example.org/a/u-1",
+        "host": {"name": "web-1"},
+        "value": 97.5,
+    },
+    "kibanaBaseUrl": "",
+}
+DOCUMENT = {
+    "kibana.alert.uuid": "u-2",
+    "kibana.alert.status": "active",
+    "kibana.alert.workflow_status": "open",
+    "kibana.alert.severity": "high",
+    "kibana.alert.start": "2026-03-01T09:00:00.000Z",
+    "kibana.alert.rule.uuid": "r-2",
+    "kibana.alert.rule.name": "A process that should not be",
+    "kibana.alert.reason": "process evil.exe on web-1",
+    "kibana.alert": {"risk_score": 73},
+    "@timestamp": "2026-03-01T10:00:00.000Z",
+    "host": {"name": "web-1"},
+    "service.name": "shop",
+    "tags": ["a", "b"],
+}
+WATCH = {"watch_id": "errors", "ctx": {"execution_time": "2026-03-01T10:00:00.000Z"}, "message": "17 errors"}
+
+
+def read(body: Any) -> Any:
+    """Parse a body with one alert."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    (signal,) = parse(raw, DeliveryFacts("elastic"))
+    return signal
+
+
+def rule(**alert: Any) -> Any:
+    """Parse the connector's body with its alert changed so."""
+    return read(RULE | {"alert": {**RULE["alert"], **alert}})
+
+
+def test_a_connectors_own_json() -> None:
+    """What the documentation asks for, nested."""
+    signal = read(RULE)
+    assert (signal.dedup_key, signal.status, signal.rule_name) == ("u-1", Status.FIRING, "CPU of shop")
+    assert (signal.summary, signal.group_key) == ("CPU is 97 %", "r-1")
+    assert [key.key for key in signal.targets] == ["host:web-1"]
+    assert (signal.labels["team"], signal.annotations["context.value"]) == ("shop", "97.5")
+    assert [link.rel for link in signal.links] == [Rel.SOURCE, Rel.GENERATOR]
+    assert signal.event_time == 1772359200 * 10**9
+
+
+def test_names_with_dots_say_the_same() -> None:
+    """Flat, nested, or both mixed."""
+    flat = {"rule.id": "r-1", "alert.uuid": "u-1", "alert": {"actionGroup": "recovered"}, "rule": {"name": "x"}}
+    signal = read(flat)
+    assert (signal.dedup_key, signal.status, signal.rule_name) == ("u-1", Status.RESOLVED, "x")
+
+
+def test_without_a_uuid_rule_and_alert_are_the_key() -> None:
+    """It stays from firing to recovered, and differs for another host."""
+    fired, over = rule(uuid=None), rule(uuid="{{alert.uuid}}", actionGroup="recovered")
+    assert fired.dedup_key == over.dedup_key == "r-1|host-a"
+    assert over.status is Status.RESOLVED
+    assert rule(uuid="", id="host-b").dedup_key != fired.dedup_key
+
+
+@pytest.mark.parametrize(
+    ("group", "status"),
+    [
+        ("recovered", Status.RESOLVED),
+        ("default", Status.FIRING),
+        ("query matched", Status.FIRING),
+        ("metrics.threshold.warning", Status.FIRING),
+        ("metrics.threshold.nodata", Status.NO_DATA),
+        ("slo.burnRate.high", Status.FIRING),
+        ("xpack.uptime.alerts.actionGroups.monitorStatus", Status.FIRING),
+        ("untracked", Status.SUPPRESSED),
+        ("frobnicated", Status.UNSPECIFIED),
+        ("", Status.UNSPECIFIED),
+    ],
+)
+def test_action_groups(group: str, status: Status) -> None:
+    """Those of Kibana's rule types are known; no other is taken for firing."""
+    assert group_status(group) is status
+    assert rule(actionGroup=group).status is status
+
+
+def test_the_group_for_warnings_is_a_severity() -> None:
+    """Else nothing is assumed."""
+    assert rule(actionGroup="metrics.threshold.warning").severity is Severity.WARNING
+    assert read(RULE).severity is Severity.UNSPECIFIED
+
+
+def test_an_alert_document() -> None:
+    """As `context.alerts` has it: dotted names beside ECS objects."""
+    signal = read(DOCUMENT)
+    assert (signal.dedup_key, signal.status, signal.severity) == ("u-2", Status.FIRING, Severity.ERROR)
+    assert signal.start_time == 1772355600 * 10**9
+    assert [key.key for key in signal.targets] == ["svc:shop", "host:web-1"]
+    assert signal.annotations["kibana.alert.risk_score"] == "73"
+
+
+def test_what_people_did_with_a_document_counts() -> None:
+    """Acknowledged or closed by somebody, whatever the rule says."""
+    assert read(DOCUMENT | {"kibana.alert.workflow_status": "acknowledged"}).status is Status.ACKNOWLEDGED
+    closed = read(DOCUMENT | {"kibana.alert.workflow_status": "closed", "kibana.alert.end": "2026-03-01T11:00:00Z"})
+    assert (closed.status, closed.end_time) == (Status.RESOLVED, 1772362800 * 10**9)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [DOCUMENT, RULE],
+        {"context": {"alerts": [DOCUMENT, DOCUMENT]}},
+        {"alerts": {"new": {"count": 2, "data": [DOCUMENT, RULE]}}},
+        {"hits": {"hits": [{"_source": DOCUMENT}, {"_source": DOCUMENT}]}},
+    ],
+)
+def test_a_summary_is_several(body: Any) -> None:
+    """Every alert of it is a signal."""
+    assert len(parse(json.dumps(body).encode(), DeliveryFacts("elastic"))) == 2
+
+
+def test_a_watch_is_an_occurrence() -> None:
+    """Watcher acts when its condition is met and never says that it no longer is."""
+    signal = read(WATCH)
+    assert (signal.status, signal.dedup_key, signal.description) == (Status.OCCURRENCE, "errors", "17 errors")
+    assert signal.event_time == 1772359200 * 10**9
+
+
+def test_objects_in_quotation_marks_are_read() -> None:
+    """What a template with toJson between quotation marks makes of it."""
+    signal = read(b'{"watch_id": "errors", "ctx": "{"execution_time": "2026-03-01T10:00:00Z"}"}')
+    assert signal.event_time == 1772359200 * 10**9
+    assert "objects between quotation marks were read as objects" in signal.warnings
+
+
+def test_another_shape_is_read_by_the_usual_names() -> None:
+    """ElastAlert's is the operator's own: nothing is assumed, and that is said."""
+    signal = read({"Id": "7", "Title": "errors", "event_type": "create"})
+    assert (signal.dedup_key, signal.status, signal.summary) == ("7", Status.UNSPECIFIED, "errors")
+    assert signal.warnings[0].startswith("neither an alert of Kibana")
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"7", b'{"a":"{{{x}}}', b"<x/>"])
+def test_what_says_nothing_is_unreadable(body: bytes) -> None:
+    """It is refused."""
+    with pytest.raises(Unreadable):
+        parse(body, DeliveryFacts("elastic"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=mutants([RULE, DOCUMENT, WATCH, [DOCUMENT, RULE], {"context": {"alerts": [DOCUMENT]}}]))
+def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:
+    """Whatever is left of a good alert, the answer is bounded and soon."""
+    check("elastic", body)
