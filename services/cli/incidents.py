@@ -22,7 +22,7 @@ COLUMNS: list[Column] = [
     ("state", "state"),
     ("age", lambda one: duration(one.age_seconds)),
     ("severity", "severity"),
-    ("signals", lambda one: f"{one.signal_count} ({one.duplicate_count} dup)"),
+    ("signals", lambda one: f"{one.signal_count} ({one.duplicate_count} dup{', flapping' if one.flapping else ''})"),
     ("target", lambda one: one.targets[0].target_id if one.targets else ""),
     ("title", "title"),
 ]
@@ -32,6 +32,8 @@ SHEET: list[Column] = [
     ("revision", "revision"),
     ("source", "source"),
     ("rule of sender", "rule_name"),
+    ("alerts", lambda one: f"{one.alert_count}{', full: the next opens another' if one.sealed else ''}"),
+    ("joined by", lambda one: f"{one.correlation_key} ({one.correlation_rule_id or 'no rule'})"),
     ("in inventory", lambda one: ", ".join(t.target_id for t in one.targets if t.in_inventory) or "no target"),
     ("decision", "decision_id"),
     ("execution", "execution_id"),
