@@ -39,11 +39,14 @@ sources:
     parser: alertmanager
     bearer: {secret_file: alertmanager}
     malformed_answer: MALFORMED_ANSWER_ACCEPT
+  - source: signed
+    parser: alertmanager
+    hmac_github: {secret_file: alertmanager}
 """
 SECRETS = {"alertmanager": "old-secret\nnew-secret\n", "grafana": "grafana:pass:word\n", "headed": "s3cret\n"}
 BEARER = {"Authorization": "Bearer new-secret"}
 BASIC = {"Authorization": "Basic " + base64.b64encode(b"grafana:pass:word").decode()}
-PARSER_OF = {"headed": "generic", "open": "generic", "patient": "alertmanager"}
+PARSER_OF = {"headed": "generic", "open": "generic", "patient": "alertmanager", "signed": "alertmanager"}
 
 
 def unavailable(code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> grpc.aio.AioRpcError:
@@ -105,14 +108,16 @@ def write_config(folder: Path, sources: str = SOURCES, secrets: Mapping[str, str
 
 @asynccontextmanager
 async def running(
-    folder: Path, ingest: Ingest, *, items_max: int = 4096, bytes_max: int = 64 << 20
+    folder: Path, ingest: Ingest, *, items_max: int = 4096, bytes_max: int = 64 << 20, per_minute: int = 0
 ) -> AsyncIterator[Bridge]:
     """Run a bridge whose configuration is in the folder."""
     address = f"127.0.0.1:{free_port()}"
     doors = load_doors(folder, folder)
     async with httpx.AsyncClient(timeout=20, limits=httpx.Limits(max_connections=300)) as http:
         bridge = Bridge(f"http://{address}", http, ingest)
-        app = build(doors, Batches(ingest, items_max, bytes_max), lambda: bridge.readiness)
+        sources = load_yaml(folder / "sources.yaml", sources_pb2.Sources).sources
+        limits = Limits(sources, per_minute, time.monotonic)
+        app = build(doors, Batches(ingest, items_max, bytes_max), lambda: bridge.readiness, limits)
         listener, stop = Listener(app, address), asyncio.Event()
         task = asyncio.create_task(listener.run(stop))
         try:

@@ -15,9 +15,11 @@ from services.bridge.app import build
 from services.bridge.batches import Batches
 from services.bridge.health import Readiness
 from services.bridge.listener import Listener, tls_context
+from services.bridge.main import _over_tls
 from services.bridge.senders.doors import load_doors
 from services.bridge.senders.mtls import Mtls, read_authorities
 from services.bridge.senders.proof import Knock
+from services.bridge.settings import BridgeSettings
 from services.local.certs import Authority, Leaf, create_authority, issue
 from services.local.files import free_port
 from services.mesh.errors import BootError
@@ -127,6 +129,20 @@ async def test_a_connection_may_outlast_its_certificate() -> None:
     assert not await _opens(STRANGER, issue(TWO, []).certificate, now)
     assert not await _opens(ONE, b"rubbish", now)
     assert not await _opens(ONE, b"", now)
+
+
+def test_certificates_need_the_tls_listener(config: Path) -> None:
+    """A source of client certificates without a listener that asks for them refuses the boot."""
+    doors = load_doors(config, config)
+    without = BridgeSettings.model_construct(https="")
+    app = build(doors, Batches(MemoryIngest(), 100, 1 << 20), lambda: Readiness(ready=True, degraded=()))
+    with pytest.raises(BootError, match="set OPSMESH_HTTPS"):
+        _over_tls(app, doors, without)
+    assert _over_tls(app, {"alertmanager": doors["alertmanager"]}, without) == []
+    bare = BridgeSettings.model_construct(
+        https="127.0.0.1:1", tls_cert=config / "bridge.pem", tls_key=config / "bridge.key"
+    )
+    assert len(_over_tls(app, {"alertmanager": doors["alertmanager"]}, bare)) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from services.local import certs
 from services.local import postgres as pg
 from services.local.files import free_port
 from services.local.process import Program
+from services.local.signing import proof_of
 from tests import stores
 from tests.bridge.bad import BAD
 from tests.bridge.house import BASIC, BEARER, write_config
@@ -133,6 +134,41 @@ async def test_a_webhook_ends_as_an_incident(mesh: Mesh) -> None:
     await eventually(all_there)
     incidents = await rows(mesh, "SELECT state, signal_count, duplicate_count FROM ingest.incidents")
     assert [tuple(row) for row in incidents] == [("OPEN", 3, 2)]
+
+
+async def test_a_replay_at_another_bridge_has_no_second_effect(mesh: Mesh) -> None:
+    """A signed request twice, then to a replica that remembers nothing: one answer, one row, one signal."""
+    hook = {"auth": "hmac-github", "header": "X-Hub-Signature-256"}
+    body, port = notification(alert("Signed")), free_port()
+    other = mesh.program(
+        "bridge", HTTP=f"127.0.0.1:{port}", LISTEN=f"127.0.0.1:{free_port()}", SECRETS=str(mesh.config)
+    )
+
+    async def send(body: bytes, secret: str, at: str = "") -> httpx.Response:
+        return await mesh.http.post(f"{at}/v1/webhooks/signed", content=body, headers=proof_of(hook, secret, body))
+
+    answers = [await send(body, "new-secret"), await send(body, "old-secret")]
+    async with stores.running(other, mesh.folder):
+
+        async def taken() -> bool:
+            try:
+                answer = await send(body, "new-secret", f"http://127.0.0.1:{port}")
+            except httpx.TransportError:
+                return False
+            if answer.status_code == 202:
+                answers.append(answer)
+            return answer.status_code == 202
+
+        await eventually(taken)
+    # What is accepted later gets its row later: when it is there, what came before was looked at.
+    assert (await send(body + b"\n", "new-secret")).status_code == 202
+    more = "SELECT signal_count FROM ingest.incidents WHERE title LIKE 'Signed%' AND signal_count > 1"
+    await eventually(lambda: rows(mesh, more))
+    assert [one.status_code for one in answers] == [202] * 3
+    assert len({one.content for one in answers}) == 1
+    assert [row["signal_count"] for row in await rows(mesh, more)] == [2]
+    kept = await rows(mesh, "SELECT authenticity, verified FROM ingest.deliveries WHERE source = 'signed'")
+    assert [tuple(row) for row in kept] == [("HMAC", True)] * 2
 
 
 @pytest.mark.parametrize("name", sorted(BAD))
