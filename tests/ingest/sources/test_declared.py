@@ -18,7 +18,7 @@ from services.ingest.signal import DeliveryFacts, Rel, Severity, Status, Unreada
 from services.ingest.sources.declared import path_of
 from services.mesh import policy
 from services.mesh.errors import BootError
-from tests.ingest.house import delivery
+from tests.ingest.house import ROOT, delivery
 from tests.ingest.sources.mutants import SECONDS_MAX, mutants
 
 FACTS = DeliveryFacts("billing")
@@ -191,6 +191,19 @@ def test_a_bad_mapping_is_a_boot_error(tmp_path: Path) -> None:
         parsers_of(tmp_path)
     (tmp_path / "sources.yaml").write_text(text.replace("X/Y", "Asia/Tokyo"))
     assert parsers_of(tmp_path)["billing"](b'{"id": "i-1"}', FACTS)[0].dedup_key == "i-1"
+
+
+def test_the_example_in_sources_yaml_is_good(tmp_path: Path) -> None:
+    """Who copies it from the comments has a mapping that works."""
+    lines = (ROOT / "deploy" / "sources.yaml").read_text().splitlines()
+    begin = lines.index("#   - source: billing")
+    example = [line[2:] for line in lines[begin : lines.index("sources:")]]
+    (tmp_path / "sources.yaml").write_text("\n".join(["sources:", *example]))
+    alert = {"check": {"id": 1, "state": "broken"}, "host": "h", "prio": 9, "app": "a", "stage": "prod", "text": "t"}
+    body = json.dumps({"data": {"alerts": [alert]}}).encode()
+    (signal,) = parsers_of(tmp_path)["billing"](body, FACTS)
+    assert (signal.dedup_key, signal.status, signal.severity) == ("1|h", Status.FIRING, Severity.CRITICAL)
+    assert signal.targets[0].key == "svc:prod/a"
 
 
 @settings(max_examples=400, deadline=None)
