@@ -17,13 +17,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
-from services.bridge.batches import Batches, FullError
+from services.bridge.batches import Batches
 from services.bridge.domain import BODY_MAX, DISCARD_MAX
 from services.bridge.health import Readiness
 from services.bridge.kept import kept_headers
+from services.bridge.limits import Busy, Limits
 from services.bridge.senders.doors import Door
 from services.bridge.senders.memory import Answers, delivery_id_of
 from services.bridge.senders.proof import Knock, Proof, UnavailableError
+from services.bridge.waiting import FullError
 from services.mesh import telemetry
 from services.mesh.client import refusal_of
 
@@ -92,8 +94,9 @@ async def _read(request: Request) -> bytes:
 class Webhooks:
     """The endpoint that all senders share."""
 
-    def __init__(self, doors: Mapping[str, Door], batches: Batches) -> None:
+    def __init__(self, doors: Mapping[str, Door], batches: Batches, limits: Limits) -> None:
         self._doors = doors
+        self._limits = limits
         self._batches = batches
         self._answers = Answers()
 
@@ -125,6 +128,7 @@ class Webhooks:
         received.FromNanoseconds(time.time_ns())
         # Read before anything is refused: a sender that still writes would never see the answer.
         body = await read_body(request)
+        self._refuse(self._limits.client(request.client.host if request.client else ""), source)
         door = self._doors.get(source)
         if door is None:
             raise AnswerError(404, "there is no such source; sources are configured in sources.yaml")
@@ -133,6 +137,8 @@ class Webhooks:
         if known is not None:
             REPLAYS.labels(source).inc()
             return Response(known, 202, media_type="application/json")
+        # After the proof: nobody else can use up what a source may hand in.
+        self._refuse(self._limits.source(source), source)
         trace, _ = telemetry.begin(request.headers.get(telemetry.HEADER))
         delivery = ingest.Delivery(
             delivery_id=delivery_id_of(source, proof),
@@ -151,12 +157,19 @@ class Webhooks:
             self._answers.keep(source, proof, bytes(answer.body), time.monotonic())
         return answer
 
+    def _refuse(self, busy: Busy | None, source: str) -> None:
+        """Tell a sender that hands in too much to come again, with the status that it understands."""
+        if busy:
+            status = self._limits.status(source)
+            raise AnswerError(status, f"{busy.text}; come again", {"Retry-After": str(ceil(busy.seconds))})
+
     async def _submit(self, delivery: ingest.Delivery) -> ingest.DeliveryResult:
-        """Pass a delivery on. Overload is 503, not 429: no sender of today is known to come again after a 429."""
+        """Pass a delivery on. A store that is away is 503 for everybody; of too much each is told as it needs."""
         try:
             return await self._batches.submit(delivery)
         except FullError:
-            raise AnswerError(503, "too many deliveries wait; come again", RETRY) from None
+            status = self._limits.status(delivery.source)
+            raise AnswerError(status, "too many deliveries wait; come again", RETRY) from None
         except grpc.aio.AioRpcError as error:
             refusal = refusal_of(error)
             seconds = refusal.retry_after if refusal and refusal.retry_after else RETRY_SECONDS
@@ -191,9 +204,11 @@ def answer_to(result: ingest.DeliveryResult, door: Door) -> Response:
     raise AnswerError(404, "no parser understands this source; see `parser` in sources.yaml")
 
 
-def build(doors: Mapping[str, Door], batches: Batches, readiness: Callable[[], Readiness]) -> ASGIApp:
+def build(
+    doors: Mapping[str, Door], batches: Batches, readiness: Callable[[], Readiness], limits: Limits | None = None
+) -> ASGIApp:
     """Return the application."""
-    webhooks = Webhooks(doors, batches)
+    webhooks = Webhooks(doors, batches, limits or Limits([], 0, time.monotonic))
 
     async def healthz(_: Request) -> Response:
         return JSONResponse({"status": "ok"})

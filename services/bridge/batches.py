@@ -4,13 +4,13 @@ No timer: an idle bridge sends at once, a busy one fills its batches by itself.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable
 from typing import Protocol
 
 import structlog
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
+from services.bridge.waiting import FairQueue, Waiting
 
 ITEMS_MAX = 128
 BYTES_MAX = 3 << 20
@@ -35,31 +35,20 @@ class Ingest(Protocol):
         """Append the deliveries durably and answer each."""
 
 
-class FullError(Exception):
-    """Too much waits for ingest already; the sender must come again."""
-
-
 class Batches:
-    """Collects deliveries for ingest. Bounded by items and bytes; beyond them FullError."""
+    """Collects deliveries for ingest, source by source in turn. Bounded by items and bytes; beyond them FullError."""
 
     def __init__(self, target: Ingest, items_max: int, bytes_max: int) -> None:
         self._target = target
-        self._items_max = items_max
-        self._bytes_max = bytes_max
-        self._waiting: deque[tuple[ingest.Delivery, asyncio.Future[ingest.DeliveryResult]]] = deque()
-        self._bytes = 0
+        self._waiting = FairQueue(items_max, bytes_max)
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
     async def submit(self, delivery: ingest.Delivery) -> ingest.DeliveryResult:
         """Return ingest's answer to DELIVERY. Raises FullError, or the AioRpcError of the call that carried it."""
-        size = len(delivery.body)
-        if len(self._waiting) >= self._items_max or self._bytes + size > self._bytes_max:
-            raise FullError
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[ingest.DeliveryResult] = loop.create_future()
-        self._waiting.append((delivery, answer))
-        self._bytes += size
+        self._waiting.put(Waiting(delivery, answer))
         if not self._scheduled:
             self._scheduled = True
             loop.call_soon(self._flush)
@@ -79,42 +68,40 @@ class Batches:
 
     def _many(self) -> bool:
         """Say whether what waits is worth a call of its own while another is on its way."""
-        return len(self._waiting) >= SECOND_ITEMS or self._bytes >= SECOND_BYTES
+        return len(self._waiting) >= SECOND_ITEMS or self._waiting.bytes >= SECOND_BYTES
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._flush()
 
-    def _take(self) -> list[tuple[ingest.Delivery, asyncio.Future[ingest.DeliveryResult]]]:
-        batch: list[tuple[ingest.Delivery, asyncio.Future[ingest.DeliveryResult]]] = []
+    def _take(self) -> list[Waiting]:
+        batch: list[Waiting] = []
         size = 0
-        while self._waiting and len(batch) < ITEMS_MAX:
-            body = len(self._waiting[0][0].body)
-            weight = body + ANSWER_BYTES * min(SIGNALS_MAX, body // SIGNAL_BYTES_MIN)
+        while len(batch) < ITEMS_MAX and (following := self._waiting.first()):
+            weight = following.size + ANSWER_BYTES * min(SIGNALS_MAX, following.size // SIGNAL_BYTES_MIN)
             if batch and size + weight > BYTES_MAX:
                 break
-            batch.append(self._waiting.popleft())
+            batch.append(self._waiting.take())
             size += weight
-            self._bytes -= body
         return batch
 
-    async def _send(self, batch: list[tuple[ingest.Delivery, asyncio.Future[ingest.DeliveryResult]]]) -> None:
-        request = ingest.SubmitSignalsRequest(deliveries=[delivery for delivery, _ in batch])
+    async def _send(self, batch: list[Waiting]) -> None:
+        request = ingest.SubmitSignalsRequest(deliveries=[one.delivery for one in batch])
         try:
             response = await self._target.SubmitSignals(request, timeout=DEADLINE)
             results = {result.delivery_id: result for result in response.results}
             outcome: list[ingest.DeliveryResult | Exception] = [
-                results.get(delivery.delivery_id) or LookupError("ingest did not answer this delivery")
-                for delivery, _ in batch
+                results.get(one.delivery.delivery_id) or LookupError("ingest did not answer this delivery")
+                for one in batch
             ]
         except Exception as error:  # noqa: BLE001  every sender of the batch must hear of it, whatever it is
             # Once a batch, not once a sender: when ingest is down there are many.
             log.warning("a batch was not accepted", deliveries=len(batch), error=repr(error)[:500])
             outcome = [error] * len(batch)
-        for (_, answer), result in zip(batch, outcome, strict=True):
-            if answer.done():
+        for one, result in zip(batch, outcome, strict=True):
+            if one.answer.done():
                 continue
             if isinstance(result, Exception):
-                answer.set_exception(result)
+                one.answer.set_exception(result)
             else:
-                answer.set_result(result)
+                one.answer.set_result(result)

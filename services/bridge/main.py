@@ -1,18 +1,22 @@
 """The bridge's composition root: doors, batches to ingest, the HTTP listener, and a gRPC server for health."""
 
+import time
 from collections.abc import Mapping
 
 import uvloop
 from starlette.types import ASGIApp
 
+from opsmesh.config.v1 import sources_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc
 from services.bridge.app import build
 from services.bridge.batches import Batches
 from services.bridge.health import Watch
+from services.bridge.limits import Limits
 from services.bridge.listener import Listener, tls_context
 from services.bridge.senders.doors import Door, load_doors
 from services.bridge.settings import BridgeSettings
 from services.mesh.client import Peers
+from services.mesh.config import load_yaml
 from services.mesh.errors import BootError
 from services.mesh.server import serve
 from services.mesh.settings import load
@@ -31,7 +35,9 @@ async def serve_webhooks() -> None:
     channel = peers.channel("ingest")
     batches = Batches(ingest_service_pb2_grpc.IngestServiceStub(channel), settings.queue_max, settings.queue_bytes_max)
     watch = Watch(channel)
-    app = build(doors, batches, lambda: watch.current)
+    sources = load_yaml(settings.config / "sources.yaml", sources_pb2.Sources).sources
+    limits = Limits(sources, settings.rate_limit_per_minute, time.monotonic)
+    app = build(doors, batches, lambda: watch.current, limits)
     listeners = [Listener(app, settings.http), *_over_tls(app, doors, settings)]
 
     async def started() -> bool:

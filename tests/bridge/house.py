@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,15 +11,18 @@ import grpc
 import grpc.aio
 import httpx
 
+from opsmesh.config.v1 import sources_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.bridge.app import build
 from services.bridge.batches import Batches, Ingest
 from services.bridge.health import Readiness
+from services.bridge.limits import Limits
 from services.bridge.listener import Listener
 from services.bridge.senders.doors import load_doors
 from services.ingest.mapping import entry_of, result_of
 from services.ingest.sources import PARSERS
 from services.local.files import free_port
+from services.mesh.config import load_yaml
 from tests.ingest.house import eventually
 
 SOURCES = """

@@ -469,10 +469,59 @@ class FieldMapping(_message.Message):
 Global___FieldMapping: _TypeAlias = FieldMapping  # noqa: Y015
 
 @_typing.final
+class Quota(_message.Message):
+    """How much a source may hand in; a bridge counts for itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PER_SECOND_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    per_second: _builtins.int
+    """Deliveries a second, over time; 0 means no limit."""
+    burst: _builtins.int
+    """As many at once; 0 means those of ten seconds."""
+    def __init__(
+        self,
+        *,
+        per_second: _builtins.int = ...,
+        burst: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "per_second", b"per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quota: _TypeAlias = Quota  # noqa: Y015
+
+@_typing.final
 class Source(_message.Message):
     """One sender."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _BusyAnswer:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _BusyAnswerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Source._BusyAnswer.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        BUSY_ANSWER_UNSPECIFIED: Source._BusyAnswer.ValueType  # 0
+        """What its sender is known to come again after: 429 for PagerDuty, Azure Monitor and CloudEvents, else 503."""
+        BUSY_ANSWER_UNAVAILABLE: Source._BusyAnswer.ValueType  # 1
+        """503."""
+        BUSY_ANSWER_TOO_MANY_REQUESTS: Source._BusyAnswer.ValueType  # 2
+        """429."""
+
+    class BusyAnswer(_BusyAnswer, metaclass=_BusyAnswerEnumTypeWrapper):
+        """What a sender that hands in too much is answered with, always with Retry-After."""
+
+    BUSY_ANSWER_UNSPECIFIED: Source.BusyAnswer.ValueType  # 0
+    """What its sender is known to come again after: 429 for PagerDuty, Azure Monitor and CloudEvents, else 503."""
+    BUSY_ANSWER_UNAVAILABLE: Source.BusyAnswer.ValueType  # 1
+    """503."""
+    BUSY_ANSWER_TOO_MANY_REQUESTS: Source.BusyAnswer.ValueType  # 2
+    """429."""
 
     class _MalformedAnswer:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -508,6 +557,8 @@ class Source(_message.Message):
     SNS_FIELD_NUMBER: _builtins.int
     MTLS_FIELD_NUMBER: _builtins.int
     MALFORMED_ANSWER_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    BUSY_ANSWER_FIELD_NUMBER: _builtins.int
     MAPPING_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Last part of the URL."""
@@ -515,6 +566,8 @@ class Source(_message.Message):
     """Parser; empty means the one named like the source."""
     malformed_answer: Global___Source.MalformedAnswer.ValueType
     """Answer to what cannot be understood."""
+    busy_answer: Global___Source.BusyAnswer.ValueType
+    """Answer to too much."""
     @_builtins.property
     def bearer(self) -> Global___BearerAuth:
         """Bearer token."""
@@ -564,6 +617,10 @@ class Source(_message.Message):
         """Client certificate."""
 
     @_builtins.property
+    def quota(self) -> Global___Quota:
+        """How much it may hand in; absent means no limit of its own."""
+
+    @_builtins.property
     def mapping(self) -> Global___FieldMapping:
         """Where the sender says what; of the parser `generic` only."""
 
@@ -585,11 +642,13 @@ class Source(_message.Message):
         sns: Global___SnsAuth | None = ...,
         mtls: Global___MtlsAuth | None = ...,
         malformed_answer: Global___Source.MalformedAnswer.ValueType = ...,
+        quota: Global___Quota | None = ...,
+        busy_answer: Global___Source.BusyAnswer.ValueType = ...,
         mapping: Global___FieldMapping | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "mapping", b"mapping", "mtls", b"mtls", "none", b"none", "sns", b"sns"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "mapping", b"mapping", "mtls", b"mtls", "none", b"none", "quota", b"quota", "sns", b"sns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "malformed_answer", b"malformed_answer", "mapping", b"mapping", "mtls", b"mtls", "none", b"none", "parser", b"parser", "sns", b"sns", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "busy_answer", b"busy_answer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "malformed_answer", b"malformed_answer", "mapping", b"mapping", "mtls", b"mtls", "none", b"none", "parser", b"parser", "quota", b"quota", "sns", b"sns", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_auth: _TypeAlias = _typing.Literal["bearer", "basic", "header", "none", "hmac_github", "hmac_pagerduty", "hmac_slack", "hmac_sentry", "hmac_grafana", "hmac_standard", "sns", "mtls"]  # noqa: Y015
     _WhichOneofArgType_auth: _TypeAlias = _typing.Literal["auth", b"auth"]  # noqa: Y015

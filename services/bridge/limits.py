@@ -1,0 +1,92 @@
+"""How much a source, and a client, may hand in; and how each sender is told to come again. No input or output."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from opsmesh.config.v1 import sources_pb2
+
+CLIENTS_MAX: Final = 10_000
+MINUTE: Final = 60.0
+BURST_SECONDS: Final = 10
+TOO_MANY: Final = 429
+UNAVAILABLE: Final = 503
+# These come again after a 429, and are told so by their documentation. All others drop what is answered with 4xx, or
+# count it as delivered, and come again only after a 503.
+SENDERS_OF_429: Final = frozenset({"pagerduty", "azure-monitor", "cloudevents", "pagerduty-events"})
+
+
+class Bucket:
+    """Tokens that come back evenly, RATE a second, at most BURST."""
+
+    __slots__ = ("_burst", "_rate", "_time", "_tokens")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate, self._burst = rate, max(1.0, burst)
+        self._tokens, self._time = self._burst, now
+
+    def take(self, now: float) -> float:
+        """Take one; return 0, or the seconds until there is one."""
+        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._time) * self._rate)
+        self._time = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) / self._rate
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Too much: what is said, and after how many seconds it is worth another try."""
+
+    text: str
+    seconds: float
+
+
+class Limits:
+    """The quota of each source, and the limit of each client; the clients seen last are remembered, boundedly."""
+
+    def __init__(self, sources: Iterable[sources_pb2.Source], per_minute: int, clock: Callable[[], float]) -> None:
+        now = clock()
+        self._clock = clock
+        self._per_minute = per_minute
+        self._status: dict[str, int] = {}
+        self._quotas: dict[str, Bucket] = {}
+        self._clients: OrderedDict[str, Bucket] = OrderedDict()
+        for one in sources:
+            self._status[one.source] = _status(one)
+            if rate := one.quota.per_second:
+                self._quotas[one.source] = Bucket(rate, one.quota.burst or rate * BURST_SECONDS, now)
+
+    def status(self, source: str) -> int:
+        """Return the code after which this sender comes again."""
+        return self._status.get(source, TOO_MANY)
+
+    def client(self, address: str) -> Busy | None:
+        """Count a request of a client; Busy when there were too many within a minute."""
+        if not self._per_minute:
+            return None
+        now = self._clock()
+        bucket = self._clients.pop(address, None) or Bucket(self._per_minute / MINUTE, self._per_minute, now)
+        self._clients[address] = bucket
+        if len(self._clients) > CLIENTS_MAX:
+            self._clients.popitem(last=False)
+        seconds = bucket.take(now)
+        return Busy(f"more than {self._per_minute} requests a minute", seconds) if seconds else None
+
+    def source(self, source: str) -> Busy | None:
+        """Count a delivery of a source that has proved itself; Busy above its quota."""
+        bucket = self._quotas.get(source)
+        seconds = bucket.take(self._clock()) if bucket else 0.0
+        return Busy("more deliveries than the quota of this source", seconds) if seconds else None
+
+
+def _status(source: sources_pb2.Source) -> int:
+    """Return what a source says, else what its sender is known to understand."""
+    said: Mapping[int, int] = {
+        sources_pb2.Source.BUSY_ANSWER_UNAVAILABLE: UNAVAILABLE,
+        sources_pb2.Source.BUSY_ANSWER_TOO_MANY_REQUESTS: TOO_MANY,
+    }
+    known = TOO_MANY if (source.parser or source.source) in SENDERS_OF_429 else UNAVAILABLE
+    return said.get(source.busy_answer, known)

@@ -1,0 +1,137 @@
+"""Back-pressure: quotas of sources, the limit of a client, and one source that cannot keep the others out."""
+
+import asyncio
+import uuid
+from pathlib import Path
+
+import pytest
+
+from opsmesh.config.v1 import sources_pb2
+from opsmesh.ingest.v1 import ingest_service_pb2 as pb
+from services.bridge.batches import Batches
+from services.bridge.limits import CLIENTS_MAX, Bucket, Limits
+from services.bridge.waiting import FairQueue, FullError, Waiting
+from tests.bridge.house import BEARER, SOURCES, MemoryIngest, running, write_config
+from tests.ingest.house import alert, delivery, eventually, notification
+
+BODY = notification(alert())
+ONE = "quota: {per_second: 1, burst: 1}\n    busy_answer: BUSY_ANSWER_TOO_MANY_REQUESTS"
+QUOTAS = SOURCES.replace(
+    "  - source: grafana\n", "    quota: {per_second: 1, burst: 3}\n  - source: grafana\n"
+).replace("    none: {}\n", f"    none: {{}}\n    {ONE}\n")
+
+
+def test_tokens_come_back_evenly() -> None:
+    """A burst, then the rate; an idle time fills it up again, never above the burst."""
+    bucket = Bucket(2, 3, 0)
+    assert [bucket.take(0) for _ in range(4)] == [0, 0, 0, 0.5]
+    assert (bucket.take(0.5), bucket.take(0.5)) == (0, 0.5)
+    assert [bucket.take(100) for _ in range(4)] == [0, 0, 0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("source", "status"),
+    [
+        (sources_pb2.Source(source="alertmanager"), 503),
+        (sources_pb2.Source(source="sns"), 503),
+        (sources_pb2.Source(source="datadog"), 503),
+        (sources_pb2.Source(source="pagerduty"), 429),
+        (sources_pb2.Source(source="prod-azure", parser="azure-monitor"), 429),
+        (sources_pb2.Source(source="pagerduty", busy_answer=sources_pb2.Source.BUSY_ANSWER_UNAVAILABLE), 503),
+        (sources_pb2.Source(source="x", busy_answer=sources_pb2.Source.BUSY_ANSWER_TOO_MANY_REQUESTS), 429),
+    ],
+)
+def test_each_sender_is_told_what_it_comes_again_after(source: sources_pb2.Source, status: int) -> None:
+    """503 for those that drop a 4xx, 429 for those that know it, and what the configuration says before both."""
+    assert Limits([source], 0, lambda: 0.0).status(source.source) == status
+
+
+def test_clients_are_remembered_boundedly() -> None:
+    """However many addresses ask, memory does not grow, and each has its own minute."""
+    limits = Limits([], 2, lambda: 0.0)
+    assert [limits.client("a") is None for _ in range(3)] == [True, True, False]
+    for number in range(CLIENTS_MAX + 10):
+        assert limits.client(str(number)) is None
+    assert limits.client("a") is None
+
+
+async def test_a_source_above_its_quota_is_told_to_come_again(tmp_path: Path) -> None:
+    """503 or 429 with Retry-After; the others go on, and what proves nothing uses no quota up."""
+    async with running(write_config(tmp_path, QUOTAS), MemoryIngest()) as bridge:
+        for _ in range(5):
+            assert (await bridge.post(BODY, headers={"Authorization": "Bearer wrong"})).status_code == 401
+        codes = [(await bridge.post(BODY)).status_code for _ in range(4)]
+        assert codes == [202, 202, 202, 503]
+        told = [await bridge.post(b'{"id": "1", "status": "down"}', "/v1/webhooks/open", {}) for _ in range(2)]
+        assert [one.status_code for one in told] == [202, 429]
+        assert told[1].headers["retry-after"] == "1"
+        assert (await bridge.post(BODY, "/v1/webhooks/patient")).status_code == 202
+
+
+async def test_a_client_above_its_limit_is_told_to_come_again(tmp_path: Path) -> None:
+    """All sources together, unknown ones and bad secrets included; the health of the bridge is shown all the same."""
+    async with running(write_config(tmp_path), MemoryIngest(), per_minute=3) as bridge:
+        codes = [
+            (await bridge.post(BODY)).status_code,
+            (await bridge.post(BODY, "/v1/webhooks/nobody")).status_code,
+            (await bridge.post(BODY, headers={})).status_code,
+        ]
+        assert codes == [202, 404, 401]
+        last = await bridge.post(BODY, headers=BEARER)
+        assert (last.status_code, last.headers["retry-after"]) == (503, "20")
+        assert (await bridge.post(BODY, "/v1/webhooks/nobody")).status_code == 429
+        assert (await bridge.http.get(f"{bridge.url}/healthz")).status_code == 200
+
+
+def waiting(source: str, size: int = 10) -> Waiting:
+    """Return a delivery that waits."""
+    return Waiting(pb.Delivery(source=source, body=b"x" * size), asyncio.get_running_loop().create_future())
+
+
+async def test_sources_take_turns() -> None:
+    """One of each source, whoever has more waiting."""
+    queue = FairQueue(100, 10_000)
+    for source in ("loud", "loud", "loud", "quiet", "other", "quiet"):
+        queue.put(waiting(source))
+    order = [queue.take().delivery.source for _ in range(len(queue))]
+    assert order == ["loud", "quiet", "other", "loud", "quiet", "loud"]
+    assert (len(queue), queue.bytes, queue.first()) == (0, 0, None)
+
+
+@pytest.mark.parametrize(("items", "size"), [(4, 10), (1000, 250)])
+async def test_who_waits_with_most_gives_way(items: int, size: int) -> None:
+    """A full queue takes from a quiet source, and the newest of the loudest is sent away; that one gets no more."""
+    queue = FairQueue(items, 1000)
+    loud = [waiting("loud", size) for _ in range(4)]
+    for one in loud:
+        queue.put(one)
+    with pytest.raises(FullError):
+        queue.put(waiting("loud", size))
+    queue.put(waiting("quiet", size))
+    assert [one.answer.done() for one in loud] == [False, False, False, True]
+    assert isinstance(loud[3].answer.exception(), FullError)
+    queue.put(waiting("quiet", size))
+    with pytest.raises(FullError):
+        queue.put(waiting("quiet", size))
+    assert (len(queue), queue.bytes) == (4, 4 * size)
+
+
+async def test_a_quiet_source_does_not_wait_behind_a_loud_one() -> None:
+    """With ingest away and the queue full of one source, another's delivery goes with the next call."""
+    ingest = MemoryIngest()
+    ingest.gate.clear()
+    batches = Batches(ingest, 1000, 64 << 20)
+    loud = [asyncio.create_task(batches.submit(delivery(BODY, "generic"))) for _ in range(1200)]
+    await eventually(lambda: _some(loud))
+    quiet = asyncio.create_task(batches.submit(delivery(BODY, "alertmanager", str(uuid.uuid4()))))
+    await asyncio.wait([quiet, *loud], timeout=0.01)
+    ingest.gate.set()
+    await asyncio.gather(quiet, *loud, return_exceptions=True)
+    order = [one.delivery.source for one in ingest.entries]
+    assert order.index("alertmanager") < 3 * 128
+    refused = sum(isinstance(one.exception(), FullError) for one in loud)
+    assert len(order) == 1201 - refused
+
+
+async def _some(tasks: list["asyncio.Task[pb.DeliveryResult]"]) -> bool:
+    return any(one.done() for one in tasks)
