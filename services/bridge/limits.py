@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from opsmesh.config.v1 import sources_pb2
+from services.mesh.pace import Bucket
 
 CLIENTS_MAX: Final = 10_000
 MINUTE: Final = 60.0
@@ -15,25 +16,6 @@ UNAVAILABLE: Final = 503
 # These come again after a 429, and are told so by their documentation. All others drop what is answered with 4xx, or
 # count it as delivered, and come again only after a 503.
 SENDERS_OF_429: Final = frozenset({"pagerduty", "azure-monitor", "cloudevents", "pagerduty-events"})
-
-
-class Bucket:
-    """Tokens that come back evenly, RATE a second, at most BURST."""
-
-    __slots__ = ("_burst", "_rate", "_time", "_tokens")
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate, self._burst = rate, max(1.0, burst)
-        self._tokens, self._time = self._burst, now
-
-    def take(self, now: float) -> float:
-        """Take one; return 0, or the seconds until there is one."""
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._time) * self._rate)
-        self._time = now
-        if self._tokens >= 1:
-            self._tokens -= 1
-            return 0.0
-        return (1 - self._tokens) / self._rate
 
 
 @dataclass(frozen=True, slots=True)

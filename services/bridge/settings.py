@@ -19,6 +19,3 @@ class BridgeSettings(MeshSettings):
     https_key: Path | None = Field(default=None, description="Its PEM private key; else OPSMESH_TLS_KEY.")
     queue_max: int = Field(default=4096, ge=1, description="Most deliveries that wait for ingest; beyond it: 503.")
     queue_bytes_max: int = Field(default=64 << 20, ge=1 << 20, description="Most bytes that wait for ingest.")
-    rate_limit_per_minute: int = Field(
-        default=0, ge=0, description="Most webhooks a minute of one client address, all sources together; 0: no limit."
-    )

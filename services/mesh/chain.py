@@ -166,6 +166,7 @@ async def identity_link(visit: Visit, proceed: Proceed) -> Any:
             wrong = FieldViolation(f"metadata.{ON_BEHALF_OF}", "must be an identity such as human/operator")
             raise Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=[wrong])
         call.on_behalf_of = behalf
+    served.shares.pace(identity, served.name)
     served.shares.enter(identity, stream=served.streams)
     try:
         return await proceed(visit)

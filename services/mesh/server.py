@@ -123,7 +123,7 @@ class Server:
                 found[f"{name}/{rpc}"] = method
         policy.check_policies(found.values())
         methods: dict[str, Served] = {}
-        shares = Shares()
+        shares = Shares(self._settings.rate_limit_per_minute)
         for name, handlers in registrar.services.items():
             wrapped: dict[str, Handler] = {}
             for rpc, handler in handlers.items():

@@ -38,6 +38,11 @@ class MeshSettings(BaseSettings):
         default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"
     )
     otlp_endpoint: str = Field(default="", description="OTLP gRPC collector for traces, host:port; empty = off")
+    rate_limit_per_minute: int = Field(
+        default=0,
+        ge=0,
+        description="most calls a minute of one client (a person, or a sender's address); 0: no limit",
+    )
 
 
 class PostgresSettings(MeshSettings):

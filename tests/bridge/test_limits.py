@@ -9,8 +9,9 @@ import pytest
 from opsmesh.config.v1 import sources_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.bridge.batches import Batches
-from services.bridge.limits import CLIENTS_MAX, Bucket, Limits
+from services.bridge.limits import CLIENTS_MAX, Limits
 from services.bridge.waiting import FairQueue, FullError, Waiting
+from services.mesh.pace import Bucket
 from tests.bridge.house import BEARER, SOURCES, MemoryIngest, running, write_config
 from tests.ingest.house import alert, delivery, eventually, notification
 

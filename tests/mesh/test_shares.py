@@ -10,7 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opsmesh.audit.v1 import audit_service_pb2 as pb
 from opsmesh.audit.v1 import audit_service_pb2_grpc as rpc
 from services.mesh.client import refusal_of
-from services.mesh.shares import CALLS_MAX, STREAMS_MAX
+from services.mesh.errors import Refusal
+from services.mesh.shares import CALLS_MAX, STREAMS_MAX, Shares
 from tests.mesh.fakes import ECHO, HANG, FakeAudit, servicers
 from tests.mesh.world import World
 
@@ -61,3 +62,37 @@ async def test_calls_of_one_identity_leave_room(world: World) -> None:
         fake.released.set()
         assert len(await asyncio.gather(*hanging)) == CALLS_MAX
         await stub.GetEvent(pb.GetEventRequest(event_id=ECHO))
+
+
+def test_a_person_is_paced_but_for_the_kill_switch() -> None:
+    """Above so many calls a minute OVERLOADED says when to come again; a stop, and what services do, is never paced."""
+    now = [0.0]
+    shares = Shares(2, lambda: now[0])
+    reads = "opsmesh.ingest.v1.IngestService/ListIncidents"
+    for _ in range(2):
+        shares.pace("human/operator", reads)
+    with pytest.raises(Refusal, match="2 calls a minute of human/operator") as caught:
+        shares.pace("human/operator", reads)
+    assert (caught.value.name, caught.value.retry_after) == ("OVERLOADED", 30)
+    shares.pace("human/operator", "opsmesh.guardrails.v1.KillSwitchService/EngageKill")
+    shares.pace("human/approver", reads)
+    for _ in range(5):
+        shares.pace("service/bridge", reads)
+    now[0] = 30
+    shares.pace("human/operator", reads)
+    for _ in range(100):
+        Shares().pace("human/operator", reads)
+
+
+async def test_the_limit_of_the_settings_holds(world: World) -> None:
+    """The third call within a minute is refused at the server."""
+    async with (
+        world.serving("audit", servicers(FakeAudit()), settings={"rate_limit_per_minute": 2}) as server,
+        world.channel(server, "operator") as person,
+    ):
+        stub = rpc.AuditServiceStub(person)
+        for _ in range(2):
+            await stub.GetEvent(pb.GetEventRequest(event_id=ECHO))
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.GetEvent(pb.GetEventRequest(event_id=ECHO))
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
