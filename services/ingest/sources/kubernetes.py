@@ -55,7 +55,7 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
     """Return a signal per event: of a single one, a list, a watch's frame, or the data of a CloudEvent."""
     notes = Notes()
     value = read_json(body, notes)
-    if isinstance(value, Mapping) and value.get("kind") in LISTS and isinstance(value.get("items"), list):
+    if isinstance(value, Mapping) and text_of(value.get("kind")) in LISTS and isinstance(value.get("items"), list):
         value = value["items"]
     return each(value, notes, read_event)
 
@@ -113,7 +113,7 @@ def _unwrapped(outer: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """Return the event within what a watch, a CloudEvent or an exporter puts around it, and where it stands."""
     if isinstance(outer.get("data"), Mapping) and "specversion" in outer:
         return outer["data"], "/data"
-    if isinstance(outer.get("object"), Mapping) and outer.get("type") in WATCHES:
+    if isinstance(outer.get("object"), Mapping) and text_of(outer.get("type")) in WATCHES:
         return outer["object"], "/object"
     if isinstance(outer.get("event"), Mapping) and not is_event(outer):
         return outer["event"], "/event"
