@@ -16,6 +16,7 @@ NOTHING: Final = re.compile(
 )
 SEPARATORS: Final = str.maketrans("", "", "_-. {}$#")
 NAME_MAX: Final = 128
+UNFILLED_MAX: Final = 256
 
 
 def read_template(body: bytes, notes: Notes) -> Any:
@@ -38,7 +39,8 @@ def read_template(body: bytes, notes: Notes) -> Any:
 
 def is_unfilled(value: Any) -> bool:
     """Say whether a template's placeholder stands where its value should."""
-    if not isinstance(value, str):
+    # The longer a text, the dearer the look, and no placeholder is long.
+    if not isinstance(value, str) or len(value) > UNFILLED_MAX:
         return False
     text = value.strip()
     return MACRO.fullmatch(text) is not None or is_placeholder(text)

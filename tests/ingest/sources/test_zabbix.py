@@ -199,6 +199,21 @@ def test_what_names_no_event_is_unreadable(body: bytes) -> None:
         parse(body, FACTS)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({"event_id": "{" * 900_000, "event_value": "1", "name": "x"}).encode(),
+        b'{"event_id":"1","a":"' + b"\\W" * 500_000 + b'"}',
+        b'{"a":' + b":{a" * 300_000,
+        b'{"a"' + b": " * 500_000,
+    ],
+)
+def test_mending_costs_no_more_than_the_length(body: bytes) -> None:
+    """A mebibyte built to be slow is answered soon."""
+    check("zabbix", body)
+    check("dynatrace", body)
+
+
 @settings(max_examples=300, deadline=None)
 @given(body=mutants([BODY, BODY | OVER, {"event": {"id": "1", "value": "1"}, "link": "https://z/?eventid=1"}]))
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:
