@@ -29,7 +29,17 @@ from services.ingest.signal import (
 )
 from services.ingest.sources import generic, kubernetes
 from services.ingest.sources.fields import each, key_of, line_of, need_object
-from services.ingest.sources.reading import PAIRS_MAX, Notes, bounded, read_json, text_of, time_of, word_of, words_of
+from services.ingest.sources.reading import (
+    PAIRS_MAX,
+    Notes,
+    bounded,
+    is_placeholder,
+    read_json,
+    text_of,
+    time_of,
+    word_of,
+    words_of,
+)
 from services.ingest.words import read_severity
 
 PREFIX: Final = "ce-"
@@ -114,9 +124,10 @@ def _signal(event: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSigna
 
 
 def _attribute(event: Mapping[str, Any], name: str) -> str:
-    """Return a context attribute as text; one that is null, or no scalar, is absent."""
+    """Return a context attribute as text; one that is null, no scalar, or an unrendered placeholder is absent."""
     value = event.get(name)
-    return text_of(value).strip() if isinstance(value, str | int | float) else ""
+    text = text_of(value).strip() if isinstance(value, str | int | float) else ""
+    return "" if is_placeholder(text) else text
 
 
 def _data(event: Mapping[str, Any], notes: Notes) -> Any:
@@ -157,7 +168,9 @@ def _shaped(
         status=stated.status if stated else Status.OCCURRENCE,
         start_time=stated.start_time if stated else moment,
         event_time=moment or base.event_time,
-        summary=line_of(title or f"{event_type} from {source}{about}", "data", notes),
+        summary=line_of(title, "data", notes)
+        or line_of(f"{event_type} from {source}{about}", "type", notes)
+        or "an event of which nothing can be said",
         rule_name=base.rule_name or word_of(event_type, RULE_MAX, "type", notes),
         group_key=source[:GROUP_MAX],
         body_pointer=base.body_pointer or pointer,

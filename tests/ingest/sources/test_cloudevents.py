@@ -121,6 +121,14 @@ def test_an_event_of_kubernetes_is_read_as_one() -> None:
     assert signal.labels["ce.type"] == "dev.knative.apiserver.resource.update"
 
 
+def test_an_attribute_that_was_not_rendered_is_absent() -> None:
+    """It never becomes a key; a title that was not rendered is no summary."""
+    with pytest.raises(Unreadable, match="id: is required"):
+        read(EVENT | {"id": "{{ id }}"})
+    summary = read(EVENT | {"data": {"title": "{{ title }}"}}).summary
+    assert summary == "org.example.order.lost from /shop/orders about order/7"
+
+
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [(b"", STRUCTURED), (b"{}", STRUCTURED), (b"[]", BATCH), (b"7", BATCH), (b'{"id":"1"}', ""), (b'{"a":1}', BATCH)],
