@@ -95,7 +95,7 @@ def test_every_secret_setting_is_held_to_it() -> None:
     services = (AgentsSettings, AuditSettings, AutomationSettings, BridgeSettings, GatewaySettings, GuardrailsSettings)
     fields = {name for one in (*services, IngestSettings, RouterSettings) for name in one.model_fields}
     files = {"postgres_password_file", "redis_password_file", "grant_key_file", "identity_key_file", "log_key_file"}
-    assert {name for name in fields if SECRET.search(name)} == {"tls_key", *files}
+    assert {name for name in fields if SECRET.search(name)} == {"tls_key", "https_key", *files}
     assert "grant_public_key_file" in fields
 
 

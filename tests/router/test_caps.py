@@ -64,7 +64,7 @@ async def test_an_hour_later_it_may_start_again(router: Router) -> None:
     (later,) = await router.decide(incident(correlation_key=KEY))
     assert later.outcome == Decision.OUTCOME_TRIGGER_AUTOMATION
     await router.pool.execute(
-        "UPDATE decisions SET state = 'CLOSED', result = 'SUPERSEDED', stage = 'NONE', execution_id = '', "
+        "UPDATE decisions SET state = 'CLOSED', result = 'SUPERSEDED', stage = 'NONE', execution_id = '', start_time = NULL, "
         "close_time = clock_timestamp() WHERE decision_id = $1",
         uuid.UUID(later.decision_id),
     )
