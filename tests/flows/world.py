@@ -50,11 +50,16 @@ GUARDED_SECONDS = 90
 
 async def until(fact: Callable[[], Awaitable[T]], what: str, seconds: float = 20, pause: float = 0.05) -> T:
     """Return the first true answer of FACT; after SECONDS fail with WHAT and the last answer."""
+
+    async def ask() -> T:
+        # Given a lambda, the retrying library would take its coroutine for the answer.
+        return await fact()
+
     try:
         retrying = AsyncRetrying(
             retry=retry_if_result(lambda answer: not answer), stop=stop_after_delay(seconds), wait=wait_fixed(pause)
         )
-        return await retrying(fact)
+        return await retrying(ask)
     except RetryError as error:
         raise AssertionError(f"{what}: not within {seconds:g} s; last seen: {error.last_attempt.result()!r}") from None
 
