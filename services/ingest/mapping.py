@@ -69,7 +69,9 @@ def result_of(entry: pb.StreamEntry) -> pb.DeliveryResult:
             errors=entry.errors,
         )
     ids = [signal.signal_id for signal in entry.signals]
-    return pb.DeliveryResult(delivery_id=delivery_id, state=pb.DeliveryResult.STATE_ACCEPTED, signal_ids=ids)
+    key = entry.signals[0].dedup_key if len(ids) == 1 else ""
+    state = pb.DeliveryResult.STATE_ACCEPTED
+    return pb.DeliveryResult(delivery_id=delivery_id, state=state, signal_ids=ids, dedup_key=key)
 
 
 def _errors(errors: Iterable[FieldError]) -> list[pb.DeliveryError]:

@@ -202,6 +202,54 @@ class MtlsAuth(_message.Message):
 Global___MtlsAuth: _TypeAlias = MtlsAuth  # noqa: Y015
 
 @_typing.final
+class UrlTokenAuth(_message.Message):
+    """A secret as a last part of the path, /v1/webhooks/SOURCE/SECRET, for senders that can send no header."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FILE_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
+    secret_file: _builtins.str
+    """As in BearerAuth; of letters, digits, `-`, `_`, `.` and `~`."""
+    header: _builtins.str
+    """A header that may show it instead, such as one that a proxy writes; empty means that none does."""
+    def __init__(
+        self,
+        *,
+        secret_file: _builtins.str = ...,
+        header: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "secret_file", b"secret_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UrlTokenAuth: _TypeAlias = UrlTokenAuth  # noqa: Y015
+
+@_typing.final
+class RoutingKeyAuth(_message.Message):
+    """`routing_key` in the body, as clients of PagerDuty's Events API, version 2, show it; or `Authorization: Bearer`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FILE_FIELD_NUMBER: _builtins.int
+    secret_file: _builtins.str
+    """As in BearerAuth."""
+    def __init__(
+        self,
+        *,
+        secret_file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret_file", b"secret_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutingKeyAuth: _TypeAlias = RoutingKeyAuth  # noqa: Y015
+
+@_typing.final
 class NoAuth(_message.Message):
     """Nobody proves anything: must be said explicitly."""
 
@@ -556,10 +604,14 @@ class Source(_message.Message):
     HMAC_STANDARD_FIELD_NUMBER: _builtins.int
     SNS_FIELD_NUMBER: _builtins.int
     MTLS_FIELD_NUMBER: _builtins.int
+    URL_TOKEN_FIELD_NUMBER: _builtins.int
+    ROUTING_KEY_FIELD_NUMBER: _builtins.int
+    HMAC_SPLUNK_FIELD_NUMBER: _builtins.int
     MALFORMED_ANSWER_FIELD_NUMBER: _builtins.int
     QUOTA_FIELD_NUMBER: _builtins.int
     BUSY_ANSWER_FIELD_NUMBER: _builtins.int
     MAPPING_FIELD_NUMBER: _builtins.int
+    WEBHOOK_ORIGINS_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Last part of the URL."""
     parser: _builtins.str
@@ -617,12 +669,28 @@ class Source(_message.Message):
         """Client certificate."""
 
     @_builtins.property
+    def url_token(self) -> Global___UrlTokenAuth:
+        """Last part of the path."""
+
+    @_builtins.property
+    def routing_key(self) -> Global___RoutingKeyAuth:
+        """In the body."""
+
+    @_builtins.property
+    def hmac_splunk(self) -> Global___HmacAuth:
+        """X-SFX-Signature, of Splunk Observability."""
+
+    @_builtins.property
     def quota(self) -> Global___Quota:
         """How much it may hand in; absent means no limit of its own."""
 
     @_builtins.property
     def mapping(self) -> Global___FieldMapping:
         """Where the sender says what; of the parser `generic` only."""
+
+    @_builtins.property
+    def webhook_origins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Origins, such as `eventgrid.azure.net`, whose CloudEvents handshake (OPTIONS) is granted; none refuses all."""
 
     def __init__(
         self,
@@ -641,16 +709,20 @@ class Source(_message.Message):
         hmac_standard: Global___HmacAuth | None = ...,
         sns: Global___SnsAuth | None = ...,
         mtls: Global___MtlsAuth | None = ...,
+        url_token: Global___UrlTokenAuth | None = ...,
+        routing_key: Global___RoutingKeyAuth | None = ...,
+        hmac_splunk: Global___HmacAuth | None = ...,
         malformed_answer: Global___Source.MalformedAnswer.ValueType = ...,
         quota: Global___Quota | None = ...,
         busy_answer: Global___Source.BusyAnswer.ValueType = ...,
         mapping: Global___FieldMapping | None = ...,
+        webhook_origins: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "mapping", b"mapping", "mtls", b"mtls", "none", b"none", "quota", b"quota", "sns", b"sns"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_splunk", b"hmac_splunk", "hmac_standard", b"hmac_standard", "mapping", b"mapping", "mtls", b"mtls", "none", b"none", "quota", b"quota", "routing_key", b"routing_key", "sns", b"sns", "url_token", b"url_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "busy_answer", b"busy_answer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_standard", b"hmac_standard", "malformed_answer", b"malformed_answer", "mapping", b"mapping", "mtls", b"mtls", "none", b"none", "parser", b"parser", "quota", b"quota", "sns", b"sns", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "basic", b"basic", "bearer", b"bearer", "busy_answer", b"busy_answer", "header", b"header", "hmac_github", b"hmac_github", "hmac_grafana", b"hmac_grafana", "hmac_pagerduty", b"hmac_pagerduty", "hmac_sentry", b"hmac_sentry", "hmac_slack", b"hmac_slack", "hmac_splunk", b"hmac_splunk", "hmac_standard", b"hmac_standard", "malformed_answer", b"malformed_answer", "mapping", b"mapping", "mtls", b"mtls", "none", b"none", "parser", b"parser", "quota", b"quota", "routing_key", b"routing_key", "sns", b"sns", "source", b"source", "url_token", b"url_token", "webhook_origins", b"webhook_origins"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_auth: _TypeAlias = _typing.Literal["bearer", "basic", "header", "none", "hmac_github", "hmac_pagerduty", "hmac_slack", "hmac_sentry", "hmac_grafana", "hmac_standard", "sns", "mtls"]  # noqa: Y015
+    _WhichOneofReturnType_auth: _TypeAlias = _typing.Literal["bearer", "basic", "header", "none", "hmac_github", "hmac_pagerduty", "hmac_slack", "hmac_sentry", "hmac_grafana", "hmac_standard", "sns", "mtls", "url_token", "routing_key", "hmac_splunk"]  # noqa: Y015
     _WhichOneofArgType_auth: _TypeAlias = _typing.Literal["auth", b"auth"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_auth) -> _WhichOneofReturnType_auth | None: ...
 

@@ -185,10 +185,13 @@ class DeliveryResult(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     SIGNAL_IDS_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
+    DEDUP_KEY_FIELD_NUMBER: _builtins.int
     delivery_id: _builtins.str
     """Which delivery."""
     state: Global___DeliveryResult.State.ValueType
     """What became of it."""
+    dedup_key: _builtins.str
+    """What tells its alert from others, when it has one signal: for senders that are told what to resolve by."""
     @_builtins.property
     def signal_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its signals."""
@@ -204,10 +207,11 @@ class DeliveryResult(_message.Message):
         state: Global___DeliveryResult.State.ValueType = ...,
         signal_ids: _abc.Iterable[_builtins.str] | None = ...,
         errors: _abc.Iterable[Global___DeliveryError] | None = ...,
+        dedup_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_id", b"delivery_id", "errors", b"errors", "signal_ids", b"signal_ids", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dedup_key", b"dedup_key", "delivery_id", b"delivery_id", "errors", b"errors", "signal_ids", b"signal_ids", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

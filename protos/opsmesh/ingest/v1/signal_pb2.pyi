@@ -117,6 +117,10 @@ class Authenticity(_message.Message):
         """A signature over the exact bytes with a shared secret."""
         METHOD_SNS: Authenticity._Method.ValueType  # 7
         """A signature by a certificate of Amazon SNS."""
+        METHOD_URL_TOKEN: Authenticity._Method.ValueType  # 8
+        """A secret in the path."""
+        METHOD_ROUTING_KEY: Authenticity._Method.ValueType  # 9
+        """A secret in the body."""
 
     class Method(_Method, metaclass=_MethodEnumTypeWrapper):
         """By what."""
@@ -137,6 +141,10 @@ class Authenticity(_message.Message):
     """A signature over the exact bytes with a shared secret."""
     METHOD_SNS: Authenticity.Method.ValueType  # 7
     """A signature by a certificate of Amazon SNS."""
+    METHOD_URL_TOKEN: Authenticity.Method.ValueType  # 8
+    """A secret in the path."""
+    METHOD_ROUTING_KEY: Authenticity.Method.ValueType  # 9
+    """A secret in the body."""
 
     METHOD_FIELD_NUMBER: _builtins.int
     VERIFIED_FIELD_NUMBER: _builtins.int
