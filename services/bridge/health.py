@@ -10,10 +10,10 @@ from services.mesh.loop import every
 
 PERIOD = 1.0
 TIMEOUT = 1.0
-# Without the first nothing can be accepted; without the second what is accepted waits.
+# Without the first nothing can be accepted; without PostgreSQL what is accepted waits; what is not durable may be lost.
 INGEST = "ingest"
 NEEDED = {INGEST: "", "valkey": "ingest/valkey"}
-WISHED = {"postgres": "ingest/postgres"}
+WISHED = {"postgres": "ingest/postgres", "durability": "ingest/durable"}
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 

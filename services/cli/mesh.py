@@ -21,6 +21,9 @@ certs_app = group("Certificates of one machine.")
 
 HEALTH_SECONDS: Final = 2.0
 WHY_WIDTH: Final = 120
+# The part of ingest's health that says whether its stream may forget what it has acknowledged.
+DURABLE: Final = "ingest/durable"
+LOSSY: Final = "accepted signals may be LOST: its Valkey or Redis is not durable, and OPSMESH_REDIS_LOSSY accepts it"
 
 
 @command(app, "up")
@@ -104,13 +107,18 @@ async def status(session: Session) -> None:
             raise UnreachableError(f"{error}\nNEXT: opsmesh up --state {session.state}") from error
         processes = {}  # a mesh that something else runs: its health still tells
     serving: dict[str, str] = {}
+    lossy = False
     waiting = waits.Waiting()
     if is_up:
-        healths = asyncio.gather(*(_health(session, name) for name in SERVICES))
-        answers, waiting = await asyncio.gather(healths, waits.gather(session))
+        healths = asyncio.gather(*(_health(session, name) for name in SERVICES), _health(session, "ingest", DURABLE))
+        (*answers, durable), waiting = await asyncio.gather(healths, waits.gather(session))
         serving = dict(zip(SERVICES, answers, strict=True))
+        lossy = durable == "NOT_SERVING"
     names = list(dict.fromkeys([*processes, *serving]))
     rows = [_row(name, processes.get(name), serving.get(name, "")) for name in names]
+    for row in rows:
+        if lossy and row["name"] == "ingest":
+            row["why"] = "\n".join(filter(None, [row["why"], LOSSY]))
     if session.as_json:
         sys.stdout.write(json.dumps({"processes": rows, **waiting.document()}, indent=2, ensure_ascii=False) + "\n")
     else:
@@ -123,14 +131,14 @@ async def status(session: Session) -> None:
         raise typer.Exit(REFUSED)
 
 
-async def _health(session: Session, name: str) -> str:
-    """Return what a service says about itself, or why it says nothing."""
+async def _health(session: Session, name: str, part: str = "") -> str:
+    """Return what a service says about itself, or a part of it, or why it says nothing."""
     import grpc.aio  # noqa: PLC0415  only `status` pays for it
     from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415  the same
 
     try:
         stub = health_pb2_grpc.HealthStub(session.channel(name))
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=part), timeout=HEALTH_SECONDS)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
     except grpc.aio.AioRpcError as error:
         return str(error.code().name)

@@ -94,6 +94,10 @@ def compose(
         appender.run,
     ]
 
+    async def stream_takes() -> bool:
+        """Say whether the stream answers and may be trusted with signals."""
+        return appender.takes and await reader.answers()
+
     async def once_postgres_is_there(stop: asyncio.Event) -> None:
         """Begin to write rows when the schema is known to be the right one; signals are taken meanwhile."""
         while not await answers(pool):
@@ -108,8 +112,8 @@ def compose(
     return Ingest(
         [(ingest_service_pb2_grpc.add_IngestServiceServicer_to_server, servicer)],
         [once_postgres_is_there],
-        reader.answers,
-        {"ingest/postgres": partial(answers, pool), "ingest/valkey": reader.answers},
+        stream_takes,
+        {"ingest/postgres": partial(answers, pool), "ingest/valkey": stream_takes, "ingest/durable": appender.durable},
     )
 
 

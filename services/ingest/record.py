@@ -24,13 +24,12 @@ from services.ingest.domain import (
     Turns,
     Verdict,
 )
-from services.ingest.letters import malformed_letter, put_aside
+from services.ingest.letters import LOCK, TURN, malformed_letter, no_longer, put_aside
 from services.ingest.mapping import absorb, facts_of, targets_of
 from services.ingest.signal import Severity, Status
 from services.mesh.postgres import Connection
 
-# Batches take turns, also those of other replicas: what one opens, the next joins.
-LOCK: Final = 0x16E57
+DEAD: Final = Disposition.DEAD_LETTER.name
 SEPARATOR: Final = "\x1f"
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -43,6 +42,8 @@ class _Line:
     targets: list[Resolved]
     facts: SignalFacts
     traceparent: str
+    # It was a dead letter, and is understood now.
+    revived: bool = False
     verdict: Verdict | None = None
 
 
@@ -54,9 +55,10 @@ async def record(
 ) -> bool:
     """Write a batch in the caller's transaction; say whether an incident waits for a decision now.
 
-    What has its row already (a redelivery) is left as it is.
+    What has its row already (a redelivery, a replay) is left as it is. A row that says dead letter is no end: the same
+    delivery again, by its sender or by a person, gets what it deserves, once, and its letter is gone.
     """
-    await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+    await connection.execute(TURN, LOCK)
     lines = await _new_lines(connection, entries, inventory, calm.correlation)
     now: datetime = await connection.fetchval("SELECT now()")
     book = Book(now, calm.window)
@@ -78,21 +80,25 @@ async def record(
     waiting = await _write_incidents(connection, book, snapshots, lines, (calm.debounce, inventory.version))
     malformed = [malformed_letter(entry) for entry in entries if entry.errors]
     await put_aside(connection, malformed)
+    if revived := {line.signal.delivery_id for line in lines if line.revived}:
+        await no_longer(connection, revived)
     return waiting
 
 
 async def _new_lines(
     connection: Connection, entries: Sequence[pb.StreamEntry], inventory: Inventory, correlation: Correlation
 ) -> list[_Line]:
-    """Return the signals that have no row yet, each once."""
+    """Return the signals that have no row yet, or one that says dead letter, each once."""
     signals = {signal.signal_id: (signal, entry) for entry in entries for signal in entry.signals}
-    sql = "SELECT signal_id FROM signals WHERE signal_id = ANY($1::uuid[])"
-    known = {str(row["signal_id"]) for row in await connection.fetch(sql, list(signals))}
+    sql = "SELECT signal_id, disposition FROM signals WHERE signal_id = ANY($1::uuid[])"
+    rows = await connection.fetch(sql, list(signals))
+    known = {str(row["signal_id"]): row["disposition"] for row in rows}
     lines = []
     for signal_id, (signal, entry) in signals.items():
-        if signal_id not in known:
+        if known.get(signal_id, DEAD) == DEAD:
             targets = targets_of(signal, inventory)
-            lines.append(_Line(signal, targets, facts_of(signal, targets, correlation), entry.delivery.traceparent))
+            facts = facts_of(signal, targets, correlation)
+            lines.append(_Line(signal, targets, facts, entry.delivery.traceparent, signal_id in known))
     return lines
 
 
@@ -226,7 +232,11 @@ async def _write_signals(connection: Connection, lines: Sequence[_Line]) -> None
         "INSERT INTO signals (signal_id, delivery_id, index, source, dedup_key, event_key, status, severity, "
         "disposition, incident_id, event_time, receive_time, signal) SELECT * FROM unnest($1::uuid[], $2::uuid[], "
         "$3::integer[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::uuid[], "
-        "$11::timestamptz[], $12::timestamptz[], $13::bytea[])",
+        "$11::timestamptz[], $12::timestamptz[], $13::bytea[]) ON CONFLICT (signal_id) DO UPDATE SET "
+        "dedup_key = excluded.dedup_key, event_key = excluded.event_key, status = excluded.status, "
+        "severity = excluded.severity, disposition = excluded.disposition, incident_id = excluded.incident_id, "
+        "event_time = excluded.event_time, receive_time = excluded.receive_time, record_time = now(), "
+        "signal = excluded.signal",
         *_columns(rows, 13),
     )
 

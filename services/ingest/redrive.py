@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Final
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import asyncpg
 from google.protobuf.message import DecodeError
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import letters_pb2, signal_pb2
+from services.ingest.letters import DELETE
 from services.ingest.mapping import entry_of
 from services.ingest.signal import CHAT
 from services.ingest.sources import Parser
@@ -21,7 +22,6 @@ READ: Final = (
     "FROM dead_letters l LEFT JOIN deliveries d USING (delivery_id) WHERE l.delivery_id = ANY($1::uuid[]) "
     "ORDER BY l.delivery_id FOR UPDATE OF l"
 )
-DELETE: Final = "DELETE FROM dead_letters WHERE delivery_id = ANY($1::uuid[]) RETURNING delivery_id"
 LINE_MAX: Final = 1024
 # As many ids as one value of an audit event holds.
 IDS_A_VALUE: Final = 27
@@ -32,20 +32,22 @@ async def redrive(
 ) -> list[Result]:
     """Read dead letters anew; what can be understood now is on the stream before its letter is gone.
 
-    Whoever dies in between leaves both, and the same request again makes the same deliveries, whose signals have one
-    row each; another request makes copies, which are duplicates. What cannot be understood stays.
+    It is handed in as the delivery that it was: whoever hands it in how often, people or its sender, its signals have
+    one row each and one effect. Who dies in between leaves both, and the worker that records it drops the letter. What
+    cannot be understood stays.
     """
     rows = {str(row["delivery_id"]): row for row in await connection.fetch(READ, _ids(request.delivery_ids))}
     results, contents, gone = [], [], []
     for delivery_id in request.delivery_ids:
-        result, content = _again(rows.get(delivery_id.lower()), delivery_id, UUID(request.request_id), parsers)
+        result, content = _again(rows.get(delivery_id.lower()), delivery_id, parsers)
         results.append(result)
         if content:
             contents.append(content)
             gone.append(delivery_id)
     if contents:
-        await inbox.append(contents)
+        # In this order: what is poison again is put aside after this commit, and not dropped with the old letter.
         await connection.execute(DELETE, _ids(gone))
+        await inbox.append(contents)
     return results
 
 
@@ -69,9 +71,7 @@ def _ids(delivery_ids: Sequence[str]) -> list[UUID]:
     return [UUID(one) for one in delivery_ids]
 
 
-def _again(
-    row: asyncpg.Record | None, delivery_id: str, request_id: UUID, parsers: Mapping[str, Parser]
-) -> tuple[Result, bytes]:
+def _again(row: asyncpg.Record | None, delivery_id: str, parsers: Mapping[str, Parser]) -> tuple[Result, bytes]:
     """Return what becomes of one dead letter, and what the stream must hold for it."""
     if row is None:
         return Result(delivery_id=delivery_id, state=Result.STATE_NOT_FOUND), b""
@@ -80,8 +80,7 @@ def _again(
     if parse is None:
         return Result(delivery_id=delivery_id, state=Result.STATE_UNKNOWN_SOURCE), b""
     delivery = _delivery(row)
-    # Another delivery: the rows of the signals of this one say that it was put aside, and stay true.
-    delivery.delivery_id = str(uuid5(UUID(str(row["delivery_id"])), f"redrive/{request_id}"))
+    delivery.delivery_id = str(row["delivery_id"])
     entry = entry_of(delivery, parse)
     if entry.errors:
         errors = [f"{one.field or 'body'}: {one.description}"[:LINE_MAX] for one in entry.errors]

@@ -91,6 +91,8 @@ class Appender:
         self._running: asyncio.Task[None] | None = None
         self._checked = False
         self._full = False
+        # What is wrong with how the store keeps things; empty when nothing acknowledged can be lost.
+        self.lossy = ""
 
     async def append(self, contents: Sequence[bytes]) -> None:
         """Append entries; returns once they are on disk, else raises a Refusal and nothing may be assumed."""
@@ -136,13 +138,29 @@ class Appender:
             for name, value in wanted.items()
             if found.get(name) != value
         ]
+        self.lossy = "; ".join(wrong)
         if wrong and not self._settings.redis_lossy:
             raise BootError(
-                f"the store at OPSMESH_REDIS_URL may lose acknowledged signals: {'; '.join(wrong)}. "
+                f"the store at OPSMESH_REDIS_URL may lose acknowledged signals: {self.lossy}. "
                 "NEXT: configure it so (and give the URL's user +config|get), or accept the loss, for development, "
                 "with OPSMESH_REDIS_LOSSY=true"
             )
+        if wrong:
+            log.error(
+                "ACKNOWLEDGED SIGNALS MAY BE LOST: the store does not keep them, and OPSMESH_REDIS_LOSSY accepts that",
+                wrong=self.lossy,
+                next="configure the store so, and unset OPSMESH_REDIS_LOSSY; it is for development only",
+            )
         self._checked = True
+
+    async def durable(self) -> bool:
+        """Say whether nothing acknowledged can be lost, as far as the store's configuration tells."""
+        return not self.lossy
+
+    @property
+    def takes(self) -> bool:
+        """Say whether the store is one that signals may be given to; true while it was not looked at yet."""
+        return not self.lossy or self._settings.redis_lossy
 
     def _shed(self) -> Refusal:
         percent = str(self._settings.shed_percent)
@@ -170,6 +188,8 @@ class Appender:
                 pipeline.eval(APPEND, 1, STREAM, *contents)
             answers = await pipeline.execute(raise_on_error=False)
         except (RedisError, *ABSENT) as failure:
+            # Whoever comes back may be another one, or keep things otherwise.
+            self._checked = False
             error = absent(failure)
         except BootError as failure:
             log.error("the stream is not durable", error=str(failure))  # noqa: TRY400  the message says it all

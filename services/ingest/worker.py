@@ -17,6 +17,7 @@ from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.ingest import stream
 from services.ingest.domain import Inventory
 from services.ingest.letters import DeadLetter, without_body
+from services.ingest.mapping import signal_id_of
 from services.ingest.signal import SIGNALS_MAX
 from services.ingest.stream import Claimed
 from services.mesh import policy, postgres
@@ -147,7 +148,10 @@ class Worker:
             await self._failed(one, reason)
 
     async def _record_or_part(self, batch: list[Readable]) -> tuple[list[Readable], list[Failed]]:
-        """Record a batch; when that fails, its entries apart, so that only the culprit waits."""
+        """Record a batch; when that fails, its halves apart, until only the culprits are left waiting.
+
+        One culprit among N entries costs the others about 2 log2 N transactions, not N.
+        """
         try:
             await self._record([entry for _, entry in batch])
         except Exception as error:
@@ -159,13 +163,10 @@ class Worker:
                 return [], [(one, f"it cannot be stored: {type(error).__name__}")]
         else:
             return batch, []
-        good: list[Readable] = []
-        failed: list[Failed] = []
-        for single in batch:
-            recorded, broken = await self._record_or_part([single])
-            good += recorded
-            failed += broken
-        return good, failed
+        middle = len(batch) // 2
+        good, failed = await self._record_or_part(batch[:middle])
+        more, broken = await self._record_or_part(batch[middle:])
+        return good + more, failed + broken
 
     async def _failed(self, one: Claimed, reason: str) -> None:
         """Put an entry aside after its last delivery, before it is acknowledged."""
@@ -225,6 +226,8 @@ def letter_of(one: Claimed, reason: str) -> DeadLetter:
     if policy.violations(delivery):
         return DeadLetter(str(uuid5(NAMESPACE_OID, one.entry_id.decode())), "", reason, one.deliveries, one.content)
     ids = [signal.signal_id for signal in entry.signals if not policy.violations(signal)]
+    if entry.errors:
+        ids = [signal_id_of(delivery.delivery_id, 0)]
     told = without_body(delivery)
     return DeadLetter(
         delivery.delivery_id, delivery.source, reason, one.deliveries, delivery.body, ids[:SIGNALS_MAX], told

@@ -159,6 +159,15 @@ async def test_a_grafana_without_time_may_repeat_itself() -> None:
     assert delivery_id_of("grafana", proof) != delivery_id_of("grafana", proof)
 
 
+def test_a_signed_request_is_remembered_for_a_minute_and_is_the_same_delivery_for_ever() -> None:
+    """What ingest has put aside since must reach it again when its sender comes again: it knows what has its row."""
+    answers, proof = Answers(), Proof(b"x")
+    answers.keep("github", proof, b"first", now=0)
+    assert answers.find("github", proof, now=60) == b"first"
+    assert answers.find("github", proof, now=61) is None
+    assert delivery_id_of("github", proof) == delivery_id_of("github", proof)
+
+
 def test_schemes_that_cannot_tell_remember_nothing() -> None:
     """Without signed content each request is its own."""
     answers = Answers()

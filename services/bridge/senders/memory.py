@@ -2,8 +2,8 @@
 
 The memory that counts is PostgreSQL's, which ingest keeps for 30 days: the id of a delivery is a digest of what was
 signed, so its signals have the ids of the first ones, and a signal with a row is not recorded again. It outlasts a
-restart and holds for all replicas of the bridge, which have no store of their own. What is here is a bounded shortcut:
-somebody who replays fills no disk.
+restart and holds for all replicas of the bridge, which have no store of their own. What is here is a bounded shortcut,
+for a minute: somebody who replays fills no disk, and what ingest has put aside since can be handed in again.
 """
 
 import hashlib
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from services.bridge.senders.proof import Proof
 
 BYTES_MAX = 16 << 20
+# Ingest takes longer to put a delivery aside that it cannot record; later it must hear of the same one again.
+SECONDS_MAX = 60.0
 # What an entry costs beside its answer.
 ENTRY_BYTES = 256
 
@@ -64,8 +66,7 @@ class Answers:
         key = key_of(source, proof)
         if key in self._entries:
             self._forget(key)
-        until = now + proof.seconds if proof.seconds else float("inf")
-        self._entries[key] = _Entry(answer, until)
+        self._entries[key] = _Entry(answer, now + (proof.seconds or SECONDS_MAX))
         self._bytes += len(answer) + ENTRY_BYTES
         while self._bytes > self._bytes_max:
             self._forget(next(iter(self._entries)))

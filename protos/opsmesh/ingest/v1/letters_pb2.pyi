@@ -66,7 +66,7 @@ class DeadLetterResult(_message.Message):
         STATE_UNSPECIFIED: DeadLetterResult._State.ValueType  # 0
         """Never sent."""
         STATE_REDRIVEN: DeadLetterResult._State.ValueType  # 1
-        """Accepted anew, as another delivery; it is no dead letter any more."""
+        """Accepted anew; it is no dead letter any more, unless it cannot be recorded again."""
         STATE_MALFORMED: DeadLetterResult._State.ValueType  # 2
         """Not understood today, either; it stays."""
         STATE_UNKNOWN_SOURCE: DeadLetterResult._State.ValueType  # 3
@@ -82,7 +82,7 @@ class DeadLetterResult(_message.Message):
     STATE_UNSPECIFIED: DeadLetterResult.State.ValueType  # 0
     """Never sent."""
     STATE_REDRIVEN: DeadLetterResult.State.ValueType  # 1
-    """Accepted anew, as another delivery; it is no dead letter any more."""
+    """Accepted anew; it is no dead letter any more, unless it cannot be recorded again."""
     STATE_MALFORMED: DeadLetterResult.State.ValueType  # 2
     """Not understood today, either; it stays."""
     STATE_UNKNOWN_SOURCE: DeadLetterResult.State.ValueType  # 3
@@ -101,7 +101,7 @@ class DeadLetterResult(_message.Message):
     state: Global___DeadLetterResult.State.ValueType
     """What became of it."""
     new_delivery_id: _builtins.str
-    """The delivery that it is now."""
+    """The delivery that it is now: the same, so that whoever hands it in again has no second effect."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Why it was not understood."""
