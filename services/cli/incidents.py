@@ -1,19 +1,20 @@
 """`opsmesh incidents`: what is wrong, and since when."""
 
 import asyncio
+import sys
 import uuid
 from contextlib import nullcontext
 from typing import Annotated
 
 import typer
 from rich.live import Live
-from rich.table import Table
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from services.cli.command import Limit, PageToken, RequestId, command, group
 from services.cli.output import Column, cell, console, duration, print_json, show_list, show_one
 from services.cli.session import Session, UsageError, pages
+from services.cli.watching import Watch, lines, picture
 
 app = group("What is wrong, and since when.")
 
@@ -108,31 +109,39 @@ async def resolve_incident(
 async def watch_incidents(
     session: Session,
     seconds: Annotated[float, typer.Option(help="How long; 0 means until Ctrl-C.")] = 0,
+    every: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two looks.")] = 1,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most incidents, the newest.")] = 100,
 ) -> None:
-    """Follow the open incidents, asked for anew every second; with --json one answer a line."""
+    """Follow the open incidents: how many signals each took in, how fast, and where it stands.
+
+    At a terminal one row an incident, in its place; else a line for each that changed; with --json one answer a line.
+    """
     stub = ingest_grpc.IngestServiceStub(session.channel("ingest"))
     over = {ingest.Incident.STATE_RESOLVED, ingest.Incident.STATE_STALE}
-    request = ingest.ListIncidentsRequest(
-        page_size=100, states=[state for state in ingest.Incident.State.values() if state and state not in over]
-    )
-    until = asyncio.get_running_loop().time() + seconds if seconds else float("inf")
-    with Live(console=console(), refresh_per_second=2) if not session.as_json else nullcontext() as live:
+    states = [state for state in ingest.Incident.State.values() if state and state not in over]
+    loop, out, watch = asyncio.get_running_loop(), console(), Watch()
+    until = loop.time() + seconds if seconds else float("inf")
+    at_terminal = out.is_terminal and not session.as_json
+    with Live(console=out, auto_refresh=False) if at_terminal else nullcontext() as live:
         while True:
-            answer = await stub.ListIncidents(request)
-            if live is None:
+            began = loop.time()
+            request = ingest.ListIncidentsRequest(states=states)
+            answer = await pages(stub.ListIncidents, request, "incidents", limit)
+            if session.as_json:
                 print_json(answer, one_line=True)
             else:
-                live.update(_table(answer))
-            if asyncio.get_running_loop().time() + 1 > until:
+                rows, sums = watch.see(answer, loop.time())
+                if live is None:
+                    _write(lines(rows, sums))
+                else:
+                    live.update(picture(rows, sums, out.height), refresh=True)
+            if loop.time() + every > until:
                 return
-            await asyncio.sleep(1)
+            await asyncio.sleep(max(0.0, began + every - loop.time()))
 
 
-def _table(answer: ingest.ListIncidentsResponse) -> Table:
-    """Return the incidents as a table."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for header, _ in COLUMNS:
-        table.add_column(header, overflow="fold")
-    for one in answer.incidents:
-        table.add_row(*(cell(one, column) for _, column in COLUMNS))
-    return table
+def _write(texts: list[str]) -> None:
+    """Write lines at once: whoever reads a pipe sees them when they are true."""
+    for text in texts:
+        sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -113,8 +113,13 @@ def show_one(session: Session, message: Message, columns: Sequence[Column]) -> N
 def cell(item: Any, column: str | Callable[[Any], object]) -> Text:
     """Return one value as text; untrusted text never becomes markup or control characters."""
     value = column(item) if callable(column) else field_value(item, column)
-    text = "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in str(value))
+    text = plain(str(value))
     return Text(text, style=COLOURS.get(text, ""))
+
+
+def plain(text: str) -> str:
+    """Return text that a stranger may have written without control characters but line ends."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
 
 
 def field_value(item: Any, name: str) -> object:

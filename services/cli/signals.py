@@ -12,11 +12,11 @@ import typer
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from opsmesh.ingest.v1 import letters_pb2
+from services.cli import replay
 from services.cli.command import REFUSED, Limit, PageToken, RequestId, command, group
 from services.cli.output import Column, console, show_list
+from services.cli.posting import Posting, Postman, next_step, reason, signals_of
 from services.cli.session import RefusedError, Session, UnreachableError, UsageError, pages
-from services.local.endpoints import webhook_headers
-from services.local.signing import tls_of
 
 app = group("What senders say.")
 letters = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -45,27 +45,42 @@ async def send(
     session: Session,
     file: Annotated[Path, typer.Argument(help="The body; - reads standard input.")],
     source: Annotated[str, typer.Option(help="As in sources.yaml.")] = "generic",
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", help="Such as 'X-GitHub-Event: push'; repeatable.")
+    ] = None,
 ) -> None:
-    """Post FILE to the bridge as SOURCE would."""
-    hooks = session.endpoints["webhooks"]
-    if source not in hooks:
-        raise UsageError(f"there is no source {source}\nNEXT: one of {', '.join(sorted(hooks))}")
-    hook = hooks[source]
-    body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    headers = webhook_headers(hook, body) | {"Content-Type": "application/json"}
-    verify = tls_of(hook, session.endpoints["tls"]["ca"])
-    try:
-        async with httpx.AsyncClient(timeout=10, trust_env=False, verify=verify) as client:
-            answer = await client.post(hook["url"], content=body, headers=headers)
-    except httpx.HTTPError as error:
-        raise UnreachableError(f"the bridge does not answer: {error}\nNEXT: opsmesh status") from error
+    """Post FILE to the bridge as SOURCE would, with the source's own proof."""
+    async with Postman(session.endpoints) as postman:
+        hook = postman.hook(source)
+        body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        posting = Posting(source, body, dict(_header(one) for one in header or []))
+        try:
+            answer = await postman.post(posting, postman.headers(posting))
+        except httpx.TransportError as error:
+            why = str(error) or type(error).__name__
+            raise UnreachableError(f"the bridge does not answer: {why}\nNEXT: opsmesh status") from error
     if answer.status_code != httpx.codes.ACCEPTED:
-        raise RefusedError(f"the bridge answered {answer.status_code}: {answer.text}")
+        raise RefusedError(f"the bridge answered {reason(answer)}\nNEXT: {next_step(answer, source, hook)}")
     if session.as_json:
         sys.stdout.write(json.dumps(answer.json(), indent=2) + "\n")
         return
-    for result in answer.json()["results"]:
-        console().print(f"accepted [green]{result['signal_id']}[/green]")
+    ids = signals_of(answer)
+    for one in ids:
+        console().print(f"accepted [green]{one}[/green]")
+    if not ids:
+        console().print(f"accepted, without a signal: see opsmesh signals dead-letters --source {source}", markup=False)
+
+
+def _header(text: str) -> tuple[str, str]:
+    """Return a header's name and value. Raises UsageError when TEXT is none."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip() or not text.isascii() or not text.isprintable():
+        raise UsageError(f"{text!r} is no header\nNEXT: such as 'X-GitHub-Event: push'")
+    return name.strip(), value.strip()
+
+
+command(app, "replay")(replay.replay)
+command(app, "storm")(replay.storm)
 
 
 @command(letters, "")

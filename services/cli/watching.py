@@ -1,0 +1,145 @@
+"""What `opsmesh incidents watch` makes of one answer after the other: how a storm becomes few incidents, and how fast.
+
+It asks, and is not told: an incident that a thousand alerts join within a second is still one row of one answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
+from opsmesh.ingest.v1 import signal_pb2
+from services.cli.output import cell, clock, duration, plain, word
+
+STATE = ingest.Incident.DESCRIPTOR.fields_by_name["state"].enum_type
+SEVERITY = signal_pb2.Signal.Severity.DESCRIPTOR
+# Lines that are not rows: the sums, the names of the columns, what does not fit.
+FRAME = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An incident, and how many signals a second it got since it was last seen."""
+
+    incident: ingest.Incident
+    rate: float
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Over what is shown: signals in and incidents out; and what happened since the watch began."""
+
+    signals: int
+    duplicates: int
+    incidents: int
+    grown: int
+    rate: float
+    closed: int
+    more: bool
+    news: bool
+
+    @property
+    def words(self) -> str:
+        """Return them in one line."""
+        ratio = f"{self.signals / self.incidents:,.0f} to 1" if self.incidents else "nothing is open"
+        more = "; older ones are not counted" if self.more else ""
+        return (
+            f"{self.signals:,} signals in ({self.duplicates:,} of them duplicates), "
+            f"{self.incidents:,} open incidents out: {ratio}{more} | "
+            f"since the watch began: {self.grown:,} signals, {self.closed:,} incidents over | now {self.rate:,.0f}/s"
+        )
+
+
+@dataclass(slots=True)
+class Watch:
+    """Remembers the open incidents of the last answer, no more."""
+
+    _last: dict[str, ingest.Incident] = field(default_factory=dict)
+    _time: float | None = None
+    _grown: int = 0
+    _closed: int = 0
+
+    def see(self, answer: ingest.ListIncidentsResponse, now: float) -> tuple[list[Row], Sums]:
+        """Return the rows, oldest first so that each stays where it is, and the sums; `now` in seconds of any clock."""
+        first, passed = self._time is None, now - (self._time or now)
+        more = bool(answer.next_page_token)
+        rows = [self._row(one, first=first, passed=passed) for one in reversed(answer.incidents)]
+        shown = {one.incident_id: one for one in answer.incidents}
+        grown = 0 if first else sum(one.signal_count - self._count(one) for one in answer.incidents)
+        self._grown += grown
+        # Beyond the page nobody can say whether it is over.
+        closed = 0 if more else len(self._last.keys() - shown.keys())
+        self._closed += closed
+        news = first or bool(closed) or any(row.changed for row in rows)
+        self._last, self._time = shown, now
+        signals = sum(one.signal_count for one in answer.incidents)
+        duplicates = sum(one.duplicate_count for one in answer.incidents)
+        rate = grown / passed if passed > 0 else 0.0
+        return rows, Sums(signals, duplicates, len(rows), self._grown, rate, self._closed, more, news)
+
+    def _count(self, one: ingest.Incident) -> int:
+        known = self._last.get(one.incident_id)
+        return known.signal_count if known else 0
+
+    def _row(self, one: ingest.Incident, *, first: bool, passed: float) -> Row:
+        known = self._last.get(one.incident_id)
+        grown = 0 if first else one.signal_count - self._count(one)
+        changed = known is None or _shown(known) != _shown(one)
+        return Row(one, grown / passed if passed > 0 else 0.0, changed)
+
+
+def _shown(one: ingest.Incident) -> tuple[object, ...]:
+    return one.state, one.signal_count, one.duplicate_count, one.firing, one.flapping, one.state_detail
+
+
+def picture(rows: Sequence[Row], sums: Sums, height: int) -> RenderableType:
+    """Return the sums and a table of at most HEIGHT lines in all: one line each, the newest when not all fit."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("state", "firing", "alerts", "signals", "dup", "per s", "age", "severity"):
+        table.add_column(header, no_wrap=True, justify="right" if header in {"alerts", "signals", "dup"} else "left")
+    for header in ("target", "title", "incident", "why"):
+        table.add_column(header, no_wrap=True, overflow="ellipsis" if header != "incident" else "fold")
+    room = max(1, height - FRAME)
+    for row in rows[-room:]:
+        table.add_row(*_cells(row))
+    hidden = Text(f"and {len(rows) - room} older ones: opsmesh incidents list", "dim") if len(rows) > room else Text("")
+    return Group(Text(sums.words, "bold", no_wrap=True, overflow="ellipsis"), table, hidden)
+
+
+def _cells(row: Row) -> list[Text]:
+    one = row.incident
+    return [
+        cell(one, "state"),
+        Text("flapping" if one.flapping else "firing" if one.firing else "over", "red" if one.firing else "green"),
+        *(Text(f"{count:,}") for count in (one.alert_count, one.signal_count, one.duplicate_count)),
+        Text(f"{row.rate:,.0f}" if row.rate else ""),
+        Text(duration(one.age_seconds)),
+        cell(one, "severity"),
+        Text(plain(one.targets[0].target_id if one.targets else "")),
+        Text(_line(one.title)),
+        Text(one.incident_id),
+        Text(_line(one.state_detail)),
+    ]
+
+
+def lines(rows: Sequence[Row], sums: Sums) -> list[str]:
+    """Return the sums and what changed as plain lines, for what is no terminal; nothing when nothing changed."""
+    return [sums.words, *(_words(row) for row in rows if row.changed)] if sums.news else []
+
+
+def _words(row: Row) -> str:
+    one = row.incident
+    firing = "flapping" if one.flapping else "firing" if one.firing else "over"
+    return (
+        f"{clock(one.update_time)} {one.incident_id} {word(STATE, one.state)} {firing} {word(SEVERITY, one.severity)} "
+        f"alerts={one.alert_count} signals={one.signal_count} duplicates={one.duplicate_count} "
+        f"per_second={row.rate:.0f} {_line(one.title)}"
+    )
+
+
+def _line(text: str) -> str:
+    return plain(text).replace("\n", " ")
