@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from math import ceil
 
 import grpc
-import orjson
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
@@ -17,11 +16,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
+from services.bridge import cloudevents
+from services.bridge.answers import EVENTS, JSON, AnswerError, answer_to, invalid
 from services.bridge.batches import Batches
 from services.bridge.domain import BODY_MAX, DISCARD_MAX
 from services.bridge.health import Readiness
 from services.bridge.kept import kept_headers
 from services.bridge.limits import Busy, Limits
+from services.bridge.senders import events
 from services.bridge.senders.doors import Door
 from services.bridge.senders.memory import Answers, delivery_id_of
 from services.bridge.senders.proof import Knock, Proof, UnavailableError
@@ -39,6 +41,7 @@ BODY_SECONDS = 20
 CONTENT_TYPE_MAX = 256
 UNKNOWN = "unknown"
 PREFIX = "/v1/webhooks/"
+OPTIONS = "OPTIONS"
 
 WEBHOOKS = Counter("opsmesh_webhooks_total", "Webhooks answered.", ["source", "code"])
 REPLAYS = Counter("opsmesh_webhook_replays_total", "Webhooks answered as the same one before was.", ["source"])
@@ -46,19 +49,6 @@ SECONDS = Histogram(
     "opsmesh_webhook_seconds", "Time to answer a webhook.", buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 )
 log = structlog.get_logger("opsmesh.bridge")
-
-
-class AnswerError(Exception):
-    """The sender is answered with a status other than 202, a small text and headers."""
-
-    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
-        self.status, self.text, self.headers = status, text, dict(headers or {})
-        super().__init__(text)
-
-    @property
-    def response(self) -> Response:
-        """Return it as HTTP."""
-        return JSONResponse({"error": self.text}, self.status, headers=self.headers)
 
 
 async def read_body(request: Request) -> bytes:
@@ -112,33 +102,50 @@ class Webhooks:
 
         return endpoint
 
-    async def answer(self, request: Request, source: str) -> Response:
-        """Answer a webhook and count it."""
+    async def answer(self, request: Request, source: str, token: str = "") -> Response:
+        """Answer a webhook, or a question whether it may come, and count it; TOKEN is what its path ends with."""
         began = time.perf_counter()
         try:
-            response = await self._accept(request, source)
+            if request.method == OPTIONS:
+                response = self._handshake(request, source, token)
+            else:
+                response = await self._accept(request, source, token)
         except AnswerError as error:
             response = error.response
         SECONDS.observe(time.perf_counter() - began)
         WEBHOOKS.labels(source if source in self._doors else UNKNOWN, response.status_code).inc()
         return response
 
-    async def _accept(self, request: Request, source: str) -> Response:
+    def _handshake(self, request: Request, source: str, token: str) -> Response:
+        self._refuse(self._limits.client(request.client.host if request.client else ""), source)
+        return cloudevents.handshake(self._door(source, token), request.headers, self._limits.a_minute(source))
+
+    def _door(self, source: str, token: str) -> Door:
+        door = self._doors.get(source)
+        if door is None or (token and not door.takes_token):
+            raise AnswerError(404, "there is no such source; sources are configured in sources.yaml")
+        return door
+
+    async def _accept(self, request: Request, source: str, token: str) -> Response:
         received = Timestamp()
         received.FromNanoseconds(time.time_ns())
         # Read before anything is refused: a sender that still writes would never see the answer.
         body = await read_body(request)
         self._refuse(self._limits.client(request.client.host if request.client else ""), source)
-        door = self._doors.get(source)
-        if door is None:
-            raise AnswerError(404, "there is no such source; sources are configured in sources.yaml")
-        proof = await _prove(request, door, body)
+        door = self._door(source, token)
+        proof = await _prove(request, door, body, token)
+        if not cloudevents.is_understood(door, request.headers):
+            raise AnswerError(415, "this content type is no event; send application/cloudevents+json")
         known = self._answers.find(source, proof, time.monotonic())
         if known is not None:
             REPLAYS.labels(source).inc()
-            return Response(known, 202, media_type="application/json")
+            return Response(known, 202, media_type=JSON)
         # After the proof: nobody else can use up what a source may hand in.
         self._refuse(self._limits.source(source), source)
+        if proof.shown:
+            if errors := events.errors_of(body):
+                return invalid(errors)
+            body = events.masked(body, proof.shown)
         trace, _ = telemetry.begin(request.headers.get(telemetry.HEADER))
         delivery = ingest.Delivery(
             delivery_id=delivery_id_of(source, proof),
@@ -151,7 +158,7 @@ class Webhooks:
             headers=kept_headers(request.headers, door.secret_header),
         )
         result = await self._submit(delivery)
-        answer = answer_to(result, door)
+        answer = answer_to(result, door, proof)
         # What was not understood is not remembered: the sender may send it again once somebody has mended that.
         if result.state == ingest.DeliveryResult.STATE_ACCEPTED:
             self._answers.keep(source, proof, bytes(answer.body), time.monotonic())
@@ -179,29 +186,17 @@ class Webhooks:
             raise AnswerError(503, "the delivery could not be stored; come again", RETRY) from None
 
 
-async def _prove(request: Request, door: Door, body: bytes) -> Proof:
+async def _prove(request: Request, door: Door, body: bytes, token: str) -> Proof:
     """Return the proof of a request; AnswerError when it proves nothing, or when that cannot be found out now."""
     certificate = request.scope.get("state", {}).get(CERTIFICATE, b"")
     try:
-        proof = await door.prove(Knock(request.headers, body, time.time(), certificate))
+        proof = await door.prove(Knock(request.headers, body, time.time(), certificate, token))
     except UnavailableError as error:
         log.warning("a sender cannot be recognised now", source=door.source, why=str(error))
         raise AnswerError(503, "the sender cannot be recognised now; come again", RETRY) from None
     if proof is None:
         raise AnswerError(401, "unauthorized", CHALLENGE if door.challenge else None)
     return proof
-
-
-def answer_to(result: ingest.DeliveryResult, door: Door) -> Response:
-    """Turn ingest's answer into HTTP."""
-    malformed = result.state == ingest.DeliveryResult.STATE_MALFORMED
-    if result.state == ingest.DeliveryResult.STATE_ACCEPTED or (malformed and door.accept_malformed):
-        accepted = {"results": [{"signal_id": one} for one in result.signal_ids]}
-        return Response(orjson.dumps(accepted), 202, media_type="application/json")
-    if malformed:
-        errors = [{"field": one.field, "description": one.description} for one in result.errors]
-        return JSONResponse({"errors": errors}, 422)
-    raise AnswerError(404, "no parser understands this source; see `parser` in sources.yaml")
 
 
 def build(
@@ -227,6 +222,8 @@ def build(
             Route(PREFIX + "{source}", webhooks.post, methods=methods),
             Route("/api/webhook", webhooks.fixed("generic"), methods=methods),
             Route("/api/alert/webhook", webhooks.fixed("alertmanager"), methods=methods),
+            # Where clients of PagerDuty's Events API post to, whatever host they are given.
+            Route("/v2/enqueue", webhooks.fixed(EVENTS), methods=methods),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", metrics),
@@ -236,9 +233,10 @@ def build(
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
         """Take webhooks past the framework's layers, which cost as much as the rest of a webhook; it has the others."""
         path = scope.get("path", "")
-        source = path[len(PREFIX) :]
-        if path.startswith(PREFIX) and source and "/" not in source and scope.get("method") in methods:
-            response = await webhooks.answer(Request(scope, receive), source)
+        source, _, token = path[len(PREFIX) :].partition("/")
+        webhook = path.startswith(PREFIX) and source and scope.get("method") in {*methods, OPTIONS}
+        if webhook and (token or not path.endswith("/")):
+            response = await webhooks.answer(Request(scope, receive), source, token)
             await response(scope, receive, send)
         else:
             await app(scope, receive, send)

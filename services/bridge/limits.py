@@ -35,15 +35,21 @@ class Limits:
         self._per_minute = per_minute
         self._status: dict[str, int] = {}
         self._quotas: dict[str, Bucket] = {}
+        self._rates: dict[str, int] = {}
         self._clients: OrderedDict[str, Bucket] = OrderedDict()
         for one in sources:
             self._status[one.source] = _status(one)
             if rate := one.quota.per_second:
+                self._rates[one.source] = int(rate * MINUTE)
                 self._quotas[one.source] = Bucket(rate, one.quota.burst or rate * BURST_SECONDS, now)
 
     def status(self, source: str) -> int:
         """Return the code after which this sender comes again."""
         return self._status.get(source, TOO_MANY)
+
+    def a_minute(self, source: str) -> int:
+        """Return how many requests a minute one sender of a source may send; 0 is no limit."""
+        return min((one for one in (self._rates.get(source, 0), self._per_minute) if one), default=0)
 
     def client(self, address: str) -> Busy | None:
         """Count a request of a client; Busy when there were too many within a minute."""

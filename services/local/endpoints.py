@@ -44,11 +44,19 @@ def _webhook(mesh: Mesh, source: sources_pb2.Source) -> dict[str, str]:
     if auth == "mtls":
         url = f"{mesh.bridge_tls_url}/v1/webhooks/{source.source}"
         return {"url": url, "auth": auth, "header": "", "secret_file": str(_ensure_client(secret_file, settings.names))}
+    # Who has none of the senders at hand need not know two more schemes: both take the secret in a header, too.
+    if auth == "routing-key":
+        auth = "bearer"
+    if auth == "url-token" and settings.header:
+        auth = "header"
     # sources may share a file, so what is there wins over what this kind would generate
     if auth == "hmac-standard":
         _ensure_standard(secret_file)
     else:
         ensure_secret(secret_file, prefix=f"{source.source}:" if auth in {"basic", "sns"} else "")
+    if auth == "url-token":
+        secret = secret_file.read_text(encoding="utf-8").splitlines()[0].strip()
+        return {"url": f"{url}/{secret}", "auth": auth, "header": "", "secret_file": str(secret_file)}
     header = settings.header if auth in {"header", "hmac-grafana"} else ""
     hook = {"url": url, "auth": auth, "header": header or HEADERS[auth], "secret_file": str(secret_file)}
     if auth == "hmac-grafana" and settings.timestamp_header:
@@ -78,7 +86,7 @@ def _ensure_client(file: Path, names: Sequence[str]) -> Path:
 
 def webhook_headers(hook: dict[str, str], body: bytes) -> dict[str, str]:
     """Return the headers with which a sender proves itself at HOOK, an entry of endpoints.json's `webhooks`."""
-    if hook["auth"] in {"none", "mtls"}:
+    if hook["auth"] in {"none", "mtls", "url-token"}:
         return {}
     secret = Path(hook["secret_file"]).read_text(encoding="utf-8").splitlines()[0].strip()
     return proof_of(hook, secret, body)

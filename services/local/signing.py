@@ -23,6 +23,7 @@ HEADERS = {
     "hmac-sentry": "Sentry-Hook-Signature",
     "hmac-grafana": "X-Grafana-Alerting-Signature",
     "hmac-standard": "webhook-signature",
+    "hmac-splunk": "X-SFX-Signature",
 }
 SECONDS_PREFIX = {"hmac-slack": "v0:"}
 PREFIX = {"hmac-github": "sha256=", "hmac-pagerduty": "v1=", "hmac-slack": "v0="}
@@ -32,20 +33,28 @@ def proof_of(hook: Mapping[str, str], secret: str, body: bytes) -> dict[str, str
     """Return the headers with which a sender that has this secret sends BODY to HOOK now."""
     auth, header, now = hook["auth"], hook["header"], int(time.time())
     match auth:
-        case "none" | "mtls":
+        case "none" | "mtls" | "url-token":
             return {}
-        case "bearer":
-            return {header: f"Bearer {secret}"}
-        case "basic" | "sns":
-            return {header: "Basic " + base64.b64encode(secret.encode()).decode()}
-        case "header":
-            return {header: secret}
+        case "bearer" | "basic" | "sns" | "header" | "hmac-splunk":
+            return {header: _untimed(auth, secret, body)}
         case "hmac-standard":
             return _standard(secret, body, now)
     timed = {"hmac-slack": "X-Slack-Request-Timestamp"}.get(auth) or hook.get("timestamp_header", "")
     signed = f"{SECONDS_PREFIX.get(auth, '')}{now}:".encode() + body if timed else body
     made = hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
     return {header: PREFIX.get(auth, "") + made} | ({timed: str(now)} if timed else {})
+
+
+def _untimed(auth: str, secret: str, body: bytes) -> str:
+    """Return the value of the one header of a scheme that knows no time."""
+    match auth:
+        case "bearer":
+            return f"Bearer {secret}"
+        case "header":
+            return secret
+        case "hmac-splunk":
+            return base64.b64encode(hmac.digest(secret.encode(), body, "sha256")).decode()
+    return "Basic " + base64.b64encode(secret.encode()).decode()
 
 
 def _standard(secret: str, body: bytes, now: int) -> dict[str, str]:

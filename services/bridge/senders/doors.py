@@ -1,6 +1,7 @@
 """The configured senders with their secrets, checked at boot: nobody is let in by a missing file."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from opsmesh.config.v1 import sources_pb2
 from opsmesh.ingest.v1 import signal_pb2
 from services.bridge.domain import read_secrets
 from services.bridge.senders import shared, signed
+from services.bridge.senders.events import RoutingKey
 from services.bridge.senders.mtls import Mtls, read_authorities
 from services.bridge.senders.proof import Knock, Proof, Verifier
 from services.bridge.senders.sns import Sns
@@ -19,6 +21,10 @@ from services.mesh.settings import require_private
 
 Method = signal_pb2.Authenticity
 Reader = Callable[[str], tuple[bytes, ...]]
+# Characters. A secret that is shown is all there is to guess; one that signs is never seen, passwords are shorter.
+SHOWN_LEAST = 32
+KEY_LEAST = 16
+IN_A_PATH = re.compile(rb"[A-Za-z0-9._~-]+")
 log = structlog.get_logger("opsmesh.bridge")
 
 
@@ -30,25 +36,56 @@ def read_standard(text: str) -> tuple[bytes, ...]:
     return found
 
 
+def read_passwords(text: str) -> tuple[bytes, ...]:
+    """Return `user:password` pairs. Raises ValueError when one is none, or its password is empty."""
+    found = read_secrets(text)
+    if not all(_password(one) for one in found):
+        raise ValueError("it is not user:password")
+    return found
+
+
+def read_tokens(text: str) -> tuple[bytes, ...]:
+    """Return secrets that can stand in a path as they are. Raises ValueError when one cannot."""
+    found = read_secrets(text)
+    if not all(IN_A_PATH.fullmatch(one) for one in found):
+        raise ValueError("it has more than letters, digits, -, _, . and ~")
+    return found
+
+
+def _password(secret: bytes) -> bytes:
+    return secret.partition(b":")[2]
+
+
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How a sender proves itself, what that is called in a signal, and how its secret file is read."""
+    """How a sender proves itself, what that is called in a signal, and how its secret file is read.
+
+    `least` is how many bytes a secret should have, counted in what `secret` makes of it; shorter ones are told of.
+    """
 
     verifier: Verifier
     method: signal_pb2.Authenticity.Method.ValueType
     read: Reader = read_secrets
+    least: int = 0
+    secret: Callable[[bytes], bytes] = bytes
+
+    def is_weak(self, secrets: Iterable[bytes]) -> bool:
+        """Say whether one of the secrets could be guessed."""
+        return any(len(self.secret(one)) < self.least for one in secrets)
 
 
 # Schemes without settings, by their name in sources.yaml.
 SCHEMES = {
     "none": Scheme(shared.Nothing(), Method.METHOD_NONE),
-    "bearer": Scheme(shared.Bearer(), Method.METHOD_BEARER),
-    "basic": Scheme(shared.Basic(), Method.METHOD_BASIC),
-    "hmac_github": Scheme(signed.GITHUB, Method.METHOD_HMAC),
-    "hmac_pagerduty": Scheme(signed.PAGERDUTY, Method.METHOD_HMAC),
-    "hmac_sentry": Scheme(signed.SENTRY, Method.METHOD_HMAC),
-    "hmac_slack": Scheme(signed.Slack(), Method.METHOD_HMAC),
-    "hmac_standard": Scheme(signed.Standard(), Method.METHOD_HMAC, read_standard),
+    "bearer": Scheme(shared.Bearer(), Method.METHOD_BEARER, least=SHOWN_LEAST),
+    "basic": Scheme(shared.Basic(), Method.METHOD_BASIC, read_passwords, KEY_LEAST, _password),
+    "routing_key": Scheme(RoutingKey(), Method.METHOD_ROUTING_KEY, least=SHOWN_LEAST),
+    "hmac_github": Scheme(signed.GITHUB, Method.METHOD_HMAC, least=KEY_LEAST),
+    "hmac_pagerduty": Scheme(signed.PAGERDUTY, Method.METHOD_HMAC, least=KEY_LEAST),
+    "hmac_sentry": Scheme(signed.SENTRY, Method.METHOD_HMAC, least=KEY_LEAST),
+    "hmac_slack": Scheme(signed.Slack(), Method.METHOD_HMAC, least=KEY_LEAST),
+    "hmac_splunk": Scheme(signed.Splunk(), Method.METHOD_HMAC, least=KEY_LEAST),
+    "hmac_standard": Scheme(signed.Standard(), Method.METHOD_HMAC, read_standard, KEY_LEAST, signed.standard_key),
 }
 
 
@@ -56,13 +93,19 @@ def scheme_of(source: sources_pb2.Source) -> Scheme:
     """Return the scheme of a configured source."""
     match source.WhichOneof("auth"):
         case "header":
-            return Scheme(shared.Header(source.header.header), Method.METHOD_HEADER)
+            return Scheme(shared.Header(source.header.header), Method.METHOD_HEADER, least=SHOWN_LEAST)
+        case "url_token":
+            return Scheme(
+                shared.UrlToken(source.url_token.header), Method.METHOD_URL_TOKEN, read_tokens, least=SHOWN_LEAST
+            )
         case "hmac_grafana":
             own = source.hmac_grafana
             named = {"header": own.header} if own.header else {}
-            return Scheme(signed.Grafana(**named, time_header=own.timestamp_header), Method.METHOD_HMAC)
+            verifier = signed.Grafana(**named, time_header=own.timestamp_header)
+            return Scheme(verifier, Method.METHOD_HMAC, least=KEY_LEAST)
         case "sns":
-            return Scheme(Sns(frozenset(source.sns.topics), source.sns.accept_version_1), Method.METHOD_SNS)
+            sns = Sns(frozenset(source.sns.topics), source.sns.accept_version_1)
+            return Scheme(sns, Method.METHOD_SNS, read_passwords, KEY_LEAST, _password)
         case "mtls":
             return Scheme(Mtls(frozenset(source.mtls.names)), Method.METHOD_MTLS, read_authorities)
         case str() as name:
@@ -75,11 +118,15 @@ class Door:
 
     def __init__(self, source: sources_pb2.Source, file: Path | None) -> None:
         self.source = source.source
+        self.parser = source.parser or source.source
+        # Whose path may go on after the source, and whose handshakes are granted.
+        self.takes_token = source.WhichOneof("auth") == "url_token"
+        self.origins = frozenset(one.lower() for one in source.webhook_origins)
         self.accept_malformed = source.malformed_answer == sources_pb2.Source.MALFORMED_ANSWER_ACCEPT
         # Who would answer a challenge is asked for it; SNS shows its password only then.
         self.challenge = source.WhichOneof("auth") in {"basic", "sns"}
         # Never passed on, whatever it is called.
-        self.secret_header = source.header.header.lower()
+        self.secret_header = (source.header.header or source.url_token.header).lower()
         self._scheme = scheme_of(source)
         self._file = file
         self._changed = 0
@@ -133,6 +180,13 @@ class Door:
             raise BootError(
                 f"the secret file of source {self.source} is empty: {file}\n"
                 "NEXT: write a secret into it, or say `none: {}` for this source in sources.yaml"
+            )
+        if self._scheme.is_weak(secrets):
+            log.warning(
+                "a secret is short enough to be guessed",
+                source=self.source,
+                file=str(file),
+                next=f"write one of at least {self._scheme.least} random characters, as of `openssl rand -hex 32`",
             )
         self._changed, self._secrets, self._told = changed, secrets, False
 

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 # Two-sided: a clock that is ahead is as wrong as one that is behind.
@@ -21,12 +21,16 @@ class Headers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Knock:
-    """A request at a door: its headers, its exact bytes, our clock in Unix seconds, the certificate of its TLS."""
+    """A request at a door: its headers, its exact bytes, our clock in Unix seconds, the certificate of its TLS.
+
+    `token` is what its path shows after the source; no representation of a request may tell it.
+    """
 
     headers: Headers
     body: bytes
     now: float
     certificate: bytes = b""
+    token: str = field(default="", repr=False)
 
     def header(self, name: str) -> str:
         """Return a header that was given exactly once and is not huge; else nothing: who doubles it may mean either."""
@@ -40,11 +44,12 @@ class Proof:
 
     `once` is a fingerprint of signed content that no honest sender signs again for something new: such a request must
     not count twice. Empty where the scheme cannot tell a repetition. `seconds` is for how long it is remembered;
-    0 is as long as the signals themselves are kept.
+    0 is as long as the signals themselves are kept. `shown` is the secret itself where the body shows it.
     """
 
     once: bytes = b""
     seconds: float = 0
+    shown: bytes = field(default=b"", repr=False)
 
 
 class UnavailableError(Exception):

@@ -1,4 +1,4 @@
-"""Schemes in which the sender shows the secret itself: none, bearer, basic, static header."""
+"""Schemes in which the sender shows the secret itself: none, bearer, basic, static header, part of the path."""
 
 import base64
 import binascii
@@ -45,6 +45,18 @@ class Header:
     async def verify(self, knock: Knock, secrets: Sequence[bytes]) -> Proof | None:
         """Compare its value."""
         return SEEN if equal_any([raw(knock.header(self.name).strip())], secrets) else None
+
+
+@dataclass(frozen=True, slots=True)
+class UrlToken:
+    """The last part of the path; where it shows none, a header if one is named."""
+
+    header: str = ""
+
+    async def verify(self, knock: Knock, secrets: Sequence[bytes]) -> Proof | None:
+        """Compare it."""
+        shown = knock.header(self.header).strip() if self.header and not knock.token else knock.token
+        return SEEN if equal_any([raw(shown)], secrets) else None
 
 
 def credentials(knock: Knock, scheme: str) -> str:
