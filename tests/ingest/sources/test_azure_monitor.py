@@ -181,6 +181,130 @@ def test_the_classic_schema_of_log_searches() -> None:
     assert signal.dedup_key != other.dedup_key
 
 
+HEALTH = {"signalType": "Activity Log", "monitoringService": "ServiceHealth", "alertTargetIDs": [SUBSCRIPTION]}
+
+
+def told(stage: str, number: int) -> Any:
+    """Read one telling of an incident of Azure's own; each fires with an alert id of its own."""
+    properties = {
+        "title": f"Storage is slow ({stage})",
+        "service": "Storage",
+        "region": "West Europe",
+        "trackingId": "AB12-3CD",
+        "impactStartTime": "2026-01-01T00:00:00Z",
+        "stage": stage,
+    }
+    context = {"eventSource": 2, "level": 3, "claims": "{}", "properties": properties, "status": stage}
+    identity = f"{SUBSCRIPTION}/providers/Microsoft.AlertsManagement/alerts/{number}"
+    moment = f"2026-01-01T00:0{number}:00Z"
+    return read(common(context, alertId=identity, firedDateTime=moment, resolvedDateTime=None, **HEALTH))
+
+
+def test_service_health_is_over_when_its_stage_says_so() -> None:
+    """Every telling is fired; the tracking id joins them, and the last one resolves what the first one opened."""
+    first, last = told("Active", 1), told("Resolved", 2)
+    assert first.dedup_key == last.dedup_key == "CPU is high|AB12-3CD"
+    assert [(one.status, one.status_raw) for one in (first, last)] == [
+        (Status.FIRING, "Fired"),
+        (Status.RESOLVED, "Resolved"),
+    ]
+    assert first.start_time == last.start_time == 1_767_225_600_000_000_000
+    assert first.end_time is None
+    assert last.end_time == last.event_time == first.start_time + 120_000_000_000
+    assert last.summary == "CPU is high: Storage is slow (Resolved)"
+    # A service of Azure is none of ours, and must not become a target.
+    assert "service.name" not in first.resource
+    assert "claims" not in first.annotations
+
+
+def test_resource_health_is_over_when_it_is_available() -> None:
+    """The rule on the resource joins the tellings."""
+
+    def health(now: str) -> Any:
+        context = {"properties": {"title": f"it is {now}", "currentHealthStatus": now}, "status": "Active"}
+        return read(common(context, monitoringService="Resource Health", resolvedDateTime=None))
+
+    down, up = health("Unavailable"), health("Available")
+    assert (down.status, up.status) == (Status.FIRING, Status.RESOLVED)
+    assert down.dedup_key == up.dedup_key
+    assert up.status_raw == "Available"
+
+
+def test_rules_of_prometheus_have_labels_and_annotations() -> None:
+    """They stand in the context, and say what the alert is about."""
+    context = {
+        "expression": "up == 0",
+        "labels": {"cluster": "c1", "namespace": "shop", "deployment": "web"},
+        "annotations": {"summary": "web is down", "runbook_url": "https://wiki.example.org/web"},
+    }
+    signal = read(common(context, description=None))
+    assert signal.summary == "CPU is high: web is down"
+    assert signal.targets[0].key == "k8s:c1/shop/deployment/web"
+    assert (signal.labels["namespace"], signal.annotations["expression"]) == ("shop", "up == 0")
+    assert Rel.RUNBOOK in [link.rel for link in signal.links]
+
+
+@pytest.mark.parametrize(
+    ("context", "kept"),
+    [
+        ({"DetectionSummary": "more failures", "FailedRequestCount": "90"}, {"FailedRequestCount": "90"}),
+        ({"AlertCategory": "budgets", "AlertData": {"SpentAmount": "$9.00"}}, {"SpentAmount": "$9.00"}),
+        ({"SearchQuery": "Heartbeat", "LinkToSearchResults": "https://x.example.org"}, {"SearchQuery": "Heartbeat"}),
+    ],
+)
+def test_what_each_kind_of_alert_says_is_kept(context: Any, kept: dict[str, str]) -> None:
+    """Smart detection, budgets and the first log searches have shapes of their own."""
+    annotations = read(common(context)).annotations
+    assert kept.items() <= annotations.items()
+    assert "LinkToSearchResults" not in annotations
+
+
+def test_the_first_log_searches_name_a_computer() -> None:
+    """As a dimension beside the query."""
+    signal = read(common({"Dimensions": [{"name": "Computer", "value": "db-1"}]}, alertTargetIDs=None))
+    assert signal.resource["host.name"] == "db-1"
+
+
+def entry(**log: Any) -> dict[str, Any]:
+    """Return an entry of the activity log in its classic schema."""
+    base = {"correlationId": "c-1", "eventTimestamp": "2026-01-01T00:00:00Z", "resourceId": MACHINE}
+    return {
+        "schemaId": "Microsoft.Insights/activityLogs",
+        "data": {"status": "Activated", "context": {"activityLog": base | log}},
+    }
+
+
+def test_classic_entries_of_the_activity_log() -> None:
+    """They happened once, at a level; of a resource's health one ends what another began."""
+    once = read(entry(operationName="Microsoft.Compute/virtualMachines/restart/action", level="Error", status="Failed"))
+    assert (once.status, once.severity, once.severity_raw) == (Status.OCCURRENCE, Severity.ERROR, "Error")
+    assert once.annotations["activityLog.status"] == "Failed"
+    down, up = (
+        read(
+            entry(
+                operationName=f"Microsoft.Resourcehealth/healthevent/{word}/action",
+                correlationId=word,
+                properties={"title": "x", "currentHealthStatus": health},
+            )
+        )
+        for word, health in (("Activated", "Unavailable"), ("Resolved", "Available"))
+    )
+    assert (down.status, up.status) == (Status.FIRING, Status.RESOLVED)
+    assert down.dedup_key == up.dedup_key
+
+
+def test_classic_budgets_and_scaling_happen_once() -> None:
+    """Neither ever ends."""
+    budget = {"schemaId": "AIP Budget Notification", "data": {"BudgetName": "b", "SpendingAmount": "9", "Budget": "5"}}
+    scaling = {
+        "operation": "Scale Out",
+        "status": "Activated",
+        "context": {"id": "x", "name": "s", "details": "3 to 4"},
+    }
+    assert (read(budget).status, read(budget).summary) == (Status.OCCURRENCE, "b: 9 of 5 are spent")
+    assert (read(scaling).status, read(scaling).summary) == (Status.OCCURRENCE, "s: 3 to 4")
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"schemaId":"x","data":{}}', b'{"data":{"essentials":{"a":1}}}'])
 def test_what_names_no_alert_is_unreadable(body: bytes) -> None:
     """It is refused with the field's name."""
@@ -189,7 +313,11 @@ def test_what_names_no_alert_is_unreadable(body: bytes) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(body=mutants([common(), common(monitorCondition="Resolved"), CLASSIC, SEARCH]))
+@given(
+    body=mutants(
+        [common(), common(monitorCondition="Resolved"), CLASSIC, SEARCH, entry(properties={"trackingId": "t"})]
+    )
+)
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:
     """Whatever is left of a good message, the answer is bounded and soon."""
     check("azure-monitor", body)
