@@ -49,6 +49,14 @@ class Result(StrEnum):
     ESCALATED = "ESCALATED"
 
 
+class Brake(StrEnum):
+    """What kept automation back; the words of the IDL without their prefix."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    CAP = "CAP"
+    FLAPPING = "FLAPPING"
+
+
 class Stage(StrEnum):
     """Which lane has work on a decision."""
 
@@ -119,6 +127,7 @@ class Snapshot:
     open_time: datetime | None = None
     target_ids: tuple[str, ...] = ()
     correlation_key: str = ""
+    flapping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +145,8 @@ class History:
 
     `started` are rules that started a playbook, or asked a person and got the answer. `killed` says that people stopped
     what the newest of them had started, `escalated` is the run that it started and that handed over to a person.
-    `starts` says how often each playbook was started within the last hour, for it or for others of its correlation key.
+    `starts` says how often each playbook, or template of an agent, was started within the last hour, for it or for
+    others of its correlation key. `flapping`: its newest decision was made because it flaps, so people were told.
     """
 
     started: frozenset[str] = frozenset()
@@ -145,6 +155,7 @@ class History:
     killed: bool = False
     escalated: str = ""
     starts: Mapping[str, int] = field(default_factory=dict)
+    flapping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +180,7 @@ class Verdict:
     """What was decided, before it has a row.
 
     With `for_people`, what nobody knows is not put to a model. `model_outcome` and `question` are serialised messages
-    (ModelOutcome, AskHuman).
+    (ModelOutcome, AskHuman). `brake` says what kept a start back; with `quiet` people are not told, for they were.
     """
 
     state: State
@@ -185,6 +196,8 @@ class Verdict:
     for_people: bool = False
     model_outcome: bytes = b""
     question: bytes = b""
+    brake: Brake = Brake.UNSPECIFIED
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +243,8 @@ class Decision:
     parked: bool = False
     parked_words: str = ""
     killed: bool = False
+    correlation_key: str = ""
+    brake: Brake = Brake.UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,114 +292,11 @@ def decision_id(incident_id: uuid.UUID, revision: int) -> uuid.UUID:
     return uuid.uuid5(incident_id, f"decision/{revision}")
 
 
-def decide(snapshot: Snapshot, rules: Rules, history: History, now: datetime, wish: Verdict | None = None) -> Verdict:
-    """Decide one revision: over, unreadable, wished in a chat, known to a rule, or not known."""
-    if beforehand := _beforehand(snapshot, rules.version, history):
-        return beforehand
-    if snapshot.facts.get("source") == CHAT and not history.newest:
-        # What a person confirmed, and nothing else; without it nobody wished anything.
-        return wish or _await("no confirmed wish of a conversation stands behind it", rules.version, for_people=True)
-    rule = rules.first(snapshot.facts, history.started)
-    if rule:
-        return _capped(_apply(rule, snapshot, rules.version, now), rule, history)
-    return _unknown(rules.version, history)
-
-
-def _unknown(version: int, history: History) -> Verdict:
-    """Return what becomes of what no rule knows: a model, a run for what failed, or people."""
-    reason = "no rule matches" if version else "no rule set is published; publish one: opsmesh rules publish"
-    if history.started:
-        reason += f"; started before and not again: {', '.join(sorted(history.started))}"
-    if history.killed:
-        reason = f"a kill ended what was done about it: whether it is repeated is for people to say; {reason}"
-        return _await(reason, version, for_people=True)
-    if history.escalated:
-        reason = f"run {history.escalated} leaves it to a person: opsmesh agents show {history.escalated}"
-        return Verdict(State.DECIDED, reason, Outcome.ASK_HUMAN, rule_set_version=version)
-    if failed := history.failed:
-        reason = (
-            f"execution {failed.execution_id} of {failed.playbook_id or 'a playbook'} ended {failed.result}; {reason}"
-        )
-        return _await(reason, version, cause=failed.execution_id)
-    return _await(reason, version)
-
-
-def _beforehand(snapshot: Snapshot, version: int, history: History) -> Verdict | None:
-    """Return what is decided without looking at a rule, if anything."""
-    if history.newest > snapshot.revision:
-        reason = f"revision {history.newest} was decided before this one"
-        return Verdict(State.CLOSED, reason, result=Result.SUPERSEDED, rule_set_version=version)
-    if snapshot.resolved:
-        return _respond("the incident is resolved", version)
-    # Before `firing`: what cannot be read must not pass for over, either.
-    if not snapshot.readable:
-        return _await("the status of its newest signal could not be read: a person must look", version, for_people=True)
-    if not snapshot.firing:
-        return _respond("the sender resolved every alert", version)
-    return None
-
-
-def _respond(reason: str, version: int) -> Verdict:
-    return Verdict(State.CLOSED, reason, Outcome.RESPOND, Result.RESPONDED, rule_set_version=version)
-
-
-def _await(reason: str, version: int, *, for_people: bool = False, cause: str = "") -> Verdict:
-    return Verdict(
-        State.AWAITING_MODEL,
-        shorten(reason),
-        rule_set_version=version,
-        for_people=for_people,
-        order=Order(cause=cause) if cause else NO_ORDER,
-    )
-
-
-def _apply(rule: Rule, snapshot: Snapshot, version: int, now: datetime) -> Verdict:
-    """Return what a matching rule says about an incident of this age."""
-    age = now - snapshot.open_time if snapshot.open_time else timedelta()
-    if age > rule.max_age:
-        seconds = int(age.total_seconds())
-        reason = f"rule {rule.rule_id} matches, but {seconds} s are more than its {rule.max_age.total_seconds():g} s"
-        return Verdict(State.CLOSED, reason, result=Result.STALE, rule_id=rule.rule_id, rule_set_version=version)
-    if rule.outcome is Outcome.RESPOND:
-        state, result = State.CLOSED, Result.RESPONDED
-    else:
-        state, result = State.DECIDED, Result.UNSPECIFIED
-    return Verdict(
-        state=state,
-        reason=shorten(rule.text or f"rule {rule.rule_id} matches"),
-        outcome=rule.outcome,
-        result=result,
-        rule_id=rule.rule_id,
-        rule_set_version=version,
-        playbook_id=rule.playbook_id,
-        max_age=rule.max_age,
-    )
-
-
-def _capped(made: Verdict, rule: Rule, history: History) -> Verdict:
-    """Return what a rule says, but a question to people once its playbook was started too often for this."""
-    times = history.starts.get(rule.playbook_id, 0)
-    if made.state is State.CLOSED or made.outcome is not Outcome.TRIGGER_AUTOMATION or times < rule.max_per_hour:
-        return made
-    reason = (
-        f"rule {rule.rule_id} matches, but {rule.playbook_id} was started {times} times within an hour for the same "
-        f"trouble, and its max_per_hour is {rule.max_per_hour}: it does not help, a person must look"
-    )
-    return Verdict(
-        State.DECIDED,
-        shorten(reason),
-        Outcome.ASK_HUMAN,
-        rule_id=rule.rule_id,
-        rule_set_version=made.rule_set_version,
-        max_age=rule.max_age,
-    )
-
-
 def first_stage(made: Verdict) -> Stage:
     """Return the lane that a decision, just made, needs first."""
     if made.state is State.AWAITING_MODEL:
         return Stage.NOTIFY if made.for_people else Stage.MODEL
-    if made.state is State.CLOSED:
+    if made.state is State.CLOSED or made.quiet:
         return Stage.NONE
     starts = {Outcome.TRIGGER_AUTOMATION: Stage.START, Outcome.DELEGATE_AGENT: Stage.START_RUN}
     return starts.get(made.outcome, Stage.NOTIFY)

@@ -7,6 +7,8 @@ from services.router.domain import Decision, Result, Stage, State, shorten
 from services.router.work import Step, Work
 
 RETRY_SECONDS = 1.0
+# What flaps waits for minutes: it must not take the turns of others.
+FLAPPING_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class Seen:
     firing: bool
     age: timedelta
     signal_time: datetime | None = None
+    flapping: bool = False
 
 
 def hold(work: Work, kill_id: str, why: str) -> Step:
@@ -35,9 +38,9 @@ def outlived(decision: Decision, seen: Seen | None) -> Step | None:
         return _close(decision, Result.STALE, "its incident is not kept any more")
     if seen.over:
         return _close(decision, Result.SUPERSEDED, "its incident is over")
-    if seen.revision > decision.revision:
-        # The newer revision is on its way to be decided, and that ends this one.
-        return Step(Stage.HELD, State.DECIDED, delay=RETRY_SECONDS)
+    if seen.flapping or seen.revision > decision.revision:
+        # A newer revision is on its way to be decided, and that ends this one; so does the calm.
+        return Step(Stage.HELD, State.DECIDED, delay=FLAPPING_SECONDS if seen.flapping else RETRY_SECONDS)
     if not seen.firing:
         return _close(decision, Result.RESPONDED, "the sender resolved every alert while it was held")
     still = seen.signal_time and decision.held_time and seen.signal_time > decision.held_time

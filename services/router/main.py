@@ -54,7 +54,7 @@ def compose(settings: RouterSettings, peers: Peers, pool: Pool) -> Router:
     kills = kill_switch_service_pb2_grpc.KillSwitchServiceStub(peers.channel("guardrails"))
 
     writes = Writes(pool, "router", audit)
-    decisions, rule_sets = PostgresDecisionStore(pool, writes), PostgresRuleStore(pool)
+    decisions, rule_sets = PostgresDecisionStore(pool, writes, settings.model_starts_per_hour), PostgresRuleStore(pool)
     book = RuleBook(rule_sets)
     hands, minds = Hands(automation), reasoning.compose(peers, pool, decisions, book)
     lanes = Lanes(decisions, hands, minds.jobs)

@@ -75,6 +75,7 @@ def snapshot_of(incident: ingest_service_pb2.Incident) -> domain.Snapshot:
         open_time=_time_of(incident.open_time) if incident.HasField("open_time") else None,
         target_ids=tuple(one.target_id for one in incident.targets if one.in_inventory),
         correlation_key=incident.correlation_key,
+        flapping=incident.flapping,
     )
 
 
@@ -89,6 +90,7 @@ def seen_of(answer: ingest_service_pb2.GetIncidentResponse) -> Seen:
         signal_time=max(
             (_time_of(one.record_time) for one in answer.signals if one.signal.status not in QUIET), default=None
         ),
+        flapping=incident.flapping,
     )
 
 
@@ -174,6 +176,7 @@ def decision_message(decision: domain.Decision) -> decision_service_pb2.Decision
         recorded=decision.recorded,
         answerer=decision.answerer,
         conversation_id=decision.order.conversation_id,
+        brake=decision_service_pb2.Decision.Brake.Value(f"BRAKE_{decision.brake}"),
     )
     if decision.close_time:
         message.close_time.CopyFrom(_timestamp(decision.close_time))
@@ -232,6 +235,7 @@ def preview_response(
             rule_set_version=verdict.rule_set_version,
             playbook_id=verdict.playbook_id,
             reason=verdict.reason,
+            brake=decision_service_pb2.Decision.Brake.Value(f"BRAKE_{verdict.brake}"),
         ),
         matched=explanation.matched if verdict.rule_id else (),
         not_matched=[

@@ -4,7 +4,7 @@ import uuid
 
 from opsmesh.audit.v1 import audit_service_pb2
 from services.mesh.writes import Event, Subject, event
-from services.router.domain import Decision, Snapshot
+from services.router.domain import Brake, Decision, Snapshot
 
 
 def decided(snapshot: Snapshot, decision: Decision) -> audit_service_pb2.AuditEvent:
@@ -50,5 +50,6 @@ def _detail(decision: Decision) -> dict[str, str]:
         "conversation_id": decision.order.conversation_id,
         "cause_execution_id": decision.order.cause,
         "model_call_count": str(decision.model_call_count or ""),
+        "brake": "" if decision.brake is Brake.UNSPECIFIED else str(decision.brake),
     }
     return {name: value for name, value in detail.items() if value}

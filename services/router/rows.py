@@ -6,7 +6,19 @@ from typing import Any, Final
 import asyncpg
 
 from services.router import domain
-from services.router.domain import Decision, Failed, History, Order, Outcome, Result, Snapshot, Stage, State, Verdict
+from services.router.domain import (
+    Brake,
+    Decision,
+    Failed,
+    History,
+    Order,
+    Outcome,
+    Result,
+    Snapshot,
+    Stage,
+    State,
+    Verdict,
+)
 from services.router.work import Work
 
 COLUMNS: Final = (
@@ -15,7 +27,7 @@ COLUMNS: Final = (
     "clock_timestamp() - create_time AS age, stage = 'HELD' AS held, held_by, held_words, held_time, max_age, "
     "start_time IS NOT NULL AS tried, run_id, template_id, target_ids, goal, cause_execution_id, identity_token, "
     "conversation_id, model_call_count, recorded, model_outcome, question, answer, answerer, "
-    "stage = 'PARKED' AS parked, parked_words, killed"
+    "stage = 'PARKED' AS parked, parked_words, killed, correlation_key, brake"
 )
 # What a decision is made with, in the order of `new_columns`; the types are PostgreSQL's.
 MADE: Final = (
@@ -40,6 +52,7 @@ MADE: Final = (
     ("model_outcome", "bytea"),
     ("question", "bytea"),
     ("correlation_key", "text"),
+    ("brake", "text"),
 )
 # No id of a target has a line end.
 SEPARATOR: Final = "\n"
@@ -71,6 +84,7 @@ def new_columns(new: Iterable[tuple[Snapshot, Verdict]]) -> list[list[Any]]:
             verdict.model_outcome,
             verdict.question,
             snapshot.correlation_key,
+            verdict.brake,
         )
         for snapshot, verdict in new
     ]
@@ -86,7 +100,15 @@ def history_of(known: Sequence[Decision], snapshot: Snapshot) -> History:
     ended = [one for one in earlier if one.result is not Result.SUPERSEDED]
     last = max(ended, key=lambda one: one.revision, default=None)
     escalated = last.run_id if last and last.result is Result.ESCALATED else ""
-    return History(started, newest, _failed(earlier), killed=last is not None and last.killed, escalated=escalated)
+    before = max(earlier, key=lambda one: one.revision, default=None)
+    return History(
+        started,
+        newest,
+        _failed(earlier),
+        killed=last is not None and last.killed,
+        escalated=escalated,
+        flapping=before is not None and before.brake is Brake.FLAPPING,
+    )
 
 
 def _used(one: Decision) -> bool:
@@ -158,4 +180,6 @@ def decision_of(row: asyncpg.Record) -> Decision:
         parked=row["parked"],
         parked_words=row["parked_words"],
         killed=row["killed"],
+        correlation_key=row["correlation_key"],
+        brake=Brake(row["brake"]),
     )

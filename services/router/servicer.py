@@ -21,7 +21,7 @@ from services.mesh import paging
 from services.mesh.call import current
 from services.mesh.errors import FieldViolation, Refusal
 from services.mesh.writes import Subject, Writes
-from services.router import domain, messages, records, rule_store, rules
+from services.router import deciding, domain, messages, records, rule_store, rules
 from services.router.book import RuleBook
 from services.router.domain import Decision, History, RuleSetRow, Wishes
 from services.router.reasoning.journal import Journal
@@ -80,7 +80,7 @@ class DecisionServicer(decision_service_pb2_grpc.DecisionServiceServicer):
         wishes = {snapshot.incident_id: await self._rest.wishes.of(snapshot) for snapshot in chats}
         decisions = await self._store.decide(
             snapshots,
-            lambda snapshot, history: domain.decide(snapshot, index, history, now, wishes.get(snapshot.incident_id)),
+            lambda snapshot, history: deciding.decide(snapshot, index, history, now, wishes.get(snapshot.incident_id)),
             records.decided,
             current().trace.header,
         )
@@ -135,10 +135,11 @@ class DecisionServicer(decision_service_pb2_grpc.DecisionServiceServicer):
         """Decide, do nothing, and say why."""
         del context
         snapshot, index = messages.snapshot_of(request.incident), self._book.index
-        history = await self._store.history(snapshot.incident_id, snapshot.revision)
+        history = await self._store.history(snapshot)
         # Whether a newer revision exists does not matter to what would be decided on this one.
-        history = History(history.started | frozenset(request.incident.started_rule_ids))
-        verdict = domain.decide(snapshot, index, history, self._clock())
+        started = history.started | frozenset(request.incident.started_rule_ids)
+        history = History(started, starts=history.starts, flapping=history.flapping)
+        verdict = deciding.decide(snapshot, index, history, self._clock())
         return messages.preview_response(snapshot, verdict, index.explain(snapshot.facts, history.started))
 
 

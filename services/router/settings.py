@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from services.mesh.settings import PostgresSettings
+from services.router.domain import MAX_PER_HOUR
 
 
 class RouterSettings(PostgresSettings):
@@ -12,6 +13,12 @@ class RouterSettings(PostgresSettings):
 
     resume_per_second: float = Field(
         default=2.0, ge=0.01, le=1000, description="how many held decisions are tried a second after a kill's release"
+    )
+    model_starts_per_hour: int = Field(
+        default=MAX_PER_HOUR,
+        ge=1,
+        le=1000,
+        description="how often an hour a model's choice may start the same playbook or agent for the same trouble",
     )
     identity_key_file: Path = Field(
         description="PEM with the Ed25519 private key that says who said what (identity.key); opsmesh certs init"

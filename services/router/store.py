@@ -9,7 +9,8 @@ from typing import Final, Protocol
 from opsmesh.audit.v1 import audit_service_pb2
 from services.mesh.postgres import Connection, Pool
 from services.router import domain, records
-from services.router.caps import Starts
+from services.router.caps import Starts, tell, trouble_of
+from services.router.deciding import chosen, started_by
 from services.router.domain import Decision, History, Snapshot, Stage, State, Verdict
 from services.router.rows import COLUMNS, MADE, decision_of, history_of, new_columns, work_of
 from services.router.work import Made, Step, Work
@@ -71,7 +72,7 @@ MAKE: Final = f"""
 UPDATE decisions
 SET state = $3, outcome = $4, result = $5, reason = $6, stage = $7, playbook_id = $8, template_id = $9,
     target_ids = $10, goal = $11, model_outcome = $12, question = $13, model_call_count = $14, recorded = $15,
-    due_time = clock_timestamp(), attempts = 0, parked_words = '',
+    brake = $16, made_time = clock_timestamp(), due_time = clock_timestamp(), attempts = 0, parked_words = '',
     close_time = CASE WHEN $3 = 'CLOSED' THEN clock_timestamp() END
 WHERE decision_id = $1 AND stage = $2
 RETURNING {COLUMNS}
@@ -144,8 +145,8 @@ class DecisionStore(Protocol):
         A new decision supersedes open ones on earlier revisions and leaves its audit event with the outbox.
         """
 
-    async def history(self, incident_id: uuid.UUID, revision: int) -> History:
-        """Return what was decided on other revisions of an incident."""
+    async def history(self, snapshot: Snapshot) -> History:
+        """Return what was decided on other revisions of an incident, and how often what was started for it."""
 
     async def read(self, ids: Sequence[uuid.UUID]) -> list[Decision]:
         """Return those of these decisions that exist."""
@@ -175,9 +176,10 @@ class DecisionStore(Protocol):
 class PostgresDecisionStore:
     """DecisionStore on asyncpg."""
 
-    def __init__(self, pool: Pool, outbox: Outbox) -> None:
+    def __init__(self, pool: Pool, outbox: Outbox, starts_per_hour: int = domain.MAX_PER_HOUR) -> None:
         self._pool = pool
         self._outbox = outbox
+        self._starts_per_hour = starts_per_hour
 
     async def decide(
         self, snapshots: Sequence[Snapshot], judge: Judge, witness: Witness, traceparent: str
@@ -189,12 +191,12 @@ class PostgresDecisionStore:
             known = [decision_of(row) for row in await connection.fetch(HISTORY, incidents)]
             found = {(one.incident_id, one.revision): one for one in known}
             undecided = [one for one in snapshots if (one.incident_id, one.revision) not in found]
-            starts = await Starts.load(connection, undecided)
+            starts = await Starts.load(connection, [trouble_of(one) for one in undecided])
             new: dict[tuple[uuid.UUID, int], tuple[Snapshot, Verdict]] = {}
             for snapshot in undecided:
-                history = starts.beside(history_of(known, snapshot), snapshot)
+                history = starts.beside(history_of(known, snapshot), trouble_of(snapshot))
                 key = (snapshot.incident_id, snapshot.revision)
-                new[key] = (snapshot, starts.note(snapshot, judge(snapshot, history)))
+                new[key] = (snapshot, starts.note(trouble_of(snapshot), judge(snapshot, history)))
             if new:
                 await connection.execute(SUPERSEDE, [key[0] for key in new], [key[1] for key in new])
                 rows = await connection.fetch(INSERT, *new_columns(new.values()), traceparent)
@@ -204,12 +206,17 @@ class PostgresDecisionStore:
                 found |= made
         if new:
             self._outbox.wake()
+        for _, verdict in new.values():
+            tell(verdict)
         return [found[snapshot.incident_id, snapshot.revision] for snapshot in snapshots]
 
-    async def history(self, incident_id: uuid.UUID, revision: int) -> History:
+    async def history(self, snapshot: Snapshot) -> History:
         """See DecisionStore."""
-        known = [decision_of(row) for row in await self._pool.fetch(HISTORY, [incident_id])]
-        return history_of([one for one in known if one.revision != revision], Snapshot(incident_id, revision, {}))
+        async with self._pool.acquire() as connection:
+            known = [decision_of(row) for row in await connection.fetch(HISTORY, [snapshot.incident_id])]
+            starts = await Starts.peek(connection, [trouble_of(snapshot)])
+        own = history_of([one for one in known if one.revision != snapshot.revision], snapshot)
+        return starts.beside(own, trouble_of(snapshot))
 
     async def read(self, ids: Sequence[uuid.UUID]) -> list[Decision]:
         """See DecisionStore."""
@@ -274,8 +281,8 @@ class PostgresDecisionStore:
 
     async def _make(self, work: Work, made: Made) -> None:
         """Write what was decided, and its audit event, in one transaction."""
-        verdict = made.verdict
         async with self._pool.acquire() as connection, connection.transaction():
+            verdict = await self._capped(connection, work.decision, made.verdict)
             row = await connection.fetchrow(
                 MAKE,
                 work.decision.decision_id,
@@ -293,8 +300,20 @@ class PostgresDecisionStore:
                 verdict.question,
                 made.model_call_count,
                 made.recorded,
+                verdict.brake,
             )
             if row is None:
                 return
             await self._outbox.enqueue(connection, records.made(decision_of(row)))
         self._outbox.wake()
+        tell(verdict)
+
+    async def _capped(self, connection: Connection, decision: Decision, verdict: Verdict) -> Verdict:
+        """Return what a model chose, or a question to people, in the transaction that makes it the decision."""
+        if not started_by(verdict):
+            return verdict
+        trouble = trouble_of(decision)
+        # In the order of `decide`: incidents before keys.
+        await connection.execute(LOCK, [decision.incident_id])
+        starts = await Starts.load(connection, [trouble])
+        return chosen(verdict, starts.beside(History(), trouble), self._starts_per_hour)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from services.router.deciding import decide
 from services.router.domain import (
     Decision,
     History,
@@ -15,7 +16,6 @@ from services.router.domain import (
     Snapshot,
     Stage,
     State,
-    decide,
     decision_id,
     first_stage,
 )

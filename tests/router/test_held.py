@@ -273,6 +273,7 @@ def decision(**changes: Any) -> domain.Decision:
         (held.Seen(1, over=False, firing=True, age=timedelta(days=1), signal_time=NOW + timedelta(seconds=1)), None),
         (held.Seen(1, over=False, firing=False, age=timedelta()), Result.RESPONDED),
         (held.Seen(2, over=False, firing=True, age=timedelta()), Result.UNSPECIFIED),
+        (held.Seen(1, over=False, firing=True, age=timedelta(), flapping=True), Result.UNSPECIFIED),
         (held.Seen(2, over=True, firing=True, age=timedelta()), Result.SUPERSEDED),
         (None, Result.STALE),
     ],

@@ -17,6 +17,7 @@ from opsmesh.router.v1 import outcome_pb2
 from services.mesh.models.outcomes import Chosen
 from services.mesh.models.untrusted import Marks
 from services.router import work as steps
+from services.router.deciding import flapping
 from services.router.domain import CHAT, Decision, Order, Outcome, Result, Stage, State, Verdict, shorten
 from services.router.messages import OVER
 from services.router.reasoning import context, prompts
@@ -115,6 +116,8 @@ class Mind:
         if incident.revision > decision.revision:
             # The newer revision is on its way to be decided, and that ends this one.
             return steps.again(work)
+        if incident.flapping and incident.source != CHAT:
+            return _made(flapping(decision.rule_set_version), decision.model_call_count, recorded=decision.recorded)
         reads = DecisionReads(self._peers.gate, str(decision.decision_id), incident.incident_id)
         about = About(incident, tuple(answer.signals), str(decision.decision_id), reads)
         marks = Marks()

@@ -154,6 +154,29 @@ class Decision(_message.Message):
     RESULT_ESCALATED: Decision.Result.ValueType  # 12
     """Its agent says that a person must go on."""
 
+    class _Brake:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _BrakeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Decision._Brake.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        BRAKE_UNSPECIFIED: Decision._Brake.ValueType  # 0
+        """Nothing was kept back."""
+        BRAKE_CAP: Decision._Brake.ValueType  # 1
+        """It was started too often within an hour for the same trouble: a person is asked."""
+        BRAKE_FLAPPING: Decision._Brake.ValueType  # 2
+        """An alert of the incident flaps: nothing is started before it is calm."""
+
+    class Brake(_Brake, metaclass=_BrakeEnumTypeWrapper):
+        """What would have started something, had it not been for this."""
+
+    BRAKE_UNSPECIFIED: Decision.Brake.ValueType  # 0
+    """Nothing was kept back."""
+    BRAKE_CAP: Decision.Brake.ValueType  # 1
+    """It was started too often within an hour for the same trouble: a person is asked."""
+    BRAKE_FLAPPING: Decision.Brake.ValueType  # 2
+    """An alert of the incident flaps: nothing is started before it is calm."""
+
     DECISION_ID_FIELD_NUMBER: _builtins.int
     INCIDENT_ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
@@ -182,6 +205,7 @@ class Decision(_message.Message):
     ANSWERER_FIELD_NUMBER: _builtins.int
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     RECORDED_FIELD_NUMBER: _builtins.int
+    BRAKE_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
     """Its id."""
     incident_id: _builtins.str
@@ -224,6 +248,8 @@ class Decision(_message.Message):
     """Conversation that the wish came from."""
     recorded: _builtins.bool
     """Some of its replies were replayed from files."""
+    brake: Global___Decision.Brake.ValueType
+    """What kept it back, if anything; `reason` says it in words."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -283,10 +309,11 @@ class Decision(_message.Message):
         answerer: _builtins.str = ...,
         conversation_id: _builtins.str = ...,
         recorded: _builtins.bool = ...,
+        brake: Global___Decision.Brake.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "close_time", b"close_time", "create_time", b"create_time", "model_outcome", b"model_outcome", "question", b"question"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "answer", b"answer", "answerer", b"answerer", "awaiting_approval", b"awaiting_approval", "close_time", b"close_time", "context_sources", b"context_sources", "conversation_id", b"conversation_id", "create_time", b"create_time", "decision_id", b"decision_id", "execution_id", b"execution_id", "held", b"held", "incident_id", b"incident_id", "model_call_count", b"model_call_count", "model_calls", b"model_calls", "model_outcome", b"model_outcome", "notice_execution_id", b"notice_execution_id", "outcome", b"outcome", "playbook_id", b"playbook_id", "question", b"question", "reason", b"reason", "recorded", b"recorded", "result", b"result", "revision", b"revision", "rule_id", b"rule_id", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "state", b"state", "template_id", b"template_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "answer", b"answer", "answerer", b"answerer", "awaiting_approval", b"awaiting_approval", "brake", b"brake", "close_time", b"close_time", "context_sources", b"context_sources", "conversation_id", b"conversation_id", "create_time", b"create_time", "decision_id", b"decision_id", "execution_id", b"execution_id", "held", b"held", "incident_id", b"incident_id", "model_call_count", b"model_call_count", "model_calls", b"model_calls", "model_outcome", b"model_outcome", "notice_execution_id", b"notice_execution_id", "outcome", b"outcome", "playbook_id", b"playbook_id", "question", b"question", "reason", b"reason", "recorded", b"recorded", "result", b"result", "revision", b"revision", "rule_id", b"rule_id", "rule_set_version", b"rule_set_version", "run_id", b"run_id", "state", b"state", "template_id", b"template_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
