@@ -134,7 +134,7 @@ async def watch_incidents(
                 if live is None:
                     _write(lines(rows, sums))
                 else:
-                    live.update(picture(rows, sums, out.height), refresh=True)
+                    live.update(picture(rows, sums, out.width, out.height), refresh=True)
             if loop.time() + every > until:
                 return
             await asyncio.sleep(max(0.0, began + every - loop.time()))

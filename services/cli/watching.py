@@ -3,8 +3,9 @@
 It asks, and is not told: an incident that a thousand alerts join within a second is still one row of one answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final, Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -96,34 +97,54 @@ def _shown(one: ingest.Incident) -> tuple[object, ...]:
     return one.state, one.signal_count, one.duplicate_count, one.firing, one.flapping, one.state_detail
 
 
-def picture(rows: Sequence[Row], sums: Sums, height: int) -> RenderableType:
-    """Return the sums and a table of at most HEIGHT lines in all: one line each, the newest when not all fit."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("state", "firing", "alerts", "signals", "dup", "per s", "age", "severity"):
-        table.add_column(header, no_wrap=True, justify="right" if header in {"alerts", "signals", "dup"} else "left")
-    for header in ("target", "title", "incident", "why"):
-        table.add_column(header, no_wrap=True, overflow="ellipsis" if header != "incident" else "fold")
+def picture(rows: Sequence[Row], sums: Sums, width: int, height: int) -> RenderableType:
+    """Return the sums and a table that fits: one line each, the newest when not all have room, and what is told first.
+
+    A terminal of 80 columns has no room for ids; they are in `incidents list`.
+    """
     room = max(1, height - FRAME)
+    columns = [one for one in COLUMNS if width >= one.from_width]
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    for one in columns:
+        if one.width:
+            table.add_column(one.name, width=one.width, no_wrap=True, overflow="ellipsis", justify=one.justify)
+        else:
+            table.add_column(one.name, ratio=1, no_wrap=True, overflow="ellipsis")
     for row in rows[-room:]:
-        table.add_row(*_cells(row))
+        table.add_row(*(one.text(row) for one in columns))
     hidden = Text(f"and {len(rows) - room} older ones: opsmesh incidents list", "dim") if len(rows) > room else Text("")
     return Group(Text(sums.words, "bold", no_wrap=True, overflow="ellipsis"), table, hidden)
 
 
-def _cells(row: Row) -> list[Text]:
-    one = row.incident
-    return [
-        cell(one, "state"),
-        Text("flapping" if one.flapping else "firing" if one.firing else "over", "red" if one.firing else "green"),
-        *(Text(f"{count:,}") for count in (one.alert_count, one.signal_count, one.duplicate_count)),
-        Text(f"{row.rate:,.0f}" if row.rate else ""),
-        Text(duration(one.age_seconds)),
-        cell(one, "severity"),
-        Text(plain(one.targets[0].target_id if one.targets else "")),
-        Text(_line(one.title)),
-        Text(one.incident_id),
-        Text(_line(one.state_detail)),
-    ]
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table: its width (0 takes what is left), and from which width of the terminal it is shown."""
+
+    name: str
+    width: int
+    from_width: int
+    text: Callable[[Row], Text]
+    justify: Literal["left", "right"] = "left"
+
+
+def _firing(one: ingest.Incident) -> str:
+    return "flapping" if one.flapping else "firing" if one.firing else "over"
+
+
+COLUMNS: Final = (
+    Column("state", 17, 0, lambda row: cell(row.incident, "state")),
+    Column("firing", 8, 0, lambda row: Text(_firing(row.incident), "red" if row.incident.firing else "green")),
+    Column("signals", 9, 0, lambda row: Text(f"{row.incident.signal_count:,}"), "right"),
+    Column("alerts", 9, 170, lambda row: Text(f"{row.incident.alert_count:,}"), "right"),
+    Column("dup", 7, 0, lambda row: Text(f"{row.incident.duplicate_count:,}"), "right"),
+    Column("per s", 6, 0, lambda row: Text(f"{row.rate:,.0f}" if row.rate else ""), "right"),
+    Column("age", 7, 170, lambda row: Text(duration(row.incident.age_seconds))),
+    Column("severity", 8, 170, lambda row: cell(row.incident, "severity")),
+    Column("target", 22, 130, lambda row: Text(plain("".join(one.target_id for one in row.incident.targets[:1])))),
+    Column("title", 0, 0, lambda row: Text(_line(row.incident.title))),
+    Column("incident", 36, 110, lambda row: Text(row.incident.incident_id)),
+    Column("why", 40, 190, lambda row: Text(_line(row.incident.state_detail))),
+)
 
 
 def lines(rows: Sequence[Row], sums: Sums) -> list[str]:
@@ -133,10 +154,9 @@ def lines(rows: Sequence[Row], sums: Sums) -> list[str]:
 
 def _words(row: Row) -> str:
     one = row.incident
-    firing = "flapping" if one.flapping else "firing" if one.firing else "over"
     return (
-        f"{clock(one.update_time)} {one.incident_id} {word(STATE, one.state)} {firing} {word(SEVERITY, one.severity)} "
-        f"alerts={one.alert_count} signals={one.signal_count} duplicates={one.duplicate_count} "
+        f"{clock(one.update_time)} {one.incident_id} {word(STATE, one.state)} {_firing(one)} "
+        f"{word(SEVERITY, one.severity)} alerts={one.alert_count} signals={one.signal_count} duplicates={one.duplicate_count} "
         f"per_second={row.rate:.0f} {_line(one.title)}"
     )
 
