@@ -154,11 +154,15 @@ def lines(rows: Sequence[Row], sums: Sums) -> list[str]:
 
 def _words(row: Row) -> str:
     one = row.incident
-    return (
-        f"{clock(one.update_time)} {one.incident_id} {word(STATE, one.state)} {_firing(one)} "
-        f"{word(SEVERITY, one.severity)} alerts={one.alert_count} signals={one.signal_count} duplicates={one.duplicate_count} "
-        f"per_second={row.rate:.0f} {_line(one.title)}"
-    )
+    words = [
+        clock(one.update_time),
+        one.incident_id,
+        word(STATE, one.state),
+        _firing(one),
+        word(SEVERITY, one.severity),
+    ]
+    counts = f"alerts={one.alert_count} signals={one.signal_count} duplicates={one.duplicate_count}"
+    return f"{' '.join(words)} {counts} per_second={row.rate:.0f} {_line(one.title)}"
 
 
 def _line(text: str) -> str:
