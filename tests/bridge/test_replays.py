@@ -24,9 +24,10 @@ sources:
   - {source: slack, hmac_slack: {secret_file: github}}
   - {source: standard, hmac_standard: {}}
   - {source: grafana, hmac_grafana: {secret_file: github}}
+  - {source: splunk, hmac_splunk: {secret_file: github}}
 """
 SECRETS = {"github": "old secret\nnew secret\n", "standard": "whsec_bmV3IHNlY3JldA==\n"}
-KINDS = {name: f"hmac-{name}" for name in ("github", "pagerduty", "sentry", "slack", "standard", "grafana")}
+KINDS = {name: f"hmac-{name}" for name in ("github", "pagerduty", "sentry", "slack", "standard", "grafana", "splunk")}
 GOOD = notification(alert())
 
 

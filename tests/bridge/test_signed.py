@@ -29,6 +29,7 @@ SCHEMES: dict[str, Verifier] = {
     "hmac-grafana": signed.Grafana(),
     "hmac-slack": signed.Slack(),
     "hmac-standard": signed.Standard(),
+    "hmac-splunk": signed.Splunk(),
     "hmac-grafana timed": TIMED,
 }
 WITH_TIME = {"hmac-slack", "hmac-standard", "hmac-grafana timed"}
@@ -88,13 +89,16 @@ async def test_the_vectors_that_senders_publish() -> None:
 
 
 async def test_vectors_of_our_own() -> None:
-    """PagerDuty, Sentry and Grafana as their documentation says, computed by the standard library."""
+    """PagerDuty, Sentry, Grafana and Splunk as their documentation says, computed by the standard library."""
 
     def hexadecimal(content: bytes) -> str:
         return hmac.new(SECRET.encode(), content, hashlib.sha256).hexdigest()
 
     assert await prove(signed.PAGERDUTY, {"X-PagerDuty-Signature": f"v1={hexadecimal(BODY)}"})
     assert await prove(signed.SENTRY, {"Sentry-Hook-Signature": hexadecimal(BODY)})
+    splunk = base64.b64encode(bytes.fromhex(hexadecimal(BODY))).decode()
+    assert await prove(signed.Splunk(), {"X-SFX-Signature": splunk})
+    assert not await prove(signed.Splunk(), {"X-SFX-Signature": hexadecimal(BODY)})
     assert await prove(signed.Grafana(), {"X-Grafana-Alerting-Signature": hexadecimal(BODY)})
     assert await prove(signed.Grafana("x-other"), {"X-Other": hexadecimal(BODY)})
     timed = {

@@ -28,6 +28,10 @@ sources:
   - {source: hmac-grafana-timed, hmac_grafana: {header: X-Own, timestamp_header: X-Time}}
   - {source: hmac-standard, hmac_standard: {}}
   - {source: mtls, mtls: {names: ["urn:sender:one"]}}
+  - {source: hmac-splunk, hmac_splunk: {}}
+  - {source: url-token, url_token: {}}
+  - {source: url-token-headed, url_token: {header: X-Own}}
+  - {source: routing-key, routing_key: {}}
   - {source: sns, sns: {topics: ["arn:aws:sns:eu-west-1:123456789012:alarms"]}}
 """
 BODY = b'{"a": "\xc3\xa9"}'
@@ -54,7 +58,9 @@ async def proofs(state: Path, config: Path) -> dict[str, Proof | None]:
         headers, certificate = endpoints.webhook_headers(hook, BODY), b""
         if hook["auth"] == "mtls":
             certificate = first_certificate(Path(hook["secret_file"]))
-        made[name] = await doors[name].prove(Knock(Headers(headers), BODY, time.time(), certificate))
+        source, _, token = hook["url"].partition("/v1/webhooks/")[2].partition("/")
+        assert source == name
+        made[name] = await doors[name].prove(Knock(Headers(headers), BODY, time.time(), certificate, token))
         assert hook["auth"] == "none" or is_private(Path(hook["secret_file"]))
     return made
 
@@ -65,7 +71,11 @@ async def test_every_scheme_opens_with_what_up_generates(tmp_path: Path) -> None
     found = await proofs(tmp_path / "state", tmp_path)
     assert {name for name, proof in found.items() if proof is None} == {"sns"}
     hooks = endpoints.ensure_webhooks(Mesh(tmp_path / "state", tmp_path))
-    assert {hook["auth"] for hook in hooks.values()} == set(hooks) - {"hmac-grafana-timed"}
+    others = {"hmac-grafana-timed", "url-token-headed", "routing-key"}
+    assert {hook["auth"] for hook in hooks.values()} == set(hooks) - others
+    # Whoever reads endpoints.json knows these two from their secret in a header.
+    assert (hooks["routing-key"]["auth"], hooks["routing-key"]["header"]) == ("bearer", "Authorization")
+    assert (hooks["url-token-headed"]["auth"], hooks["url-token-headed"]["header"]) == ("header", "X-Own")
     assert hooks["mtls"]["url"].startswith("https://")
 
 

@@ -4,11 +4,10 @@ A client shows nothing but `routing_key`, so that is compared here, and is maske
 does not leave the bridge. Who shows the secret as a bearer token instead is answered as every other sender is.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-
-import orjson
 
 from services.bridge.senders.proof import Knock, Proof, equal_any
 from services.bridge.senders.shared import Bearer
@@ -30,15 +29,15 @@ class RoutingKey:
         if proof:
             return proof
         key = event_of(knock.body).get("routing_key")
-        offered = key.encode() if isinstance(key, str) else b""
+        offered = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else b""
         return Proof(shown=offered) if equal_any([offered], secrets) else None
 
 
 def event_of(body: bytes) -> Mapping[str, Any]:
-    """Return the object that a body is; an empty one for anything else."""
+    """Return the object that a body is; an empty one for anything else. What is wrong within a text does not matter."""
     try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        value = json.loads(body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
