@@ -39,9 +39,9 @@ unit: setup
 # The stores of tests are started by fork, and gRPC's own handlers have brought down a child of a busy process.
 	GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
-# SEED, ALERTS, ROUNDS, CALLS and WRITE=--write (renew docs/reliability.md) are optional.
+# SEED, ALERTS, ROUNDS, CALLS, KILLS and INTAKE_ALERTS (of the intake) and WRITE=--write (renew docs/reliability.md) are optional.
 faults: setup
-	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(ALERTS),--alerts $(ALERTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CALLS),--calls $(CALLS)) $(if $(RUN_CALLS),--run-calls $(RUN_CALLS)) $(WRITE)
+	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(ALERTS),--alerts $(ALERTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CALLS),--calls $(CALLS)) $(if $(RUN_CALLS),--run-calls $(RUN_CALLS)) $(if $(KILLS),--kills $(KILLS)) $(if $(INTAKE_ALERTS),--intake-alerts $(INTAKE_ALERTS)) $(WRITE)
 	@$(BIN)/python -m tests.gateway.pauses
 
 bench: setup

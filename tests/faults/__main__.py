@@ -1,7 +1,8 @@
-"""`make faults`: the long form of both harnesses on a mesh of its own; exit code 1 when anything was broken.
+"""`make faults`: the long form of all harnesses, on meshes of their own; exit code 1 when anything was broken.
 
 Options: `--seed N` (1), `--alerts N` (300), `--rounds N` kills of each process (4), `--calls N` of the containment
-(10000), `--run-calls N` of that of runs (5000), `--write` puts the figures into docs/reliability.md.
+(10000), `--run-calls N` of that of runs (5000), `--kills N` (50) and `--intake-alerts N` (50000) of the intake,
+`--write` puts the figures into docs/reliability.md.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from tests.faults import report
+from tests.faults import intake, report
 from tests.faults.containment import STORED, Containment
 from tests.faults.history import check
 from tests.faults.quiet import quiet
@@ -39,6 +40,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=LONG.rounds)
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--run-calls", type=int, default=5_000)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--intake-alerts", type=int, default=50_000)
     parser.add_argument("--write", action="store_true")
     return parser.parse_args()
 
@@ -72,7 +75,7 @@ async def contain_runs(world: World, outside: Outside, seed: int, calls: int) ->
 
 
 async def main(chosen: argparse.Namespace, folder: Path) -> int:
-    """Run both harnesses, print what was seen, and return the exit code."""
+    """Run all harnesses, print what was seen, and return the exit code."""
     began = time.monotonic()
     size = replace(LONG, alerts=chosen.alerts, rounds=chosen.rounds)
     say(f"seed {chosen.seed}; a mesh of its own starts in {folder}")
@@ -103,10 +106,14 @@ async def main(chosen: argparse.Namespace, folder: Path) -> int:
     run = report.Run(
         chosen.seed, time.monotonic() - began, contained, wrong, storm, history, breaches, runs, runs_wrong
     )
-    say("everything holds" if run.passed else f"broken; seed {chosen.seed}")
+    say("the intake")
+    taken = await intake.measure(chosen.seed, chosen.kills, chosen.intake_alerts, say)
+    passed = run.passed and not taken.breaches
+    say("everything holds" if passed else f"broken; seed {chosen.seed}")
     if chosen.write:
         report.write(run)
-    return 0 if run.passed else 1
+        report.put(intake.BEGIN, taken.markdown())
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def markdown(run: Run) -> str:
     system = f"Linux {platform.release().partition('-')[0]}"
     where = f"{os.cpu_count()} cores, {system}, load average {os.getloadavg()[0]:.1f} at its end"
     parts = [
-        f"One run at {_version()}, seed {run.seed}, {run.seconds:.0f} s, {where}.",
+        f"One run at {version()}, seed {run.seed}, {run.seconds:.0f} s, {where}.",
         "\n".join(_storm_table(run)),
         f"Containment: {forged} calls, {_effects(run.wrong, forged)}.",
         "\n".join(run.contained.table()),
@@ -74,14 +74,19 @@ def _storm_table(run: Run) -> list[str]:
 
 
 def write(run: Run) -> None:
-    """Replace what stands between the marks."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
+    """Replace what stands between the marks of the storm and the containment."""
+    put(BEGIN, markdown(run))
+
+
+def put(begin: str, text: str) -> None:
+    """Replace what stands in the page between a mark and the next end."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(begin)
     after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{markdown(run)}\n\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{END}{after}", encoding="utf-8")
 
 
-def _version() -> str:
+def version() -> str:
     """Return the commit, where there is one."""
     try:
         done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
