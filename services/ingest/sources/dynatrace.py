@@ -72,6 +72,9 @@ FLAT: Final[Mapping[str, tuple[str, ...]]] = {
 }
 CLOUDS: Final = ("gcp", "aws", "azure")
 CONTEXT: Final = re.compile(r"\[[^\]]{0,64}\]")
+# Where templates made for other receivers have the fields of a problem.
+INNER: Final = ("payload.custom_details", "custom_details", "data", "problem")
+PROBLEM: Final = frozenset({"problemid", "displayid", "problemdisplayid"})
 TESTS: Final = frozenset({"TESTID", "999"})
 TEST_PID: Final = "99999"
 # Told as the description, and too long for a label.
@@ -95,13 +98,20 @@ def _one(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
         return _event(body, pointer, notes)
     if "event.kind" in inner or "event.id" in inner:
         return _event(inner, f"{pointer}/event", notes)
+    if not PROBLEM & {plain_of(name) for name in body}:
+        for path in INNER:
+            value: Any = body
+            for step in path.split("."):
+                value = object_of(value).get(step)
+            if PROBLEM & {plain_of(name) for name in object_of(value)}:
+                return _problem(object_of(value), f"{pointer}/{path.replace('.', '/')}", notes)
     return _problem(body, pointer, notes)
 
 
 def _problem(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
     """Read a problem notification."""
     fields = Filled(body, notes)
-    number = key_of(fields.first("problemid", "displayid", "problemdisplayid"), "ProblemID", notes)
+    number = key_of(fields.first("displayid", "problemdisplayid", "problemid"), "ProblemID", notes)
     pid = key_of(fields.first("pid", "probleminternalid"), "PID", notes)
     test = _is_test(fields, number, pid)
     if not number and pid:
@@ -119,9 +129,12 @@ def _problem(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSigna
         notes,
         SEVERITIES,
     )
-    began = time_of(_past(details.get("startTime")), "startTime", notes)
-    ended = time_of(_past(details.get("endTime")), "endTime", notes) if status is Status.RESOLVED else None
-    tags = labels_of(tags_of(fields.first("tags", "problemtags", "entitytags")), notes, "Tags")
+    began = time_of(_past(details.get("startTime") or fields.first("starttime")), "startTime", notes)
+    over = _past(details.get("endTime") or fields.first("endtime"))
+    ended = time_of(over, "endTime", notes) if status is Status.RESOLVED else None
+    tagged = fields.first("tags", "problemtags", "entitytags")
+    tagged = tagged or details.get("entityTags") or details.get("tagsOfAffectedEntities")
+    tags = labels_of(tags_of(tagged), notes, "Tags")
     resources = _resources(fields, details, tags, notes)
     title = fields.text(SUMMARY_MAX, "problemtitle", "title")
     words = {name: one for name, one in filled_in(body).items() if isinstance(one, str | int | float)}
@@ -190,14 +203,15 @@ def _resources(
     entities = fields.first("impactedentities", "affectedentities")
     if isinstance(entities, str):
         entities = _inner(entities, "ImpactedEntities", notes) if entities.lstrip().startswith("[") else None
-    entities = items_of(entities) or items_of(details.get("affectedEntities"))
+    entities = items_of(entities) or items_of(details.get("affectedEntities")) or items_of(details.get("rankedEvents"))
     # Tags may bear the name of their origin: `[AWS]env:prod`.
     shared = firsts({CONTEXT.sub("", name).strip() or name: value for name, value in tags.items()})
     single = []
     for one in entities[:ENTITIES_MAX]:
         entity = object_of(one)
         kind = text_of(entity.get("type") or object_of(entity.get("entityId")).get("type"))
-        name = text_of(entity.get("name"))
+        kind = kind or text_of(entity.get("entityId")).rpartition("-")[0]
+        name = text_of(entity.get("name") or entity.get("entityName"))
         if (attribute := ENTITIES.get(kind)) and name and not is_unfilled(name):
             single.append({attribute: name[:VALUE_MAX]})
     together: dict[str, str] = {}
@@ -227,7 +241,9 @@ def _event(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
     ended = time_of(body.get("event.end"), "event.end", notes) if status is Status.RESOLVED else None
     flat = {name: one for name, one in body.items() if isinstance(one, str | int | float) and name not in LONG}
     labels = labels_of(((name, text_of(one)) for name, one in flat.items()), notes, "event")
-    resource = resource_of({**_aliases(labels), **labels})
+    affected = _affected(body)
+    resource = resource_of({**_aliases(labels), **next(iter(affected), {}), **labels})
+    resources = [resource, *(resource_of({**_aliases(labels), **one}) for one in affected[1:])]
     lists = {name: one for name, one in body.items() if isinstance(one, list | Mapping)}
     rule_name = text_of(body.get("event.name") or body.get("event.type"))[:RULE_MAX]
     description = text_of(body.get("event.description"))[:DESCRIPTION_MAX]
@@ -244,13 +260,24 @@ def _event(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
         start_time=began,
         end_time=ended,
         resource=resource,
-        targets=targets_of_all([resource]),
+        targets=targets_of_all(resources),
         labels=labels,
         annotations=words_of(lists, "event", notes),
         links=links_of([(Rel.SOURCE, body.get("event.url") or body.get("problem.url"))], notes),
         warnings=notes.texts,
         body_pointer=pointer,
     )
+
+
+def _affected(body: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the attributes of the entities that a problem names; what they are stands in their ids, `HOST-1F`."""
+    ids, names = (items_of(body.get(f"affected_entity_{one}")) for one in ("ids", "names"))
+    found = []
+    if len(ids) == len(names):
+        for one, name in zip(ids[:ENTITIES_MAX], names[:ENTITIES_MAX], strict=True):
+            if (attribute := ENTITIES.get(text_of(one).rpartition("-")[0])) and text_of(name):
+                found.append({attribute: text_of(name)[:VALUE_MAX]})
+    return found
 
 
 def _aliases(labels: Mapping[str, str]) -> dict[str, str]:

@@ -1,5 +1,10 @@
-"""Google Cloud Monitoring's webhook: one incident per request, versions 1.1 and 1.2, and the test of a channel."""
+"""Google Cloud Monitoring: one incident per request, versions 1.1 and 1.2, the test of a channel, and Pub/Sub's push.
 
+A subscription of Pub/Sub can prove who pushes (OpenID Connect); it wraps the same message in base64.
+"""
+
+import base64
+import binascii
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -32,7 +37,7 @@ from services.ingest.sources.reading import Notes, bounded, read_json, text_of, 
 from services.ingest.words import read_status
 
 TEST: Final = "test"
-SEVERITIES: Final = {"no severity": Severity.UNSPECIFIED}
+NO_SEVERITY: Final = "no severity"
 # Labels of monitored resources, by what OpenTelemetry calls them.
 ATTRIBUTES: Final = {
     "project_id": "cloud.account.id",
@@ -55,6 +60,9 @@ CONTROLLERS: Final = {
     "DaemonSet": "k8s.daemonset.name",
 }
 ZONE: Final = re.compile(r"(?P<region>[a-z]+-[a-z]+[0-9]{1,2})-[a-z]")
+# As labels of Amazon's machines have them: `aws:eu-west-1a`, where the zone is a region and a letter.
+AWS: Final = "aws:"
+AWS_ZONE: Final = re.compile(r"(?P<region>[a-z]{2}(?:-[a-z]+){1,2}-[0-9]{1,2})[a-z]")
 MACHINES: Final = frozenset({"gce_instance", "aws_ec2_instance"})
 HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,250}[A-Za-z0-9])?")
 UNFILLED: Final = re.compile(r"\$\{|\{\{|%\{")
@@ -79,6 +87,9 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
 
 def _incident(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
     """Read one incident."""
+    place = f"{pointer}/incident" if "incident" in body else pointer
+    if message := object_of(body.get("message")):
+        body, place = _pushed(message, notes), f"{pointer}/message/data"
     test = text_of(body.get("version")).lower() == TEST
     incident = object_of(body.get("incident")) or (body if "incident_id" in body else {})
     identity = key_of(incident.get("incident_id"), "incident.incident_id", notes) or (TEST if test else "")
@@ -88,9 +99,9 @@ def _incident(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSign
     status = read_status(status_raw)
     if status is Status.UNSPECIFIED:
         notes.add(f"state is not understood: {status_raw or '(absent)'}")
-    severity, severity_raw = severity_of(incident.get("severity"), "incident.severity", notes, SEVERITIES)
-    began = time_of(incident.get("started_at"), "incident.started_at", notes)
-    ended = time_of(incident.get("ended_at"), "incident.ended_at", notes) if status is Status.RESOLVED else None
+    severity, severity_raw = _severity(incident, notes)
+    began = _moment(incident.get("started_at"), "incident.started_at", notes)
+    ended = _moment(incident.get("ended_at"), "incident.ended_at", notes) if status is Status.RESOLVED else None
     metadata = object_of(incident.get("metadata"))
     monitored = object_of(incident.get("resource"))
     metric = object_of(incident.get("metric"))
@@ -137,8 +148,30 @@ def _incident(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSign
         links=_links(incident, object_of(documentation), notes),
         warnings=notes.texts,
         test=test,
-        body_pointer=f"{pointer}/incident" if "incident" in body else pointer,
+        body_pointer=place,
     )
+
+
+def _pushed(message: Mapping[str, Any], notes: Notes) -> Mapping[str, Any]:
+    """Return the message within a push of Pub/Sub."""
+    try:
+        raw = base64.b64decode(text_of(message.get("data")), validate=True)
+    except (binascii.Error, ValueError):
+        raise unreadable("message.data", "must be base64") from None
+    return object_of(read_json(raw, notes))
+
+
+def _severity(incident: Mapping[str, Any], notes: Notes) -> tuple[Severity, str]:
+    """Return the severity of the policy; that it has none is understood."""
+    raw = text_of(incident.get("severity")).strip()
+    if raw.lower() == NO_SEVERITY:
+        return Severity.UNSPECIFIED, raw
+    return severity_of(raw, "incident.severity", notes)
+
+
+def _moment(value: Any, name: str, notes: Notes) -> int | None:
+    """Return a time; 0 is none."""
+    return None if text_of(value) == "0" else time_of(value, name, notes)
 
 
 def _attributes(incident: Mapping[str, Any], monitored: Mapping[str, Any], system: Mapping[str, Any]) -> dict[str, str]:
@@ -148,7 +181,9 @@ def _attributes(incident: Mapping[str, Any], monitored: Mapping[str, Any], syste
     found = {"cloud.provider": "aws" if kind.startswith("aws_") else "gcp"}
     found |= {ATTRIBUTES[name]: value for name, value in labels.items() if name in ATTRIBUTES and value}
     place = labels.get("location") or labels.get("zone", "")
-    if match := ZONE.fullmatch(place):
+    if found["cloud.provider"] == "aws":
+        found |= _amazon(labels)
+    elif match := ZONE.fullmatch(place):
         found["cloud.availability_zone"] = place
         found.setdefault("cloud.region", match["region"])
     elif place:
@@ -164,7 +199,21 @@ def _attributes(incident: Mapping[str, Any], monitored: Mapping[str, Any], syste
         found[HOST] = _host(incident, system, project)
     if kind == "gce_instance" and project and instance and place:
         found[CLOUD_ID] = f"//compute.googleapis.com/projects/{project}/zones/{place}/instances/{instance}"
+    database = labels.get("database_id", "").removeprefix(f"{project}:")
+    if kind == "cloudsql_database" and project and database:
+        found[CLOUD_ID] = f"//sqladmin.googleapis.com/projects/{project}/instances/{database}"
     return {name: value for name, value in found.items() if value}
+
+
+def _amazon(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return account, region and zone of a machine of Amazon's that Google watches."""
+    place = labels.get("region", "").removeprefix(AWS)
+    match = AWS_ZONE.fullmatch(place)
+    return {
+        "cloud.account.id": labels.get("aws_account", ""),
+        "cloud.region": match["region"] if match else place,
+        "cloud.availability_zone": place if match else "",
+    }
 
 
 def _host(incident: Mapping[str, Any], system: Mapping[str, Any], project: str) -> str:

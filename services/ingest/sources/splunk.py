@@ -26,10 +26,37 @@ from services.ingest.sources.reading import Notes, bounded, read_json, text_of, 
 from services.ingest.words import read_status
 
 # `scheduler__admin__search__NAME_at_1483557185_2`: of what search, when it was started, the how-manieth.
-SID: Final = re.compile(r"(?P<search>.{1,400})_at_(?P<time>[0-9]{9,11})(?:_[0-9.]{1,40})?", re.DOTALL)
+SID: Final = re.compile(r"(?P<search>.{1,400})_at_(?P<time>[0-9]{6,11})(?:_[0-9.]{1,40})?", re.DOTALL)
 REAL_TIME: Final = "rt_"
 # Fields of the first row that say which thing the search is about; they keep alerts of one search apart.
-APART: Final = ("host", "service", "env", "environment", "namespace", "pod", "instance")
+APART: Final = (
+    "host",
+    "service",
+    "env",
+    "environment",
+    "namespace",
+    "pod",
+    "instance",
+    "host.name",
+    "service.name",
+    "deployment.environment.name",
+    "k8s.namespace.name",
+    "k8s.pod.name",
+)
+# The least digits of a time in seconds since 1970.
+EPOCH_DIGITS: Final = 9
+ANNOTATIONS: Final = (
+    "rule",
+    "description",
+    "tip",
+    "originatingMetric",
+    "detectOnCondition",
+    "detectOffCondition",
+    "triggeredWhileMuted",
+    "eventType",
+    "detectorId",
+    "orgId",
+)
 STATES: Final = {
     "anomalous": Status.FIRING,
     "ok": Status.RESOLVED,
@@ -67,10 +94,10 @@ def _search(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal
         notes.add("no search_name: the key is the search in the sid")
     # A search in real time has one start for everything that it ever finds.
     row_time = time_of(found.get("_time"), "result._time", notes)
-    started = time_of(match["time"], "sid", notes) if match else None
+    started = time_of(match["time"], "sid", notes) if match and len(match["time"]) >= EPOCH_DIGITS else None
     moment = (row_time or started) if sid.startswith(REAL_TIME) else (started or row_time)
     visible = {one: value for one, value in found.items() if not one.startswith("_")}
-    resource = resource_of({one.lower(): value for one, value in visible.items() if one.lower() in APART})
+    resource = resource_of({one.lower(): value for one, value in visible.items()})
     return ParsedSignal(
         dedup_key=bounded_key(app, search, *(f"{one}={found[one]}" for one in APART if one in found)),
         status=Status.OCCURRENCE,
@@ -111,11 +138,14 @@ def _detector(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSign
     status, status_raw = known[0] if known else (Status.UNSPECIFIED, raws[0] or raws[1])
     if status is Status.UNSPECIFIED:
         notes.add(f"status is not understood: {status_raw or '(absent)'}")
+    if status is Status.FIRING and body.get("triggeredWhileMuted") is True:
+        status = Status.SUPPRESSED
     severity, severity_raw = severity_of(body.get("severity"), "severity", notes)
     moment = time_of(body.get("timestamp"), "timestamp", notes)
     labels: dict[str, str] = {}
     for one in object_of(body.get("inputs")).values():
         labels = words_of({**object_of(object_of(one).get("key")), **labels}, "inputs", notes)
+    labels = words_of({**labels, **object_of(body.get("dimensions"))}, "dimensions", notes)
     resource = resource_of({name.lower(): value for name, value in labels.items()})
     rule_name = word_of(body.get("detector"), RULE_MAX, "detector", notes)
     links = [(Rel.SOURCE, "detectorUrl"), (Rel.RUNBOOK, "runbookUrl"), (Rel.IMAGE, "imageUrl")]
@@ -135,7 +165,7 @@ def _detector(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSign
         targets=target_keys(resource),
         labels=labels,
         annotations=words_of(
-            {name: body.get(name) for name in ("rule", "tip", "originatingMetric", "detectorId", "orgId")},
+            {name: body.get(name) for name in ANNOTATIONS},
             "body",
             notes,
         ),

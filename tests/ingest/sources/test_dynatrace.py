@@ -166,6 +166,64 @@ def test_what_names_no_problem_is_unreadable(body: bytes) -> None:
         parse(body, FACTS)
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        {"dedup_key": "x", "payload": {"summary": "x", "custom_details": PROBLEM}},
+        {"specversion": "1.0", "type": "problem", "data": PROBLEM},
+        {"problem": PROBLEM},
+    ],
+)
+def test_a_problem_within_another_receivers_template(wrapped: dict[str, Any]) -> None:
+    """It is the same problem."""
+    signal = one(wrapped)
+    assert (signal.dedup_key, signal.status) == ("P-26011", Status.FIRING)
+    assert signal.body_pointer != ""
+
+
+def test_the_older_details_name_entities_tags_and_times() -> None:
+    """A template need have nothing but them."""
+    details = {
+        "startTime": 1767225600000,
+        "endTime": 1767225900000,
+        "severityLevel": "RESOURCE_CONTENTION",
+        "tagsOfAffectedEntities": [{"context": "CONTEXTLESS", "key": "env", "value": "prod"}],
+        "rankedEvents": [{"entityId": "HOST-1F", "entityName": "web-1", "eventType": "CPU_SATURATED"}],
+    }
+    signal = one({"State": "RESOLVED", "ProblemID": "762", "ProblemTitle": "CPU", "ProblemDetailsJSON": details})
+    assert (signal.severity, signal.end_time) == (Severity.WARNING, 1_767_225_900_000_000_000)
+    assert signal.resource == {"host.name": "web-1", "deployment.environment.name": "prod"}
+
+
+def test_a_problem_as_the_api_has_it() -> None:
+    """The number that people see is the key, as in notifications."""
+    body = {
+        "problemId": "-881",
+        "displayId": "P-7",
+        "title": "x",
+        "status": "OPEN",
+        "startTime": 1767225600000,
+        "endTime": -1,
+    }
+    signal = one(body)
+    assert (signal.dedup_key, signal.start_time, signal.end_time) == ("P-7", 1_767_225_600_000_000_000, None)
+
+
+def test_a_problem_of_the_newer_platform_names_what_is_affected() -> None:
+    """What each entity is stands in its id."""
+    signal = one(
+        {
+            "event.kind": "DAVIS_PROBLEM",
+            "event.id": "1",
+            "display_id": "P-8",
+            "event.status": "ACTIVE",
+            "affected_entity_ids": ["HOST-1", "SERVICE-2", "PROCESS_GROUP-3"],
+            "affected_entity_names": ["web-1", "checkout", "java"],
+        }
+    )
+    assert [key.key for key in signal.targets] == ["host:web-1", "svc:checkout"]
+
+
 @settings(max_examples=300, deadline=None)
 @given(body=mutants([PROBLEM, EVENT, {"event": EVENT}]))
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:

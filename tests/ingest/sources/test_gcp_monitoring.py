@@ -1,5 +1,6 @@
 """Google Cloud Monitoring's webhook, by its documentation: versions 1.1, 1.2 and the test of a channel."""
 
+import base64
 import json
 from typing import Any
 
@@ -152,6 +153,51 @@ def test_what_names_no_incident_is_unreadable(body: bytes) -> None:
     """It is refused with the field's name."""
     with pytest.raises(Unreadable):
         parse(body, DeliveryFacts("gcp-monitoring"))
+
+
+def test_a_push_of_pubsub_holds_the_same_message() -> None:
+    """In base64, beside an id and the subscription's name."""
+    inner = base64.b64encode(json.dumps({"incident": MACHINE, "version": "1.2"}).encode()).decode()
+    push = {"message": {"data": inner, "messageId": "1"}, "subscription": "projects/p/subscriptions/s"}
+    (signal,) = parse(json.dumps(push).encode(), DeliveryFacts("gcp-monitoring"))
+    assert (signal.dedup_key, signal.status, signal.body_pointer) == ("0.mabc", Status.FIRING, "/message/data")
+
+
+@pytest.mark.parametrize("data", ["%%%", "", base64.b64encode(b"nonsense").decode(), 7, None])
+def test_a_push_that_holds_no_message_is_unreadable(data: Any) -> None:
+    """Whatever stands in its place."""
+    with pytest.raises(Unreadable):
+        parse(json.dumps({"message": {"data": data, "x": 1}}).encode(), DeliveryFacts("gcp-monitoring"))
+
+
+def test_machines_of_amazon_have_amazons_words() -> None:
+    """Google writes their zones as regions, with a prefix."""
+    labels = {"instance_id": "i-1", "region": "aws:eu-west-1b", "aws_account": "123456789012"}
+    incident = {**MACHINE, "resource": {"type": "aws_ec2_instance", "labels": labels}}
+    (signal,) = parse(json.dumps({"incident": incident}).encode(), DeliveryFacts("gcp-monitoring"))
+    assert {name: signal.resource[f"cloud.{name}"] for name in ("provider", "account.id", "region")} == {
+        "provider": "aws",
+        "account.id": "123456789012",
+        "region": "eu-west-1",
+    }
+    assert signal.resource["cloud.availability_zone"] == "eu-west-1b"
+
+
+def test_a_database_is_a_target() -> None:
+    """By its name within its project."""
+    labels = {"database_id": "shop-prod:orders", "project_id": "shop-prod", "region": "europe-west3"}
+    incident = {**MACHINE, "resource": {"type": "cloudsql_database", "labels": labels}}
+    (signal,) = parse(json.dumps({"incident": incident}).encode(), DeliveryFacts("gcp-monitoring"))
+    assert signal.targets[0].key == "cloud://sqladmin.googleapis.com/projects/shop-prod/instances/orders"
+
+
+def test_no_severity_and_no_time_are_understood() -> None:
+    """A policy need have no severity, and the test of a channel has 0 for times."""
+    incident = {**MACHINE, "severity": "No severity", "started_at": 0, "ended_at": 0}
+    (signal,) = parse(json.dumps({"incident": incident, "version": "test"}).encode(), DeliveryFacts("gcp-monitoring"))
+    assert (signal.severity, signal.severity_raw) == (Severity.UNSPECIFIED, "No severity")
+    assert (signal.test, signal.event_time) == (True, None)
+    assert not [text for text in signal.warnings if "severity" in text or "started_at" in text]
 
 
 @settings(max_examples=300, deadline=None)

@@ -115,6 +115,32 @@ def test_what_names_no_search_is_unreadable(body: bytes) -> None:
         parse(body, DeliveryFacts("splunk"))
 
 
+def test_names_of_opentelemetry_in_a_row_are_the_resource() -> None:
+    """They keep alerts of one search apart as well."""
+    signal = one(result={"service.name": "checkout", "k8s.namespace.name": "shop", "k8s.pod.name": "web-0"})
+    assert signal.resource["service.name"] == "checkout"
+    assert signal.dedup_key == "search|Too many 500s|service.name=checkout|k8s.namespace.name=shop|k8s.pod.name=web-0"
+
+
+def test_the_search_of_a_sid_does_not_hold_its_time() -> None:
+    """However many digits that has."""
+    first, second = (
+        one(search_name=None, result=None, sid=f"scheduler_admin_W2_at_{at}_7") for at in (14232356, 14232999)
+    )
+    assert first.dedup_key == second.dedup_key == "search|scheduler_admin_W2"
+    assert first.event_time is None
+
+
+def test_a_detector_names_dimensions_and_may_be_muted() -> None:
+    """Muted is suppressed, and what it was about stands in the dimensions."""
+    signal = one(
+        DETECTOR, dimensions={"host.name": "web-1", "deployment.environment": "prod"}, triggeredWhileMuted=True
+    )
+    assert (signal.status, signal.status_raw) == (Status.SUPPRESSED, "anomalous")
+    assert (signal.resource["host.name"], signal.resource["deployment.environment.name"]) == ("web-1", "prod")
+    assert one(DETECTOR, statusExtended="ok", triggeredWhileMuted=True).status is Status.RESOLVED
+
+
 @settings(max_examples=300, deadline=None)
 @given(body=mutants([BODY, DETECTOR]))
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:
