@@ -12,6 +12,21 @@ from services.local.files import write_private
 LEASH = Path(__file__).with_name("leash.py")
 HOUSE = Path(__file__).resolve().parents[2]
 INHERITED = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "USER", "XDG_RUNTIME_DIR")
+# What an operator may set for the whole mesh in the environment of `up`; nothing else of it reaches a service.
+TUNABLE = (
+    "OPSMESH_LOG_LEVEL",
+    "OPSMESH_OTLP_ENDPOINT",
+    "OPSMESH_RETENTION_DAYS",
+    "OPSMESH_REQUEST_RETENTION_DAYS",
+    "OPSMESH_EFFECT_RETENTION_DAYS",
+    "OPSMESH_HISTORY_RETENTION_DAYS",
+    "OPSMESH_CONVERSATION_RETENTION_DAYS",
+    "OPSMESH_DEBOUNCE_SECONDS",
+    "OPSMESH_DEDUPE_SECONDS",
+    "OPSMESH_MODEL_STARTS_PER_HOUR",
+    "OPSMESH_RESUME_PER_SECOND",
+    "OPSMESH_RATE_LIMIT_PER_MINUTE",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +48,11 @@ def base_environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
     kept.setdefault("PATH", os.defpath)
     return kept | {"PYTHONUNBUFFERED": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
+
+def tuned() -> dict[str, str]:
+    """Return what the operator has set of TUNABLE."""
+    return {name: os.environ[name] for name in TUNABLE if name in os.environ}
 
 
 def write_spec(program: Program, folder: Path) -> list[str]:

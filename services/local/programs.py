@@ -1,28 +1,16 @@
 """What runs on one machine: the stores, and each service with the settings that are its own."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.local import postgres, supervise, temporal, valkey
 from services.local.layout import LOOPBACK, Mesh, join
-from services.local.process import HOUSE, Program, write_spec
+from services.local.process import HOUSE, Program, tuned, write_spec
 
 WITHOUT_DATABASE = ("bridge",)
 LONGEST_DRAIN = 10
-# What an operator may set for the whole mesh in the environment of `up`; nothing else of it reaches a service.
-TUNABLE = (
-    "LOG_LEVEL",
-    "OTLP_ENDPOINT",
-    "RETENTION_DAYS",
-    "REQUEST_RETENTION_DAYS",
-    "EFFECT_RETENTION_DAYS",
-    "HISTORY_RETENTION_DAYS",
-    "RESUME_PER_SECOND",
-    "RATE_LIMIT_PER_MINUTE",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +72,8 @@ def environment(mesh: Mesh, name: str) -> dict[str, str]:
         role = f"opsmesh_{name}"
         settings["POSTGRES_DSN"] = stores.postgres.dsn(role, with_password=False)
         settings["POSTGRES_PASSWORD_FILE"] = str(stores.postgres.password_file(role))
-    tuned = {name: os.environ[f"OPSMESH_{name}"] for name in TUNABLE if f"OPSMESH_{name}" in os.environ}
-    return {f"OPSMESH_{key}": value for key, value in (settings | tuned | _own(mesh, name)).items()}
+    own = {f"OPSMESH_{key}": value for key, value in _own(mesh, name).items()}
+    return {f"OPSMESH_{key}": value for key, value in settings.items()} | tuned() | own
 
 
 def _own(mesh: Mesh, name: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ import psutil
 from services.local import supervise
 from services.local.files import LocalError, port_is_free, private_directory
 from services.local.layout import DEFAULT_PORT_BASE, LOOPBACK, SERVICES, Mesh, plan
-from services.local.process import Program, leashed, write_spec
+from services.local.process import Program, leashed, tuned, write_spec
 
 STOP_SECONDS = 24
 ORPHAN_SECONDS = 15
@@ -155,7 +155,7 @@ class _Children:
     async def live(self) -> None:
         """Start everything and watch it; ends only by raising LocalError."""
         arguments = [json.dumps(self.mesh.describe()), json.dumps(list(self.services))]
-        work = Program("bringup", [sys.executable, "-m", "services.local.bringup", *arguments])
+        work = Program("bringup", [sys.executable, "-m", "services.local.bringup", *arguments], env=tuned())
         self.bringup = await _spawn(write_spec(work, self.mesh.supervisor.run), asyncio.subprocess.PIPE)
         await self._hear("prepared")
         self.supervisor = await _spawn(leashed(self.mesh.supervisor.run, self.mesh.supervisor.name))

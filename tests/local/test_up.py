@@ -130,6 +130,17 @@ async def test_webhooks_say_how_to_prove_oneself(folder: Path) -> None:
         assert (user, len(password)) == ("grafana", 43)
 
 
+async def test_tunables_reach_who_lays_out_the_services(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that writes the services' environments is handed what the operator set, and nothing else of ours."""
+    monkeypatch.setenv("OPSMESH_RATE_LIMIT_PER_MINUTE", "60")
+    monkeypatch.setenv("OPSMESH_GRANT_KEY_FILE", "/elsewhere")
+    async with stores_up(folder, free_port_base()):
+        handed = json.loads((folder / "state" / "run" / "bringup.json").read_text())["env"]
+    assert {name: value for name, value in handed.items() if name.startswith("OPSMESH_")} == {
+        "OPSMESH_RATE_LIMIT_PER_MINUTE": "60"
+    }
+
+
 async def test_two_on_one_state_refuse(folder: Path) -> None:
     """The second `up` on a folder says who holds it, and the first goes on."""
     async with stores_up(folder, free_port_base()) as endpoints:
