@@ -1,6 +1,6 @@
 """What senders are told, as HTTP: the mesh's own words, and those of PagerDuty's Events API for its clients."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
 from starlette.responses import JSONResponse, Response
@@ -31,16 +31,27 @@ def answer_to(result: ingest.DeliveryResult, door: Door, proof: Proof) -> Respon
     """Turn ingest's answer into HTTP. Raises AnswerError."""
     malformed = result.state == ingest.DeliveryResult.STATE_MALFORMED
     if result.state == ingest.DeliveryResult.STATE_ACCEPTED or (malformed and door.accept_malformed):
-        accepted: dict[str, object] = {"results": [{"signal_id": one} for one in result.signal_ids]}
+        accepted: dict[str, object] = {"results": _each(result)}
         if door.parser == EVENTS and result.dedup_key:
             accepted = events.SUCCESS | {"dedup_key": result.dedup_key} | accepted
         return Response(orjson.dumps(accepted), 202, media_type=JSON)
     if malformed and proof.shown:
         return invalid([f"'{one.field}' {one.description}" for one in result.errors])
     if malformed:
-        errors = [{"field": one.field, "description": one.description} for one in result.errors]
-        return JSONResponse({"errors": errors}, 422)
+        return JSONResponse({"errors": _errors(result.errors)}, 422)
     raise AnswerError(404, "no parser understands this source; see `parser` in sources.yaml")
+
+
+def _each(result: ingest.DeliveryResult) -> list[dict[str, object]]:
+    """Return an answer for each alert in the order of the delivery: the id of its signal, or why it has none."""
+    answers: list[dict[str, object]] = [{"signal_id": one} for one in result.signal_ids]
+    for one in result.left_out:
+        answers.insert(one.index, {"errors": _errors([one.error])})
+    return answers
+
+
+def _errors(errors: Iterable[ingest.DeliveryError]) -> list[dict[str, str]]:
+    return [{"field": one.field, "description": one.description} for one in errors]
 
 
 def invalid(errors: Sequence[str]) -> Response:

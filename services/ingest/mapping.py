@@ -1,8 +1,9 @@
 """Between the IDL's messages and the plain data of the domain."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from hashlib import sha1
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -14,11 +15,26 @@ from opsmesh.type.v1 import type_pb2
 from services.ingest.correlation import Correlation, Words
 from services.ingest.decisions import Decided, DecisionState, Outcome, Result
 from services.ingest.domain import Inventory, InventoryMatch, Resolved, SignalFacts, episode_of
-from services.ingest.signal import DeliveryFacts, FieldError, ParsedSignal, Status, TargetKey, Unreadable, bounded_key
+from services.ingest.signal import (
+    ERROR_TEXT_MAX,
+    FIELD_MAX,
+    WARNINGS_MAX,
+    DeliveryFacts,
+    FieldError,
+    ParsedSignal,
+    Signals,
+    Status,
+    TargetKey,
+    Unreadable,
+    bounded_key,
+)
 from services.ingest.sources import Parser
 from services.ingest.sources.reading import clean
 
 NANOS: Final = 1_000_000_000
+# By how much the clock of a sender may be ahead of ours.
+AHEAD: Final = 300 * NANOS
+TIMES: Final = ("event_time", "start_time", "end_time")
 TARGETS_MAX: Final = 32
 # Statuses whose words describe what is wrong now.
 DESCRIBING: Final = frozenset(
@@ -55,6 +71,9 @@ def entry_of(delivery: pb.Delivery, parse: Parser) -> pb.StreamEntry:
         return entry
     received = delivery.receive_time.ToNanoseconds()
     entry.signals.extend(_signal(delivery, received, index, one) for index, one in enumerate(parsed))
+    if isinstance(parsed, Signals):
+        for one in parsed.left_out:
+            entry.left_out.add(index=one.index, error=_errors([one.error])[0])
     return entry
 
 
@@ -71,15 +90,21 @@ def result_of(entry: pb.StreamEntry) -> pb.DeliveryResult:
     ids = [signal.signal_id for signal in entry.signals]
     key = entry.signals[0].dedup_key if len(ids) == 1 else ""
     state = pb.DeliveryResult.STATE_ACCEPTED
-    return pb.DeliveryResult(delivery_id=delivery_id, state=state, signal_ids=ids, dedup_key=key)
+    return pb.DeliveryResult(
+        delivery_id=delivery_id, state=state, signal_ids=ids, dedup_key=key, left_out=entry.left_out
+    )
 
 
 def _errors(errors: Iterable[FieldError]) -> list[pb.DeliveryError]:
-    return [pb.DeliveryError(field=clean(one.field), description=clean(one.description)) for one in errors]
+    return [
+        pb.DeliveryError(field=clean(one.field)[:FIELD_MAX], description=clean(one.description)[:ERROR_TEXT_MAX])
+        for one in errors
+    ]
 
 
 def _signal(delivery: pb.Delivery, received: int, index: int, parsed: ParsedSignal) -> signal_pb2.Signal:
     """Return a parsed signal as the IDL's message."""
+    parsed = _not_ahead(parsed, received)
     signal = signal_pb2.Signal(
         signal_id=signal_id_of(delivery.delivery_id, index),
         delivery_id=delivery.delivery_id,
@@ -112,6 +137,16 @@ def _signal(delivery: pb.Delivery, received: int, index: int, parsed: ParsedSign
     if parsed.end_time is not None:
         signal.end_time.CopyFrom(to_timestamp(parsed.end_time))
     return signal
+
+
+def _not_ahead(parsed: ParsedSignal, received: int) -> ParsedSignal:
+    """Return a signal without times that are yet to come: one such start would make all that follows look older."""
+    ahead = [name for name in TIMES if (getattr(parsed, name) or 0) > received + AHEAD]
+    if not ahead:
+        return parsed
+    warning = f"ahead of our clock, and so not used: {', '.join(ahead)}"
+    nothing: dict[str, Any] = dict.fromkeys(ahead)
+    return replace(parsed, warnings=(*parsed.warnings[: WARNINGS_MAX - 1], warning), **nothing)
 
 
 def inventory_of(message: inventory_pb2.Inventory, version: int) -> Inventory:

@@ -1,7 +1,7 @@
 """What a parser hands over: one alert of one delivery, normalised and bounded as the IDL bounds it."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
@@ -133,6 +133,29 @@ class ParsedSignal:
     test: bool = False
     body_pointer: str = ""
     kind: Kind = Kind.ALERT
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An alert that could not be understood although others of its delivery could; `index` counts them all, from 0."""
+
+    index: int
+    error: FieldError
+
+
+class Signals(list[ParsedSignal]):
+    """The signals of a delivery of which some alerts were left out, so that its sender is answered for each."""
+
+    def __init__(self, signals: Iterable[ParsedSignal], left_out: Iterable[LeftOut]) -> None:
+        super().__init__(signals)
+        self.left_out = tuple(left_out)
+
+
+def beyond(count: int, what: str) -> Iterator[LeftOut]:
+    """Yield what is left out of `count` alerts because they are too many, as one."""
+    if count > SIGNALS_MAX:
+        words = f"{count - SIGNALS_MAX} beyond the first {SIGNALS_MAX} were left out: send fewer at once"
+        yield LeftOut(SIGNALS_MAX, FieldError(f"{what}[{SIGNALS_MAX}:]", words))
 
 
 @dataclass(frozen=True, slots=True)

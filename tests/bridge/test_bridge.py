@@ -252,7 +252,18 @@ def test_a_typo_in_sources_names_file_and_line(tmp_path: Path) -> None:
 
 
 async def test_the_answer_of_a_thousand_alerts_fits(bridge: Bridge) -> None:
-    """The most alerts of a notification: a thousand signal ids come back."""
-    body = json.dumps({"alerts": [{"status": "firing", "labels": {"n": str(n)}} for n in range(1001)]}).encode()
-    answer = await bridge.post(body)
-    assert len(answer.json()["results"]) == 1000
+    """The most alerts of a notification: a thousand signal ids come back; what is beyond them is told at their end."""
+    body = json.dumps({"alerts": [{"status": "firing", "labels": {"n": str(n)}} for n in range(1003)]}).encode()
+    *results, last = (await bridge.post(body)).json()["results"]
+    assert [list(one) for one in results] == [["signal_id"]] * 1000
+    assert last["errors"][0]["field"] == "alerts[1000:]"
+    assert last["errors"][0]["description"].startswith("3 beyond the first 1000")
+
+
+async def test_a_request_with_several_alerts_is_answered_for_each(bridge: Bridge, ingest: MemoryIngest) -> None:
+    """The answer at a place is about the alert at that place: its signal, or why it was not understood."""
+    body = json.dumps({"alerts": [alert("one"), "two", alert("three"), {"status": "firing"}]}).encode()
+    results = (await bridge.post(body)).json()["results"]
+    first, third = (one.signal_id for one in ingest.entries[0].signals)
+    assert [results[0], results[2]] == [{"signal_id": first}, {"signal_id": third}]
+    assert [one["errors"][0]["field"] for one in (results[1], results[3])] == ["alerts[1]", "alerts[3].labels"]

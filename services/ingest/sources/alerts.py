@@ -15,16 +15,19 @@ from services.ingest.signal import (
     SIGNALS_MAX,
     SUMMARY_MAX,
     FieldError,
+    LeftOut,
     Link,
     ParsedSignal,
     Rel,
     Severity,
+    Signals,
     Status,
     Unreadable,
+    beyond,
     hashed,
     unreadable,
 )
-from services.ingest.sources.fields import links_of
+from services.ingest.sources.fields import links_of, object_of, story_of
 from services.ingest.sources.reading import Notes, bounded, text_of, time_of, word_of, words_of
 from services.ingest.words import read_severity, read_status
 
@@ -53,22 +56,20 @@ def read_alerts(body: Any, notes: Notes, shape: Shape | None = None) -> list[Par
     An alert that cannot be understood is named in the warnings of the others; Unreadable when none can.
     """
     alerts = _alerts_of(body)
-    if len(alerts) > SIGNALS_MAX:
-        notes.add(f"{len(alerts) - SIGNALS_MAX} alerts beyond the first {SIGNALS_MAX} were left out")
-        alerts = alerts[:SIGNALS_MAX]
-    errors: list[FieldError] = []
+    shared = any(object_of(body.get(name)) for name in ("groupLabels", "commonLabels"))
+    left_out: list[LeftOut] = []
     readable: list[tuple[int, Mapping[str, Any]]] = []
-    for index, alert in enumerate(alerts):
-        if found := _broken(alert, f"alerts[{index}]"):
-            errors.append(found)
+    for index, alert in enumerate(alerts[:SIGNALS_MAX]):
+        if found := _broken(alert, f"alerts[{index}]", shared=shared):
+            left_out.append(LeftOut(index, found))
         else:
             readable.append((index, alert))
     if not readable:
-        raise Unreadable(errors)
-    for error in errors:
-        notes.add(f"left out {error.field}: {error.description}")
+        raise Unreadable([one.error for one in left_out])
+    left_out += beyond(len(alerts), "alerts")
+    notes.leave_out(left_out)
     group = _group_of(body, notes)
-    return [_signal(alert, index, group, shape) for index, alert in readable]
+    return Signals((_signal(alert, index, group, shape) for index, alert in readable), left_out)
 
 
 def _alerts_of(body: Any) -> list[Any]:
@@ -85,14 +86,14 @@ def _alerts_of(body: Any) -> list[Any]:
     return alerts
 
 
-def _broken(alert: Any, path: str) -> FieldError | None:
-    """Say why an alert cannot be told from others."""
+def _broken(alert: Any, path: str, *, shared: bool) -> FieldError | None:
+    """Say why an alert cannot be told from others; labels that are SHARED by its group are labels of its own."""
     if not isinstance(alert, Mapping):
         return FieldError(path, "must be an object")
     labels = alert.get("labels")
     if labels is not None and not isinstance(labels, Mapping):
         return FieldError(f"{path}.labels", "must be an object of texts")
-    if not labels and not text_of(alert.get("fingerprint")):
+    if not labels and not shared and not text_of(alert.get("fingerprint")):
         return FieldError(f"{path}.labels", "is required: without labels or fingerprint the alert has no identity")
     return None
 
@@ -107,7 +108,7 @@ def _group_of(body: Mapping[str, Any], notes: Notes) -> Group:
     links = links_of([(Rel.SOURCE, body.get("externalURL"))], notes)
     return Group(
         labels=labels,
-        annotations=words_of(body.get("commonAnnotations"), "commonAnnotations", notes),
+        annotations=words_of(body.get("commonAnnotations"), "commonAnnotations", notes, story_of),
         group_key=bounded(body.get("groupKey"), GROUP_MAX, "groupKey", notes),
         links=links,
         notes=notes.texts,
@@ -118,12 +119,12 @@ def _signal(alert: Mapping[str, Any], index: int, group: Group, shape: Shape | N
     """Read one alert."""
     notes = Notes(*group.notes)
     labels = {**group.labels, **words_of(alert.get("labels"), "labels", notes)}
-    annotations = {**group.annotations, **words_of(alert.get("annotations"), "annotations", notes)}
+    annotations = {**group.annotations, **words_of(alert.get("annotations"), "annotations", notes, story_of)}
     status_raw = bounded(alert.get("status"), RAW_MAX, "status", notes)
     status = read_status(status_raw)
     if status is Status.UNSPECIFIED:
         notes.add(f"status is not understood: {status_raw or '(absent)'}")
-    severity_raw = next((labels[name] for name in SEVERITY_LABELS if name in labels), "")[:RAW_MAX]
+    severity_raw = severity_in(labels) or severity_in(annotations)
     severity = read_severity(severity_raw)
     if severity is Severity.UNSPECIFIED:
         notes.add(f"severity is not understood: {severity_raw or '(absent)'}")
@@ -154,6 +155,12 @@ def _signal(alert: Mapping[str, Any], index: int, group: Group, shape: Shape | N
         body_pointer=f"/alerts/{index}",
     )
     return shape(signal, alert, notes) if shape else signal
+
+
+def severity_in(words: Mapping[str, str]) -> str:
+    """Return how bad it is, in whatever case people write the name of the label or annotation."""
+    plain = {name.lower(): value for name, value in reversed(list(words.items()))}
+    return next((plain[name] for name in SEVERITY_LABELS if name in plain), "")[:RAW_MAX]
 
 
 def fingerprint_of(alert: Mapping[str, Any], labels: Mapping[str, str], notes: Notes) -> str:

@@ -14,22 +14,25 @@ from services.ingest.signal import (
     URL_MAX,
     WARNINGS_MAX,
     FieldError,
+    LeftOut,
     Link,
     ParsedSignal,
     Rel,
     Severity,
+    Signals,
     Unreadable,
+    beyond,
     hashed,
     unreadable,
 )
-from services.ingest.sources.reading import PAIRS_MAX, Notes, bounded, clean, text_of, word_of
+from services.ingest.sources.reading import PAIRS_MAX, Notes, bounded, clean, is_placeholder, text_of, word_of
 from services.ingest.words import read_severity
 
 SCHEMES: Final = ("http://", "https://")
 # A label has room for a list, not for a story.
 LIST_MAX: Final = 32
 ONLY_PLACEHOLDER: Final = re.compile(
-    r"\s*+(?:\$\{[^}]*\}|\$[A-Z_][A-Z0-9_]*+|\{[A-Z][A-Z0-9_.]*+\}|\{\{[^{}]*+\}\}|<no value>)\s*+"
+    r"\s*+(?:\$\{[^}]*+\}|\$[A-Z_][A-Z0-9_]*+(?:\[[^\]]*+\])?|\{[A-Z][A-Z0-9_.]*+\}|\{\{[^{}]*+\}\}|<no value>)\s*+"
 )
 
 Many = Callable[[Mapping[str, Any], str, Notes], ParsedSignal]
@@ -44,21 +47,22 @@ def each(value: Any, notes: Notes, read: Many) -> list[ParsedSignal]:
         return [read(need_object(value, ""), "", notes)]
     if not value:
         raise unreadable("", "the list is empty")
-    if len(value) > SIGNALS_MAX:
-        notes.add(f"{len(value) - SIGNALS_MAX} items beyond the first {SIGNALS_MAX} were left out")
     errors: list[FieldError] = []
+    left_out: list[LeftOut] = []
     found: list[ParsedSignal] = []
     for at, one in enumerate(value[:SIGNALS_MAX]):
         try:
             found.append(read(need_object(one, ""), f"/{at}", Notes()))
         except Unreadable as error:
-            errors += [FieldError(f"[{at}].{inner.field}".rstrip("."), inner.description) for inner in error.errors]
+            wrong = [FieldError(f"[{at}].{inner.field}".rstrip("."), inner.description) for inner in error.errors]
+            left_out.append(LeftOut(at, wrong[0]))
+            errors += wrong
     if not found:
         raise Unreadable(errors)
-    for wrong in errors:
-        notes.add(f"left out {wrong.field}: {wrong.description}")
+    left_out += beyond(len(value), "")
+    notes.leave_out(left_out)
     shared = notes.texts
-    return [replace(one, warnings=(*shared, *one.warnings)[:WARNINGS_MAX]) for one in found]
+    return Signals((replace(one, warnings=(*shared, *one.warnings)[:WARNINGS_MAX]) for one in found), left_out)
 
 
 def need_object(value: Any, path: str) -> Mapping[str, Any]:
@@ -90,9 +94,11 @@ def key_of(value: Any, name: str, notes: Notes) -> str:
 def story_of(value: Any, limit: int, name: str, notes: Notes) -> str:
     """Return a text for people; one that is nothing but an unrendered placeholder is absent, one in it may stay."""
     text = bounded(value, limit, name, notes)
-    if ONLY_PLACEHOLDER.fullmatch(text):
-        notes.add(f"{name} holds an unrendered placeholder")
-        return ""
+    if text and ("$" in text or "{" in text or "<" in text):
+        bare = ONLY_PLACEHOLDER.fullmatch(text) is not None
+        if bare or is_placeholder(text):
+            notes.add(f"{name} holds an unrendered placeholder")
+        return "" if bare else text
     return text
 
 
@@ -129,7 +135,10 @@ def links_of(candidates: Iterable[tuple[Rel, Any]], notes: Notes) -> tuple[Link,
 def tags_of(value: Any) -> Iterator[tuple[str, str]]:
     """Yield name and value of tags: `k:v,k:v,flag` (values may hold colons), a list of such, of pairs or of objects."""
     if isinstance(value, Mapping):
-        yield from ((str(name), text_of(one)) for name, one in value.items())
+        for name, one in value.items():
+            # Several values under a name, or one thing that is nested.
+            several = isinstance(one, list) and not any(isinstance(part, list | Mapping) for part in one)
+            yield from ((str(name), text_of(part)) for part in (one if several else [one]))
         return
     parts = value.split(",", LIST_MAX * PAIRS_MAX) if isinstance(value, str) else items_of(value)
     for part in parts:

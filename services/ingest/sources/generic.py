@@ -14,11 +14,14 @@ from services.ingest.signal import (
     SUMMARY_MAX,
     DeliveryFacts,
     FieldError,
+    LeftOut,
     Link,
     ParsedSignal,
     Severity,
+    Signals,
     Status,
     Unreadable,
+    beyond,
     hashed,
     unreadable,
 )
@@ -68,15 +71,17 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
         raise unreadable("", "must be a JSON object or a list of objects")
     if not value:
         raise unreadable("", "the list is empty")
-    if len(value) > SIGNALS_MAX:
-        notes.add(f"{len(value) - SIGNALS_MAX} items beyond the first {SIGNALS_MAX} were left out")
-        value = value[:SIGNALS_MAX]
-    errors = [FieldError(f"[{at}]", "must be an object") for at, one in enumerate(value) if not _is_signal(one)]
-    if len(errors) == len(value):
-        raise Unreadable(errors)
-    for error in errors:
-        notes.add(f"left out {error.field}: {error.description}")
-    return [read_object(one, f"/{at}", Notes(*notes.texts)) for at, one in enumerate(value) if _is_signal(one)]
+    left_out = [
+        LeftOut(at, FieldError(f"[{at}]", "must be an object"))
+        for at, one in enumerate(value[:SIGNALS_MAX])
+        if not _is_signal(one)
+    ]
+    if len(left_out) == min(len(value), SIGNALS_MAX):
+        raise Unreadable([one.error for one in left_out])
+    left_out += beyond(len(value), "")
+    notes.leave_out(left_out)
+    readable = ((at, one) for at, one in enumerate(value[:SIGNALS_MAX]) if _is_signal(one))
+    return Signals((read_object(one, f"/{at}", Notes(*notes.texts)) for at, one in readable), left_out)
 
 
 def _is_signal(value: Any) -> bool:

@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
 
 import orjson
 
-from services.ingest.signal import WARNING_MAX, WARNINGS_MAX, Unreadable, unreadable
+from services.ingest.signal import WARNING_MAX, WARNINGS_MAX, LeftOut, Unreadable, unreadable
 
 DEPTH_MAX: Final = 64
 PAIRS_MAX: Final = 128
@@ -21,9 +21,8 @@ LONG_INTEGER: Final = re.compile(rb"[0-9]{20}")
 TRAILING_COMMA: Final = re.compile(r'"(?:[^"\\]|\\.)*+\\?(?:"|\Z)|,\s*+(?=[}\]])', re.DOTALL)
 # As senders spell them; `none` in lower case is a word of some (a severity).
 ABSENT: Final = frozenset({"", "null", "NULL", "None", "<no value>", "[no value]", "<nil>", "undefined", "N/A"})
-PLACEHOLDER: Final = re.compile(
-    r"\$\{[^}]*\}|\$[A-Z_][A-Z0-9_]*|\{[A-Z][A-Z0-9_.]*\}|.*\{\{.*\}\}.*|.*<no value>.*", re.DOTALL
-)
+# `${x}`, `$ALERT_ID`, `$TAGS[service]`, `{EVENT.ID}`. Each begins at one place only: linear.
+PLACEHOLDER: Final = re.compile(r"\$\{[^}]*+\}|\$[A-Z_][A-Z0-9_]*+(?:\[[^\]]*+\])?|\{[A-Z][A-Z0-9_.]*+\}")
 RFC3339: Final = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9})\d*)?)?\s*([Zz]|UTC|[+-]\d\d:?\d\d)?"
 )
@@ -45,6 +44,11 @@ class Notes:
         """Note one thing, bounded and free of what PostgreSQL cannot store."""
         if len(self._texts) < WARNINGS_MAX:
             self._texts.append(clean(text)[:WARNING_MAX])
+
+    def leave_out(self, left_out: Iterable[LeftOut]) -> None:
+        """Note the alerts of the delivery that could not be understood."""
+        for one in left_out:
+            self.add(f"left out {one.error.field}: {one.error.description}")
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -166,14 +170,20 @@ def word_of(value: Any, limit: int, name: str, notes: Notes) -> str:
     return text
 
 
+Reader = Callable[[Any, int, str, Notes], str]
+
+
 def is_placeholder(text: str) -> bool:
     """Say whether a sender forgot to fill in its template."""
     # searched plainly: a pattern with two open ends costs the square of the length
-    return ("{{" in text and "}}" in text) or "<no value>" in text or PLACEHOLDER.fullmatch(text) is not None
+    opened = text.find("{{")
+    if (opened >= 0 and text.find("}}", opened) >= 0) or "<no value>" in text:
+        return True
+    return PLACEHOLDER.fullmatch(text) is not None
 
 
-def words_of(value: Any, name: str, notes: Notes) -> dict[str, str]:
-    """Return an object as bounded words by name; what is no object is noted and absent."""
+def words_of(value: Any, name: str, notes: Notes, read: Reader = word_of) -> dict[str, str]:
+    """Return an object as bounded words by name (or what READ makes of each); what is no object is noted and absent."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -187,7 +197,7 @@ def words_of(value: Any, name: str, notes: Notes) -> dict[str, str]:
         if len(found) >= PAIRS_MAX:
             notes.add(f"{name} has more than {PAIRS_MAX} entries")
             break
-        if word := word_of(content, VALUE_MAX, f"{name}.{short}"[:NAME_MAX], notes):
+        if word := read(content, VALUE_MAX, f"{name}.{short}"[:NAME_MAX], notes):
             found[short] = word
     return found
 

@@ -149,6 +149,34 @@ class DeliveryError(_message.Message):
 Global___DeliveryError: _TypeAlias = DeliveryError  # noqa: Y015
 
 @_typing.final
+class LeftOut(_message.Message):
+    """One of several alerts of a delivery that could not be understood, while others could."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its place among the alerts of the delivery, from 0; the last one may stand for all that were too many."""
+    @_builtins.property
+    def error(self) -> Global___DeliveryError:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        error: Global___DeliveryError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeftOut: _TypeAlias = LeftOut  # noqa: Y015
+
+@_typing.final
 class DeliveryResult(_message.Message):
     """The answer to one delivery."""
 
@@ -186,6 +214,7 @@ class DeliveryResult(_message.Message):
     SIGNAL_IDS_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     DEDUP_KEY_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     delivery_id: _builtins.str
     """Which delivery."""
     state: Global___DeliveryResult.State.ValueType
@@ -200,6 +229,10 @@ class DeliveryResult(_message.Message):
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryError]:
         """Why it was not understood."""
 
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeftOut]:
+        """Alerts between these signals that were not understood."""
+
     def __init__(
         self,
         *,
@@ -208,10 +241,11 @@ class DeliveryResult(_message.Message):
         signal_ids: _abc.Iterable[_builtins.str] | None = ...,
         errors: _abc.Iterable[Global___DeliveryError] | None = ...,
         dedup_key: _builtins.str = ...,
+        left_out: _abc.Iterable[Global___LeftOut] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dedup_key", b"dedup_key", "delivery_id", b"delivery_id", "errors", b"errors", "signal_ids", b"signal_ids", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dedup_key", b"dedup_key", "delivery_id", b"delivery_id", "errors", b"errors", "left_out", b"left_out", "signal_ids", b"signal_ids", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -250,6 +284,7 @@ class StreamEntry(_message.Message):
     DELIVERY_FIELD_NUMBER: _builtins.int
     SIGNALS_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def delivery(self) -> Global___Delivery:
         """With its raw bytes."""
@@ -262,16 +297,21 @@ class StreamEntry(_message.Message):
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryError]:
         """Why it was not understood."""
 
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeftOut]:
+        """Alerts between its signals that were not understood."""
+
     def __init__(
         self,
         *,
         delivery: Global___Delivery | None = ...,
         signals: _abc.Iterable[_signal_pb2.Signal] | None = ...,
         errors: _abc.Iterable[Global___DeliveryError] | None = ...,
+        left_out: _abc.Iterable[Global___LeftOut] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "errors", b"errors", "signals", b"signals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "errors", b"errors", "left_out", b"left_out", "signals", b"signals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -403,6 +443,7 @@ class Incident(_message.Message):
     FLAPPING_FIELD_NUMBER: _builtins.int
     CORRELATION_RULE_ID_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
+    CALM_TIME_FIELD_NUMBER: _builtins.int
     incident_id: _builtins.str
     """Its id."""
     title: _builtins.str
@@ -440,7 +481,7 @@ class Incident(_message.Message):
     alert_count: _builtins.int
     """Alerts (each firing of each) that belong to it."""
     flapping: _builtins.bool
-    """An alert of it fired and was over again and again within minutes."""
+    """An alert of it fired and was over again and again within minutes: nothing is started, and it stays open until calm."""
     correlation_rule_id: _builtins.str
     """Rule of correlation.yaml that joined its alerts; empty for none."""
     sealed: _builtins.bool
@@ -477,6 +518,10 @@ class Incident(_message.Message):
     def started_rule_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Playbooks that rules started on it in earlier revisions."""
 
+    @_builtins.property
+    def calm_time(self) -> _timestamp_pb2.Timestamp:
+        """While it flaps: when it counts as calm and is decided anew, unless an alert of it changes until then."""
+
     def __init__(
         self,
         *,
@@ -509,10 +554,11 @@ class Incident(_message.Message):
         flapping: _builtins.bool = ...,
         correlation_rule_id: _builtins.str = ...,
         sealed: _builtins.bool = ...,
+        calm_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["open_time", b"open_time", "resolve_time", b"resolve_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calm_time", b"calm_time", "open_time", b"open_time", "resolve_time", b"resolve_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "alert_count", b"alert_count", "correlation_key", b"correlation_key", "correlation_rule_id", b"correlation_rule_id", "decision_id", b"decision_id", "description", b"description", "duplicate_count", b"duplicate_count", "execution_id", b"execution_id", "firing", b"firing", "flapping", b"flapping", "incident_id", b"incident_id", "labels", b"labels", "links", b"links", "open_time", b"open_time", "resolve_time", b"resolve_time", "resource", b"resource", "revision", b"revision", "rule_name", b"rule_name", "sealed", b"sealed", "severity", b"severity", "signal_count", b"signal_count", "source", b"source", "started_rule_ids", b"started_rule_ids", "state", b"state", "state_detail", b"state_detail", "status", b"status", "targets", b"targets", "title", b"title", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "alert_count", b"alert_count", "calm_time", b"calm_time", "correlation_key", b"correlation_key", "correlation_rule_id", b"correlation_rule_id", "decision_id", b"decision_id", "description", b"description", "duplicate_count", b"duplicate_count", "execution_id", b"execution_id", "firing", b"firing", "flapping", b"flapping", "incident_id", b"incident_id", "labels", b"labels", "links", b"links", "open_time", b"open_time", "resolve_time", b"resolve_time", "resource", b"resource", "revision", b"revision", "rule_name", b"rule_name", "sealed", b"sealed", "severity", b"severity", "signal_count", b"signal_count", "source", b"source", "started_rule_ids", b"started_rule_ids", "state", b"state", "state_detail", b"state_detail", "status", b"status", "targets", b"targets", "title", b"title", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
