@@ -62,6 +62,8 @@ class _Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Cork it, and remember the client's certificate."""
         super().connection_made(_Corked(transport))  # type: ignore[arg-type]
+        # A path may end with a secret, and uvicorn asks the loggers of the process, which are anybody's to set up.
+        self.access_log = False
         session = transport.get_extra_info("ssl_object")
         certificate = session.getpeercert(binary_form=True) if session is not None else None
         if certificate:
@@ -131,6 +133,7 @@ class Listener:
             loop="none",
             lifespan="off",
             access_log=False,
+            ws="none",
             log_config=None,
             server_header=False,
             # Nothing here depends on a sender's address, and whoever sends such a header could claim any.
