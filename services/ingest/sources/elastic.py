@@ -4,7 +4,8 @@ Kibana has no body of its own: whoever sets up the connector writes it. Asked fo
 `alert.uuid`, `alert.id`, `alert.actionGroup`, `date`, `context` and `kibanaBaseUrl`, nested or with dots in the names.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from services.ingest.resources import SERVICE, resource_of, target_keys
@@ -38,6 +39,16 @@ from services.ingest.words import read_status
 
 DOCUMENT: Final = "kibana.alert."
 PARTS_MAX: Final = 8
+# Where bodies have their documents; those of one line belong together.
+LISTS: Final = (
+    ("alerts.new.data", "alerts.ongoing.data", "alerts.recovered.data"),
+    ("alerts",),
+    ("context.alerts",),
+    ("documents",),
+    ("hits.hits",),
+)
+# ElastAlert adds these to the document that it found; it never says that something is over.
+ELASTALERT: Final = ("num_hits", "num_matches", "alert_subject", "alert_text")
 # Action groups of Kibana's own rule types that mean an active alert; of others it is not assumed.
 ACTIVE: Final = frozenset(
     {
@@ -78,26 +89,60 @@ GROUPS: Final = (
     "alertActionGroupName",
 )
 STATES: Final = ("kibana.alert.status", "alert.status", "status", "state")
-SEVERITIES: Final = ("kibana.alert.severity", "alert.severity", "rule.severity", "severity", "context.severity")
+SEVERITIES: Final = (
+    "kibana.alert.severity",
+    "alert.severity",
+    "rule.severity",
+    "severity",
+    "context.severity",
+    "context.rule.severity",
+    "metadata.severity",
+    "ctx.metadata.severity",
+)
 RULE_IDS: Final = ("kibana.alert.rule.uuid", "rule.id", "rule_id", "ruleId", "alertId")
-RULE_NAMES: Final = ("kibana.alert.rule.name", "rule.name", "rule_name", "ruleName", "alertName", "watch_id", "Title")
+RULE_NAMES: Final = (
+    "kibana.alert.rule.name",
+    "rule.name",
+    "rule_name",
+    "ruleName",
+    "alertName",
+    "metadata.name",
+    "ctx.metadata.name",
+    "watch_id",
+    "ctx.watch_id",
+    "Title",
+)
 INSTANCES: Final = ("kibana.alert.instance.id", "alert.id", "alert_id", "alertInstanceId")
 UUIDS: Final = ("kibana.alert.uuid", "alert.uuid", "alert_uuid", "alertUuid")
-TIMES: Final = ("kibana.alert.last_detected", "date", "@timestamp", "timestamp", "ctx.execution_time")
+TIMES: Final = (
+    "kibana.alert.last_detected",
+    "date",
+    "@timestamp",
+    "timestamp",
+    "execution_time",
+    "ctx.execution_time",
+    "trigger.triggered_time",
+    "ctx.trigger.triggered_time",
+)
 SUMMARIES: Final = ("kibana.alert.reason", "context.title", "context.reason", "alert_subject", "title")
 DESCRIPTIONS: Final = ("context.message", "context.reason", "message", "alert_text", "kibana.alert.reason")
 WATCHES: Final = ("watch_id", "ctx.watch_id")
 # ECS and OpenTelemetry share most of these names.
 RESOURCE: Final[Mapping[str, tuple[str, ...]]] = {
     SERVICE: ("service.name", "context.service.name", "context.serviceName"),
-    "deployment.environment.name": ("service.environment", "context.environment", "labels.env"),
-    "host.name": ("host.name", "host.hostname", "context.host.name", "agent.name"),
+    "deployment.environment.name": (
+        "service.environment",
+        "context.service.environment",
+        "context.environment",
+        "labels.env",
+    ),
+    "host.name": ("host.name", "host.hostname", "context.host.name", "context.hostName", "agent.name"),
     "k8s.cluster.name": ("orchestrator.cluster.name", "context.orchestrator.cluster.name"),
     "k8s.namespace.name": ("kubernetes.namespace", "orchestrator.namespace", "context.kubernetes.namespace"),
     "k8s.pod.name": ("kubernetes.pod.name", "context.kubernetes.pod.name"),
-    "k8s.deployment.name": ("kubernetes.deployment.name",),
-    "k8s.node.name": ("kubernetes.node.name",),
-    "k8s.container.name": ("kubernetes.container.name", "container.name"),
+    "k8s.deployment.name": ("kubernetes.deployment.name", "context.kubernetes.deployment.name"),
+    "k8s.node.name": ("kubernetes.node.name", "context.kubernetes.node.name"),
+    "k8s.container.name": ("kubernetes.container.name", "container.name", "context.container.name"),
     "cloud.region": ("cloud.region", "context.cloud.region"),
     "cloud.account.id": ("cloud.account.id",),
     "cloud.provider": ("cloud.provider",),
@@ -108,13 +153,29 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
     """Return a signal per alert; a summary's list of alert documents is several."""
     notes = Notes()
     value = _read(body, notes)
-    if isinstance(value, Mapping):
-        for path in ("alerts.new.data", "alerts", "context.alerts", "documents", "hits.hits"):
-            found = at(value, path)
-            if isinstance(found, list) and any(_is_document(one) for one in found):
-                value = found
-                break
-    return each(value, notes, _signal)
+    found = list(_documents(value)) if isinstance(value, Mapping) else []
+    if not found:
+        return each(value, notes, _signal)
+    signals = each([one for _, one in found], notes, _signal)
+    # Where each stands in its list is not where it stands in the body.
+    places = {f"/{index}": place for index, (place, _) in enumerate(found)}
+    return [replace(one, body_pointer=_placed(one.body_pointer, places)) for one in signals]
+
+
+def _documents(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield place and content of the documents that a summary holds: all that are new, go on or have recovered."""
+    for paths in LISTS:
+        lists = [(path, found) for path in paths if isinstance(found := at(value, path), list)]
+        if any(_is_document(one) for _, found in lists for one in found):
+            for path, found in lists:
+                yield from ((f"/{path.replace('.', '/')}/{index}", one) for index, one in enumerate(found))
+            return
+
+
+def _placed(pointer: str, places: Mapping[str, str]) -> str:
+    """Return a pointer into the list of documents as one into the body."""
+    first, slash, rest = pointer[1:].partition("/")
+    return f"{places.get(f'/{first}', '')}{slash}{rest}"
 
 
 def _read(body: bytes, notes: Notes) -> Any:
@@ -168,7 +229,7 @@ def _signal(outer: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSigna
         outer, pointer = need_object(outer["_source"], "_source"), f"{pointer}/_source"
     uuid = key_of(_first(outer, UUIDS, DESCRIPTION_MAX, notes), "alert.uuid", notes)
     rule_id = _first(outer, RULE_IDS, RULE_MAX, notes)
-    watch = _first(outer, WATCHES, RULE_MAX, notes)
+    watch = _first(outer, WATCHES, RULE_MAX, notes) or _elastalert(outer, notes)
     if not (uuid or rule_id or watch):
         notes.add("neither an alert of Kibana nor of Watcher: read by the usual names")
         return generic.read_object(outer, pointer, notes)
@@ -205,6 +266,13 @@ def _signal(outer: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSigna
         warnings=notes.texts,
         body_pointer=pointer,
     )
+
+
+def _elastalert(body: Mapping[str, Any], notes: Notes) -> str:
+    """Return the rule of ElastAlert that found a document, with the host it names; like a watch it tells no end."""
+    if not any(one in body for one in ELASTALERT):
+        return ""
+    return _first(body, ("rule_name",), RULE_MAX, notes)
 
 
 def _status(body: Mapping[str, Any], notes: Notes) -> tuple[Status, str]:
@@ -246,6 +314,8 @@ def _key(body: Mapping[str, Any], rule: str, notes: Notes) -> str:
     """Return rule and instance, which stay the same over all firings of an alert."""
     instance = _first(body, INSTANCES, DESCRIPTION_MAX, notes)
     notes.add("no alert.uuid: the key is made of rule and alert")
+    # What tells no instance may be told of each host.
+    instance = instance or (_first(body, RESOURCE["host.name"], RULE_MAX, notes) if _elastalert(body, Notes()) else "")
     return bounded_key(rule, instance) if instance else bounded_key(rule)
 
 
@@ -261,7 +331,7 @@ def _resource(body: Mapping[str, Any], notes: Notes) -> dict[str, str]:
 def _labels(body: Mapping[str, Any], resource: Mapping[str, str], notes: Notes) -> dict[str, str]:
     """Return tags of rule and alert, ECS labels, and what the alert is about."""
     words = words_of(at(body, "labels"), "labels", notes)
-    for name in ("kibana.alert.rule.tags", "rule.tags", "tags"):
+    for name in ("kibana.alert.rule.tags", "rule.tags", "context.tags", "tags"):
         words |= labels_of(tags_of(at(body, name)), notes, name)
     for name in ("rule.spaceId", "rule.type", "kibana.alert.rule.category", "kibana.alert.rule.rule_type_id"):
         if word := _first(body, (name,), RULE_MAX, notes):
@@ -272,10 +342,20 @@ def _labels(body: Mapping[str, Any], resource: Mapping[str, str], notes: Notes) 
 def _annotations(body: Mapping[str, Any], notes: Notes) -> dict[str, str]:
     """Return the context of the rule and the numbers of the document."""
     found = {f"context.{name}"[:RULE_MAX]: one for name, one in object_of(body.get("context")).items()}
+    for name in ("payload.hits.total", "ctx.payload.hits.total"):
+        found[name] = at(body, name)
     for name in ("risk_score", "evaluation.value", "evaluation.threshold", "depth", "action_group"):
         found[DOCUMENT + name] = at(body, DOCUMENT + name)
     told = {name: one for name, one in found.items() if isinstance(one, str | int | float)}
     return words_of(dict(list(told.items())[:PAIRS_MAX]), "context", notes)
+
+
+def _whole(body: Mapping[str, Any], name: str) -> Any:
+    """Return a page of Kibana with the address of Kibana before its path."""
+    page, base = at(body, name), at(body, "kibanaBaseUrl")
+    if isinstance(page, str) and isinstance(base, str) and page.startswith("/"):
+        return base.rstrip("/") + page if base else ""
+    return page
 
 
 def _links(body: Mapping[str, Any], notes: Notes) -> tuple[Any, ...]:
@@ -286,7 +366,8 @@ def _links(body: Mapping[str, Any], notes: Notes) -> tuple[Any, ...]:
             (Rel.SOURCE, at(body, "context.alertDetailsUrl")),
             (Rel.SOURCE, at(body, "kibana.alert.url")),
             (Rel.GENERATOR, at(body, "rule.url") or at(body, "context.link")),
-            (Rel.DASHBOARD, at(body, "context.viewInAppUrl")),
+            (Rel.DASHBOARD, _whole(body, "context.viewInAppUrl")),
+            (Rel.SOURCE, at(body, "context.results_link")),
             (Rel.SOURCE, at(body, "kibanaBaseUrl")),
             (Rel.RUNBOOK, at(body, "kibana.alert.rule.note") or at(body, "runbook_url")),
             *((Rel.UNSPECIFIED, one) for one in references),

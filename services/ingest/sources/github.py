@@ -46,6 +46,14 @@ ALERT_STATES: Final = {
     "dismissed": Status.SUPPRESSED,
     "auto_dismissed": Status.SUPPRESSED,
 }
+# Of alerts that name no state.
+ALERT_ACTIONS: Final = {
+    **dict.fromkeys(("created", "create", "reopened", "reintroduced", "appeared_in_branch"), Status.FIRING),
+    **dict.fromkeys(("fixed", "resolved", "resolve", "closed"), Status.RESOLVED),
+    **dict.fromkeys(("dismissed", "dismiss", "closed_by_user", "auto_dismissed"), Status.SUPPRESSED),
+}
+# SARIF's least.
+ALERT_SEVERITIES: Final = {"note": Severity.INFO}
 # The key of a body that only this event has, for bodies whose header did not come along.
 SHAPES: Final[Mapping[str, str]] = {
     "zen": "ping",
@@ -239,7 +247,9 @@ def _workflow(value: Mapping[str, Any], event: str, notes: Notes, _: DeliveryFac
     facts = _Facts(value, event, notes)
     run = object_of(value.get("workflow_run"))
     state = word_of(run.get("conclusion") or run.get("status"), RAW_MAX, "workflow_run.conclusion", notes)
-    name = word_of(run.get("name"), RULE_MAX, "workflow_run.name", notes)
+    name = word_of(
+        run.get("name") or object_of(value.get("workflow")).get("name"), RULE_MAX, "workflow_run.name", notes
+    )
     return _change(
         facts,
         notes,
@@ -313,20 +323,23 @@ def _alert(value: Mapping[str, Any], event: str, notes: Notes) -> ParsedSignal:
     alert = object_of(value.get("alert"))
     advisory, rule = (object_of(alert.get(name)) for name in ("security_advisory", "rule"))
     package = object_of(object_of(alert.get("dependency")).get("package"))
-    number = key_of(alert.get("number"), "alert.number", notes)
+    number = key_of(alert.get("number") or alert.get("id"), "alert.number", notes)
     if not number:
         raise unreadable("alert.number", "is required: without it the alert has no identity")
     state = word_of(alert.get("state"), RAW_MAX, "alert.state", notes)
     status = ALERT_STATES.get(state.lower()) or read_status(state)
+    if not state and (told := ALERT_ACTIONS.get(facts.action.lower())):
+        status, state = told, facts.action
     if status is Status.UNSPECIFIED:
         notes.add(f"alert.state is not understood: {state or '(absent)'}")
     raw = advisory.get("severity") or rule.get("security_severity_level") or rule.get("severity")
-    severity, severity_raw = severity_of(raw, "severity", notes)
+    severity, severity_raw = severity_of(raw or alert.get("severity"), "severity", notes, ALERT_SEVERITIES)
     ended = alert.get("fixed_at") or alert.get("resolved_at")
     moment = time_of(alert.get("updated_at"), "alert.updated_at", notes)
     rule_name = text_of(advisory.get("ghsa_id")) or text_of(rule.get("id")) or text_of(alert.get("secret_type"))
     resource = resource_of({SERVICE: facts.name} if facts.name else {})
-    name = line_of(advisory.get("summary") or rule.get("description"), "summary", notes) or rule_name or event
+    told_name = advisory.get("summary") or rule.get("description") or alert.get("secret_type_display_name")
+    name = line_of(told_name, "summary", notes) or rule_name or text_of(alert.get("affected_package_name")) or event
     return ParsedSignal(
         dedup_key=bounded_key(facts.place, event, number),
         status=status,
@@ -343,7 +356,7 @@ def _alert(value: Mapping[str, Any], event: str, notes: Notes) -> ParsedSignal:
         labels=facts.labelled(
             notes,
             number=number,
-            package=package.get("name"),
+            package=package.get("name") or alert.get("affected_package_name"),
             ecosystem=package.get("ecosystem"),
             manifest=object_of(alert.get("dependency")).get("manifest_path"),
             cve=advisory.get("cve_id"),

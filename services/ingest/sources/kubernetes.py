@@ -6,6 +6,7 @@ looks for a cause.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from services.ingest.resources import CLUSTER, HOST, NAMESPACE, VALUE_MAX, resource_of, target_keys
@@ -22,8 +23,9 @@ from services.ingest.signal import (
     hashed,
     unreadable,
 )
-from services.ingest.sources.fields import each, key_of, line_of, object_of, text_in
+from services.ingest.sources.fields import each, items_of, key_of, line_of, object_of, text_in
 from services.ingest.sources.reading import Notes, bounded, read_json, text_of, time_of, word_of, words_of
+from services.ingest.words import read_severity
 
 SEVERITIES: Final = {"warning": Severity.WARNING, "error": Severity.ERROR, "normal": Severity.INFO}
 # Kubernetes calls these normal, people do not.
@@ -49,6 +51,9 @@ CLUSTERS: Final = ("clusterName", "cluster", "cluster_name", "k8s_cluster_name")
 LISTS: Final = frozenset({"List", "EventList"})
 WATCHES: Final = frozenset({"ADDED", "MODIFIED", "DELETED"})
 PREFIX: Final = "k8s."
+# What kubewatch says of objects.
+CHANGED: Final = frozenset({"created", "updated", "deleted"})
+MESSAGES_MAX: Final = 16
 
 
 def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
@@ -56,7 +61,8 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
     notes = Notes()
     value = read_json(body, notes)
     if isinstance(value, Mapping) and text_of(value.get("kind")) in LISTS and isinstance(value.get("items"), list):
-        value = value["items"]
+        found = each(value["items"], notes, read_event)
+        return [replace(one, body_pointer=f"/items{one.body_pointer}") for one in found]
     return each(value, notes, read_event)
 
 
@@ -79,7 +85,7 @@ def read_event(outer: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSi
         raise unreadable("involvedObject", "must name what the event is about")
     message = _message(event)
     type_raw = word_of(event.get("type"), RAW_MAX, "type", notes)
-    severity = SEVERITIES.get(type_raw.lower(), Severity.UNSPECIFIED)
+    severity = SEVERITIES.get(type_raw.lower(), read_severity(type_raw))
     if severity is Severity.UNSPECIFIED:
         notes.add(f"type is not understood: {type_raw or '(absent)'}")
     signal_kind = _kind(reason, severity)
@@ -117,7 +123,48 @@ def _unwrapped(outer: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         return outer["object"], "/object"
     if isinstance(outer.get("event"), Mapping) and not is_event(outer):
         return outer["event"], "/event"
+    if is_event(outer.get("body")):
+        # As OpenTelemetry's collector has it in a log record.
+        return outer["body"], "/body"
+    return _of_exporter(outer)
+
+
+def _of_exporter(outer: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """Return as an event what exporters tell in words of their own; what is none of theirs as it is."""
+    if isinstance(outer.get("eventmeta"), Mapping):
+        return _of_kubewatch(outer, outer["eventmeta"]), ""
+    if isinstance(outer.get("meta"), Mapping) and isinstance(outer.get("status"), Mapping):
+        return _of_botkube(outer, outer["meta"], outer["status"]), ""
+    if "Kind" in (data := object_of(outer.get("data"))):
+        told = {name.lower(): value for name, value in data.items()}
+        return _of_botkube({"timestamp": told.get("timestamp")}, told, told), "/data"
     return outer, ""
+
+
+def _of_kubewatch(outer: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what kubewatch tells as an event: that an object was made, changed or removed, which is no trouble."""
+    reason = text_of(meta.get("reason"))
+    name = text_of(meta.get("name")).rpartition("/")[2]
+    return {
+        "involvedObject": {"kind": meta.get("kind"), "namespace": meta.get("namespace"), "name": name},
+        "reason": reason,
+        "message": outer.get("text"),
+        "type": "Normal" if reason.lower() in CHANGED else "",
+        "lastTimestamp": outer.get("time"),
+    }
+
+
+def _of_botkube(outer: Mapping[str, Any], meta: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what Botkube tells as an event."""
+    messages = [text_of(one) for one in items_of(status.get("messages"))[:MESSAGES_MAX]]
+    return {
+        "involvedObject": {name: meta.get(name) for name in ("kind", "namespace", "name")},
+        "clusterName": meta.get("cluster"),
+        "reason": status.get("reason"),
+        "message": " ".join(one for one in messages if one) or status.get("error") or outer.get("summary"),
+        "type": status.get("level") or status.get("type"),
+        "lastTimestamp": outer.get("timestamp"),
+    }
 
 
 def _message(event: Mapping[str, Any]) -> str:
@@ -169,7 +216,9 @@ def _labels(
     source = object_of(event.get("source") or event.get("deprecatedSource"))
     own = {
         NAMESPACE: about.get("namespace"),
-        CLUSTER: text_in(event, CLUSTERS, VALUE_MAX, notes) or text_in(outer, CLUSTERS, VALUE_MAX, notes),
+        CLUSTER: text_in(event, CLUSTERS, VALUE_MAX, notes)
+        or text_in(outer, CLUSTERS, VALUE_MAX, notes)
+        or text_in(object_of(outer.get("resource")), (CLUSTER,), VALUE_MAX, notes),
         "k8s.event.reason": reason,
         "k8s.object.kind": kind,
         "k8s.object.name": about.get("name"),

@@ -163,6 +163,57 @@ def test_what_says_nothing_is_unreadable(body: bytes) -> None:
         parse(body, DeliveryFacts("elastic"))
 
 
+def test_a_summary_holds_what_is_new_goes_on_and_has_recovered() -> None:
+    """Each alert has its place in the body."""
+    ended = {**DOCUMENT, "kibana.alert.uuid": "u-3", "kibana.alert.status": "recovered"}
+    lists = {"new": {"count": 1, "data": [DOCUMENT]}, "ongoing": {"data": []}, "recovered": {"data": [ended]}}
+    signals = parse(json.dumps({"alerts": lists}).encode(), DeliveryFacts("elastic"))
+    assert [(one.dedup_key, one.status) for one in signals] == [("u-2", Status.FIRING), ("u-3", Status.RESOLVED)]
+    assert [one.body_pointer for one in signals] == ["/alerts/new/data/0", "/alerts/recovered/data/0"]
+
+
+def test_hits_are_documents_in_an_envelope() -> None:
+    """The pointer reaches into it."""
+    (signal,) = parse(json.dumps({"hits": {"hits": [{"_source": DOCUMENT}]}}).encode(), DeliveryFacts("elastic"))
+    assert (signal.dedup_key, signal.body_pointer) == ("u-2", "/hits/hits/0/_source")
+
+
+def test_a_watch_says_what_its_metadata_says() -> None:
+    """Name, severity and time; what it found is counted."""
+    body = {
+        "watch_id": "w-1",
+        "metadata": {"name": "Errors", "severity": "critical"},
+        "execution_time": "2026-03-01T10:00:00.000Z",
+        "payload": {"hits": {"total": 7}},
+    }
+    for sent in (body, {"ctx": body}):
+        signal = read(sent)
+        assert (signal.dedup_key, signal.status, signal.severity) == ("w-1", Status.OCCURRENCE, Severity.CRITICAL)
+        assert (signal.rule_name, signal.event_time) == ("Errors", 1_772_359_200_000_000_000)
+        assert "7" in signal.annotations.values()
+
+
+def test_what_elastalert_found_is_an_occurrence_of_its_rule_on_its_host() -> None:
+    """The id of the document that it found would make each one an alert of its own."""
+    first, second = (
+        read({"rule_name": "Errors", "num_hits": 9, "num_matches": 1, "_id": str(at), "host": {"name": "web-1"}})
+        for at in range(2)
+    )
+    assert first.status is Status.OCCURRENCE
+    assert first.dedup_key == second.dedup_key == "Errors|web-1"
+
+
+def test_a_path_of_kibana_has_its_address_before_it() -> None:
+    """Where Kibana does not know its address, the path is no link."""
+    context = {"viewInAppUrl": "/app/metrics", "service": {"name": "shop", "environment": "prod"}}
+    known, unknown = (
+        read({**RULE, "context": context, "kibanaBaseUrl": base}) for base in ("https://kb.example.org", "")
+    )
+    assert "https://kb.example.org/app/metrics" in [link.url for link in known.links]
+    assert not [link for link in unknown.links if "metrics" in link.url]
+    assert known.resource["deployment.environment.name"] == "prod"
+
+
 @settings(max_examples=300, deadline=None)
 @given(body=mutants([RULE, DOCUMENT, WATCH, [DOCUMENT, RULE], {"context": {"alerts": [DOCUMENT]}}]))
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:

@@ -156,7 +156,7 @@ def test_an_event_without_a_use_is_a_note_too() -> None:
         ("dismissed", Status.SUPPRESSED),
         ("auto_dismissed", Status.SUPPRESSED),
         ("frobnicated", Status.UNSPECIFIED),
-        (None, Status.UNSPECIFIED),
+        (None, Status.FIRING),
     ],
 )
 def test_a_scanners_alert_is_an_alert(state: str | None, status: Status) -> None:
@@ -190,6 +190,38 @@ def test_what_is_not_githubs_is_unreadable(body: bytes) -> None:
     """A body without repository or organization is refused."""
     with pytest.raises(Unreadable):
         parse(body, DeliveryFacts("github"))
+
+
+@pytest.mark.parametrize(
+    ("action", "status"),
+    [
+        ("created", Status.FIRING),
+        ("reopened", Status.FIRING),
+        ("resolved", Status.RESOLVED),
+        ("dismissed", Status.SUPPRESSED),
+        ("frobnicated", Status.UNSPECIFIED),
+    ],
+)
+def test_an_alert_without_a_state_is_told_by_the_action(action: str, status: Status) -> None:
+    """Those of secrets name none; their kind of secret is what people read."""
+    secret = {"number": 3, "secret_type": "acme_token", "secret_type_display_name": "Acme token"}
+    signal = read("secret_scanning_alert", {**COMMON, "action": action, "alert": secret})
+    assert (signal.status, signal.status_raw, signal.rule_name) == (status, action if status else "", "acme_token")
+    assert signal.summary == "acme/shop: Acme token"
+
+
+def test_a_note_of_a_code_scanner_is_info() -> None:
+    """The least that a rule may be."""
+    scanned = {"number": 4, "state": "open", "rule": {"id": "js/x", "severity": "note", "description": "a style"}}
+    signal = read("code_scanning_alert", {**COMMON, "action": "created", "alert": scanned})
+    assert (signal.severity, signal.severity_raw) == (Severity.INFO, "note")
+
+
+def test_a_run_without_a_name_has_that_of_its_workflow() -> None:
+    """Older runs have none."""
+    run = {name: value for name, value in WORKFLOW["workflow_run"].items() if name != "name"}  # type: ignore[attr-defined]
+    signal = read("workflow_run", {**WORKFLOW, "workflow_run": run, "workflow": {"name": "release"}})
+    assert "workflow release" in signal.summary
 
 
 @settings(max_examples=300, deadline=None)

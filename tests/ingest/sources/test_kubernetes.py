@@ -109,7 +109,8 @@ def test_a_type_nobody_knows_is_an_alert_without_severity(word: Any) -> None:
         ({"specversion": "1.0", "type": "dev.knative.apiserver.resource.update", "data": EVENT}, "/data"),
         ({"cluster": "prod-1", "event": EVENT}, "/event"),
         ([EVENT], "/0"),
-        ({"kind": "EventList", "items": [EVENT]}, "/0"),
+        ({"kind": "EventList", "items": [EVENT]}, "/items/0"),
+        ({"severity": 0, "attributes": {"event_type": "ADDED"}, "body": EVENT}, "/body"),
     ],
 )
 def test_what_stands_around_an_event_is_taken_off(body: Any, pointer: str) -> None:
@@ -131,8 +132,43 @@ def test_what_is_about_nothing_is_unreadable(body: bytes) -> None:
         parse(body, DeliveryFacts("kubernetes"))
 
 
+def test_exporters_with_words_of_their_own() -> None:
+    """Botkube names a level and kubewatch a change, which is no trouble."""
+    meta = {"kind": "Pod", "name": "web-0", "namespace": "shop", "cluster": "c1"}
+    status = {"type": "error", "level": "error", "reason": "BackOff", "messages": ["Back-off restarting"]}
+    old = read({"meta": meta, "status": status, "timestamp": "2026-03-01T10:00:00Z"})
+    names = {name.title(): value for name, value in {**meta, **status}.items()}
+    new = read({"source": "kubernetes", "data": {**names, "TimeStamp": "2026-03-01T10:00:00Z"}})
+    for signal in (old, new):
+        assert (signal.kind, signal.severity, signal.rule_name) == (Kind.ALERT, Severity.ERROR, "BackOff")
+        assert signal.resource["k8s.cluster.name"] == "c1"
+        assert (signal.summary, signal.dedup_key) == ("BackOff: Back-off restarting", old.dedup_key)
+        assert signal.event_time == 1_772_359_200_000_000_000
+    changed = {"kind": "Pod", "name": "shop/web-0", "namespace": "shop", "reason": "Updated"}
+    signal = read({"eventmeta": changed, "text": "A pod was updated", "time": "2026-03-01T10:00:00Z"})
+    assert (signal.kind, signal.severity) == (Kind.NOTE, Severity.INFO)
+    assert signal.labels["k8s.object.name"] == "web-0"
+
+
+def test_a_cluster_may_stand_in_the_resource_of_a_log_record() -> None:
+    """As OpenTelemetry's collector has it."""
+    event = {name: value for name, value in EVENT.items() if name != "clusterName"}
+    assert read({"resource": {"k8s.cluster.name": "c9"}, "body": event}).resource["k8s.cluster.name"] == "c9"
+
+
 @settings(max_examples=300, deadline=None)
-@given(body=mutants([EVENT, NEWER, {"kind": "List", "items": [EVENT]}, {"type": "ADDED", "object": EVENT}]))
+@given(
+    body=mutants(
+        [
+            {"meta": {"kind": "Pod", "name": "x"}, "status": {"level": "error", "messages": ["a"]}},
+            {"eventmeta": {"name": "a/b"}},
+            EVENT,
+            NEWER,
+            {"kind": "List", "items": [EVENT]},
+            {"type": "ADDED", "object": EVENT},
+        ]
+    )
+)
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:
     """Whatever is left of a good event, the answer is bounded and soon."""
     check("kubernetes", body)
