@@ -37,7 +37,7 @@ from services.ingest.sources.fields import (
     story_of,
     tags_of,
 )
-from services.ingest.sources.reading import Notes, bounded, read_json, text_of, time_of, word_of
+from services.ingest.sources.reading import Notes, bounded, read_json, text_of, time_of, word_of, words_of
 from services.ingest.words import SEVERITY_WORDS, read_severity
 
 FORM: Final = "application/x-www-form-urlencoded"
@@ -112,16 +112,28 @@ SAYS: Final = ("alerttransition", "transition", "alertalerttransition")
 STATES: Final = ("status", "state", "alertstate")
 PRIORITY: Final = ("alertpriority", "monitorpriority", "priority")
 SEVERITY: Final = ("severity", "securitysignalseverity", "alertseverity")
-TITLES: Final = ("title", "eventtitle", "alerttitle", "subject", "summary", "name", "monitorname")
-NAMES: Final = ("alerttitle", "monitorname", "alertname", "rulename")
-BODIES: Final = ("body", "eventmsg", "textonlymsg", "message", "msg", "description", "alertstatus")
-WHEN: Final = ("lastupdated", "date", "timestamp", "alerttime", "updatedat", "time")
+TITLES: Final = ("title", "eventtitle", "alerttitle", "subject", "summary", "name", "monitorname", "monitortitle")
+NAMES: Final = ("alerttitle", "monitorname", "monitortitle", "alertname", "rulename")
+BODIES: Final = (
+    *("body", "eventmsg", "textonlymsg", "textmsg", "eventmessage", "message", "msg", "description", "alertstatus"),
+)
+WHEN: Final = (
+    *("lastupdated", "lastupdatedposix", "date", "dateposix", "timestamp", "alerttime", "updatedat", "time"),
+    *("occurredat", "occurredatposix"),
+)
 LINKS: Final[Mapping[Rel, tuple[str, ...]]] = {
     Rel.SOURCE: ("link", "eventurl", "alerturl", "url", "eventlink", "alertlink"),
     Rel.RUNBOOK: ("runbook", "runbookurl"),
     Rel.IMAGE: ("snapshot", "snapshoturl", "image", "imageurl"),
 }
 HOSTS: Final = ("hostname", "host")
+# Of $ALERT_TYPE: what kind of message it is. Where no priority is told, it says at least whether it warns.
+TYPES: Final = ("alerttype", "alertalerttype")
+TYPED: Final = {"error": Severity.ERROR, "warning": Severity.WARNING, "info": Severity.INFO}
+# Objects whose fields are the notification's own.
+CONTAINERS: Final = frozenset({"alert", "event", "monitor", "payload", "data", "metadata", "variables", "details"})
+# Of the template; tags, texts, times and what became a field have places of their own.
+SAID: Final = frozenset({"tags", "alerttags", "labels", *TITLES, *BODIES, *WHEN})
 KNOWN: Final = frozenset({*CYCLE, *AGGREGATE, *MONITOR, *EVENT, *SAYS, *TITLES, *BODIES, *WHEN, "tags", "eventtype"})
 
 
@@ -158,7 +170,7 @@ class _Words:
             for name, value in inner.items() if isinstance(inner, Mapping) else ():
                 self._put(_plain(outer) + _plain(name), value)
                 # `org.id` is not the event's id, and `incident.title` not the alert's
-                if _plain(outer) in ("alert", "event", "monitor", "payload", "data"):
+                if _plain(outer) in CONTAINERS:
                     self._put(_plain(name), value)
 
     def _put(self, name: str, value: Any) -> None:
@@ -233,10 +245,24 @@ def _notification(body: Mapping[str, Any], pointer: str, notes: Notes) -> Parsed
         resource=resource,
         targets=target_keys(resource),
         labels=labels,
+        annotations=_rest(body),
         links=links_of(urls, notes),
         warnings=notes.texts,
         body_pointer=pointer,
     )
+
+
+def _rest(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return what else the template sends (metric, query, organisation, incident) as far as it was filled in."""
+    found = {name: one for name, one in body.items() if not isinstance(one, Mapping)}
+    for outer, inner in body.items():
+        found |= {f"{outer}.{name}": one for name, one in inner.items()} if isinstance(inner, Mapping) else {}
+    left = {
+        name: one
+        for name, one in found.items()
+        if _plain(name) not in SAID and not (isinstance(one, str) and one in VARIABLES)
+    }
+    return words_of(left, "body", Notes())
 
 
 def _status(words: _Words, told: Mapping[str, str | None], notes: Notes) -> tuple[Status, str]:
@@ -259,6 +285,10 @@ def _severity(words: _Words, told: Mapping[str, str | None], status_raw: str, no
     for raw in words.all(SEVERITY, RAW_MAX):
         if raw.lower() in SEVERITY_WORDS:
             return severity_of(raw, "severity", notes)
+    for raw in words.all(TYPES, RAW_MAX):
+        if found := TYPED.get(raw.lower()):
+            notes.add("no priority: the severity is the type of the alert")
+            return found, raw
     notes.add("no priority: the monitor has none, or the template does not send it")
     return Severity.UNSPECIFIED, words.first((*SEVERITY, *PRIORITY), RAW_MAX)
 
@@ -305,9 +335,11 @@ def _labels(body: Mapping[str, Any], words: _Words, scope: str, notes: Notes) ->
         tags = word_of(tags[:SEARCHED_MAX], SEARCHED_MAX, "tags", notes)
     pairs = [*tags_of(tags), *((name, value) for name, value in tags_of(scope) if value != "true")]
     have = {name.lower() for name, _ in pairs}
-    for name, value in body.items():
+    own = [inner for outer, inner in body.items() if _plain(outer) in CONTAINERS and isinstance(inner, Mapping)]
+    for name, value in (pair for holder in (body, *own) for pair in holder.items()):
         if name.lower() in RANKED and name.lower() not in have and isinstance(value, str | int | float):
             pairs.append((name, words.first((_plain(name),))))
+            have.add(name.lower())
     return labels_of(pairs, notes)
 
 

@@ -1,6 +1,6 @@
 """Grafana's webhook: unified alerting (a superset of Alertmanager's), and the shape of version 8 and older."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,16 +18,16 @@ from services.ingest.signal import (
     bounded_key,
     unreadable,
 )
-from services.ingest.sources.alerts import NAME_LABEL, SEVERITY_LABELS, read_alerts
-from services.ingest.sources.fields import items_of, links_of, severity_of
-from services.ingest.sources.reading import Notes, bounded, read_json, text_of, word_of, words_of
+from services.ingest.sources.alerts import NAME_LABEL, read_alerts, severity_in
+from services.ingest.sources.fields import items_of, labels_of, links_of, object_of, severity_of, tags_of
+from services.ingest.sources.reading import PAIRS_MAX, Notes, bounded, read_json, text_of, word_of, words_of
 from services.ingest.words import read_status
 
 FOLDER: Final = "grafana_folder"
 # Trouble of the data source comes as another alert; the label `rulename` says whose.
 DATASOURCE: Final = frozenset({"DatasourceNoData", "DatasourceError"})
 TEST_ALERT: Final = "TestAlert"
-TEST_GROUP: Final = "test-"
+TEST_GROUPS: Final = ("test-", '{alertname="TestAlert", instance="Grafana"}')
 TEST_INSTANCE: Final = "Grafana"
 LEGACY_TEST: Final = "Test notification"
 MATCHES_MAX: Final = 64
@@ -51,8 +51,8 @@ def _shaped(signal: ParsedSignal, alert: Mapping[str, Any], _: Notes) -> ParsedS
         changes["rule_name"] = (labels.get("rulename") or signal.rule_name)[:RULE_MAX]
         if signal.status is Status.FIRING:
             changes["status"] = Status.NO_DATA
-    # The button of a contact point sends `TestAlert` of the instance `Grafana`; older ones a group `test-...`.
-    if signal.group_key.startswith(TEST_GROUP) or (
+    # The button of a contact point sends `TestAlert` of the instance `Grafana`; older ones a group of that name.
+    if signal.group_key.startswith(TEST_GROUPS) or (
         labels.get(NAME_LABEL) == TEST_ALERT and labels.get("instance") == TEST_INSTANCE
     ):
         changes["test"] = True
@@ -79,8 +79,11 @@ def _legacy(body: Mapping[str, Any], notes: Notes) -> ParsedSignal:
     if status is Status.UNSPECIFIED:
         notes.add(f"state is not understood: {status_raw or '(absent)'}")
     tags = words_of(body.get("tags"), "tags", notes)
-    resource = resource_of(tags)
-    raw = next((tags[name] for name in SEVERITY_LABELS if name in tags), "")
+    # Of several series none is the one; what they have in common is.
+    series = labels_of(_series(body.get("evalMatches")), notes, "evalMatches.tags")
+    labels = dict([*tags.items(), *((name, one) for name, one in series.items() if name not in tags)][:PAIRS_MAX])
+    resource = resource_of({name: one for name, one in labels.items() if name in tags or "," not in one})
+    raw = severity_in(labels)
     severity, severity_raw = severity_of(raw, "severity", notes)
     if not raw:
         notes.add("severity is not understood: (absent)")
@@ -96,13 +99,19 @@ def _legacy(body: Mapping[str, Any], notes: Notes) -> ParsedSignal:
         rule_name=rule_name,
         resource=resource,
         targets=target_keys(resource),
-        labels=tags,
+        labels=labels,
         annotations=_matches(body.get("evalMatches"), notes),
         links=links_of([(Rel.GENERATOR, body.get("ruleUrl")), (Rel.IMAGE, body.get("imageUrl"))], notes),
         warnings=notes.texts,
         # Later versions gave a test a random rule, but of no organisation.
         test=rule_id == "0" or (rule_name == LEGACY_TEST and text_of(body.get("orgId")) == "0"),
     )
+
+
+def _series(value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the tags of the series that made the old alerting fire."""
+    for match in items_of(value)[:MATCHES_MAX]:
+        yield from tags_of(object_of(match).get("tags"))
 
 
 def _matches(value: Any, notes: Notes) -> dict[str, str]:

@@ -20,6 +20,7 @@ from services.ingest.signal import (
 )
 from services.ingest.sources.fields import (
     each,
+    firsts,
     items_of,
     key_of,
     labels_of,
@@ -27,10 +28,11 @@ from services.ingest.sources.fields import (
     links_of,
     object_of,
     severity_of,
+    story_of,
     tags_of,
     text_in,
 )
-from services.ingest.sources.reading import Notes, bounded, read_json, text_of, time_of, word_of
+from services.ingest.sources.reading import Notes, read_json, text_of, time_of, word_of, words_of
 from services.ingest.words import read_status
 
 # Some templates put a notification's id where the issue's belongs; the link always has the issue's.
@@ -43,6 +45,24 @@ HOST_TYPES: Final = frozenset({"host", "server", "infrastructure host", "infra h
 NAMES_MAX: Final = 64
 UNKNOWN_IDS: Final = frozenset({"", "0"})
 TEST: Final = "test"
+# The product that the sample of a channel's test button is about.
+TESTING: Final = "TESTING"
+# Older channels say it here too, and here only when a template left the state unfilled.
+EVENTS: Final = {
+    "incident_open": Status.FIRING,
+    "incident_acknowledged": Status.ACKNOWLEDGED,
+    "incident_resolved": Status.RESOLVED,
+    "incident_closed": Status.RESOLVED,
+}
+# What has a field of its own in a signal, or is a label.
+OWN: Final = frozenset(
+    [
+        *("title", "details", "description", "conditionDescription", "labels", "tags", "targets", "impactedEntities"),
+        *("entityNames", "alertPolicyNames", "alertConditionNames", "sources", "workflowName", "trigger", "owner"),
+        *("isCorrelated", "totalIncidents", "accountId", "account_id", "condition_name", "conditionName"),
+        *("policy_name", "createdAt", "updatedAt", "timestamp", "timestamp_utc_string"),
+    ]
+)
 
 
 def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
@@ -58,11 +78,14 @@ def _notification(body: Mapping[str, Any], pointer: str, notes: Notes) -> Parsed
     )
 
 
-def _status(value: Any, name: str, notes: Notes) -> tuple[Status, str]:
+def _status(value: Any, name: str, notes: Notes, event: Any = None) -> tuple[Status, str]:
     raw = word_of(value, RAW_MAX, name, notes)
     found = read_status(raw)
     if found in STATES:
         return found, raw
+    told = word_of(event, RAW_MAX, "event_type", notes) if not raw else ""
+    if told.lower() in EVENTS:
+        return EVENTS[told.lower()], told
     notes.add(f"status is not understood: {raw or '(absent)'}")
     return Status.UNSPECIFIED, raw
 
@@ -80,7 +103,7 @@ def _issue(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
     entities = list(dict.fromkeys(_names(_first(body, "impactedEntities", "entityNames"))))
     labels = _labels(body, conditions, entities, notes)
     resource = resource_of(_telling(labels, entities, _kinds(body)))
-    title = line_of(body.get("title"), "title", notes) or line_of(body.get("details"), "details", notes)
+    title = line_of(_only(body.get("title")), "title", notes) or line_of(body.get("details"), "details", notes)
     key = _issue_key(body, notes)
     return ParsedSignal(
         dedup_key=key,
@@ -98,6 +121,7 @@ def _issue(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
         resource=resource,
         targets=target_keys(resource),
         labels=labels,
+        annotations=_rest(body),
         links=links_of(_links(body), notes),
         warnings=notes.texts,
         body_pointer=pointer,
@@ -106,6 +130,16 @@ def _issue(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
 
 def _first(body: Mapping[str, Any], *names: str) -> Any:
     return next((body[name] for name in names if body.get(name) not in (None, "", [])), None)
+
+
+def _only(value: Any) -> Any:
+    """Return the first of a list: annotations of an issue are lists, and a template may send one whole."""
+    return next(iter(value), None) if isinstance(value, list) else value
+
+
+def _rest(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return what else the template sends, as far as it was filled in."""
+    return words_of({name: one for name, one in body.items() if name not in OWN}, "body", Notes())
 
 
 def _issue_key(body: Mapping[str, Any], notes: Notes) -> str:
@@ -172,7 +206,7 @@ def _labels(body: Mapping[str, Any], conditions: list[str], entities: list[str],
 def _telling(labels: Mapping[str, str], entities: list[str], kinds: list[str]) -> dict[str, str]:
     """Return what may say which thing is meant: tags, and the one entity there is. Of several none is the one."""
     # the account is one of New Relic, not of a cloud
-    telling = {name.lower(): value for name, value in labels.items() if name not in ("account_id", "accountId")}
+    telling = firsts({name: value for name, value in labels.items() if name not in ("account_id", "accountId")})
     if len(entities) == 1:
         telling.setdefault("host" if kinds and set(kinds) <= HOST_TYPES else "service", entities[0])
     return telling
@@ -192,18 +226,19 @@ def _links(body: Mapping[str, Any]) -> Iterator[tuple[Rel, Any]]:
 def _incident(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
     """Read an incident of the older alert channels."""
     notes.add("a notification of New Relic's older alert channels")
-    test = text_of(body.get("current_state")).strip().lower() == TEST
-    status, status_raw = _status(body.get("current_state"), "current_state", notes)
+    status, status_raw = _status(body.get("current_state"), "current_state", notes, body.get("event_type"))
     severity, severity_raw = severity_of(body.get("severity"), "severity", notes)
     when = time_of(_first(body, "timestamp", "timestamp_utc_string"), "timestamp", notes)
     targets = [object_of(one) for one in items_of(body.get("targets"))[:NAMES_MAX]]
+    sample = any(one.get("product") == TESTING for one in targets)
+    test = sample or text_of(body.get("current_state")).strip().lower() == TEST
     entities = list(dict.fromkeys(name for one in targets for name in _names(one.get("name"))))
     condition = word_of(body.get("condition_name"), RULE_MAX, "condition_name", notes)
     labels = _labels(body, [condition] if condition else [], entities, notes)
     tags = labels_of((pair for one in targets[:1] for pair in tags_of(one.get("labels"))), notes, "targets.labels")
     kinds = [text_of(one.get("type")).lower() for one in targets]
     resource = resource_of(_telling({**labels, **tags}, entities, kinds))
-    details = bounded(body.get("details"), DESCRIPTION_MAX, "details", notes)
+    details = story_of(body.get("details"), DESCRIPTION_MAX, "details", notes)
     return ParsedSignal(
         dedup_key=_incident_key(body, entities, notes),
         status=status,
@@ -218,6 +253,7 @@ def _incident(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSign
         resource=resource,
         targets=target_keys(resource),
         labels={**tags, **labels},
+        annotations=_rest(body),
         links=links_of(_links(body), notes),
         warnings=notes.texts,
         test=test,

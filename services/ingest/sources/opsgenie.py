@@ -1,7 +1,8 @@
 """Opsgenie's outgoing webhook: one action on one alert per request.
 
 What moves the alert says how it stands; everything else (notes, teams, tags, escalations) is kept as a note and opens
-nothing. `Create` comes again when a team is added whose integration has not seen the alert: the key makes it the same.
+nothing, each under a key of its own that names the alert. `Create` comes again when a team is added whose integration
+has not seen the alert: the key makes it the same.
 """
 
 import re
@@ -19,6 +20,8 @@ from services.ingest.signal import (
     Rel,
     Severity,
     Status,
+    bounded_key,
+    hashed,
     unreadable,
 )
 from services.ingest.sources.fields import (
@@ -32,7 +35,7 @@ from services.ingest.sources.fields import (
     severity_of,
     tags_of,
 )
-from services.ingest.sources.reading import Notes, bounded, read_json, time_of, word_of, words_of
+from services.ingest.sources.reading import Notes, bounded, read_json, text_of, time_of, word_of, words_of
 
 MOVES: Final[Mapping[str, Status]] = {
     "create": Status.FIRING,
@@ -83,11 +86,12 @@ def _action(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal
     details = labels_of(tags_of(object_of(alert.get("details"))), notes, "alert.details")
     labels = labels_of([*details.items(), *tags_of(alert.get("tags"))], notes, "alert.tags")
     entity = word_of(alert.get("entity"), RULE_MAX, "alert.entity", notes)
+    note = bool(action) and status is None
     resource = resource_of(firsts(labels))
     if NAME.fullmatch(entity):
         resource.setdefault("service.name", entity)
     return ParsedSignal(
-        dedup_key=identity,
+        dedup_key=_note_key(body, identity, action, changed) if note else identity,
         # An action we do not know moves nothing; without one nobody can say.
         status=status or (Status.OCCURRENCE if action else Status.UNSPECIFIED),
         status_raw=action,
@@ -96,7 +100,8 @@ def _action(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal
         summary=line_of(alert.get("message"), "alert.message", notes) or f"{action} of alert {identity}".strip(),
         description=bounded(alert.get("description"), DESCRIPTION_MAX, "alert.description", notes),
         event_time=changed or (began if status is Status.FIRING else None),
-        start_time=began,
+        # A note is an event of its own: its alert began long before.
+        start_time=changed if note else began,
         end_time=changed if status is Status.RESOLVED else None,
         resource=resource,
         targets=target_keys(resource),
@@ -111,5 +116,10 @@ def _action(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal
         ),
         warnings=notes.texts,
         body_pointer=pointer,
-        kind=Kind.NOTE if action and status is None else Kind.ALERT,
+        kind=Kind.NOTE if note else Kind.ALERT,
     )
+
+
+def _note_key(body: Mapping[str, Any], identity: str, action: str, changed: int | None) -> str:
+    """Return what tells a note from the next one on the same alert; an escalation says no time, but which it was."""
+    return bounded_key(identity, action, str(changed) if changed is not None else hashed(text_of(body)))

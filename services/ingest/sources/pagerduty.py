@@ -182,6 +182,7 @@ def _beside(
     said = next((data[name] for name in ("content", "message") if isinstance(data.get(name), str)), "")
     incident = object_of(data.get("incident"))
     title = line_of(incident.get("summary"), "event.data.incident.summary", notes)
+    service = word_of(object_of(data.get("service")).get("summary"), RAW_MAX, "event.data.service", notes)
     occurred = time_of(event.get("occurred_at"), "event.occurred_at", notes)
     return ParsedSignal(
         dedup_key=bounded_key("event", kind, event_id, about, "" if event_id else str(occurred)),
@@ -191,7 +192,7 @@ def _beside(
         description=bounded(said, DESCRIPTION_MAX, "event.data", notes),
         event_time=occurred,
         start_time=occurred,
-        labels=labels_of([("incident_id", about)], notes, "event.data"),
+        labels=labels_of([("incident_id", about), ("service", service)], notes, "event.data"),
         links=links_of([(Rel.SOURCE, incident.get("html_url") or data.get("html_url"))], notes),
         warnings=notes.texts,
         test=test,

@@ -63,6 +63,8 @@ def _event(event: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal
     severity, severity_raw = severity_of(payload.get("severity"), "payload.severity", notes)
     details = payload.get("custom_details")
     labels, annotations = _words(payload, details, notes)
+    if client := word_of(event.get("client"), KEY_MAX, "client", notes):
+        annotations = {"client": client, **annotations}
     resource = resource_of(_telling(payload, labels, notes))
     when = time_of(payload.get("timestamp"), "payload.timestamp", notes)
     source = labels.get("source", "")

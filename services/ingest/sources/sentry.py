@@ -37,7 +37,7 @@ from services.ingest.sources.fields import (
     tags_of,
     text_in,
 )
-from services.ingest.sources.reading import Notes, bounded, read_json, text_of, time_of, word_of
+from services.ingest.sources.reading import Notes, bounded, read_json, text_of, time_of, word_of, words_of
 from services.ingest.words import read_status
 
 ISSUE_URL: Final = re.compile(r"/issues/(\d{1,24})(?:[/?#]|\Z)")
@@ -54,7 +54,9 @@ METRIC_STATES: Final[Mapping[str, tuple[Status, Severity]]] = {
     "warning": (Status.FIRING, Severity.WARNING),
     "resolved": (Status.RESOLVED, Severity.UNSPECIFIED),
 }
-FIRST_SEEN: Final = frozenset({"created"})
+REOPENED: Final = "unresolved"
+REGRESSED: Final = "regressed"
+COUNTED: Final = ("firstSeen", "lastSeen", "count", "userCount")
 # Tags that are about who was hit.
 PEOPLE: Final = ("user", "user.")
 
@@ -141,17 +143,26 @@ def _issue(issue: Mapping[str, Any], data: Mapping[str, Any], action: str, notes
         summary=title or f"issue {text_of(issue.get('shortId'))} of Sentry",
         description=_description(issue, notes),
         rule_name=title[:RULE_MAX],
-        # An issue says when its events came, not when somebody resolved it: only of a new one that is the same.
-        event_time=time_of(issue.get("lastSeen") or issue.get("firstSeen"), "lastSeen", notes)
-        if action.lower() in FIRST_SEEN
-        else None,
+        event_time=_moved(issue, action, notes),
         resource=resource,
         targets=target_keys(resource),
         labels=labels,
+        annotations=words_of({name: issue.get(name) for name in COUNTED}, "issue", notes),
         links=links_of(((Rel.SOURCE, url) for url in urls), notes),
         warnings=notes.texts,
         body_pointer="/data/issue",
     )
+
+
+def _moved(issue: Mapping[str, Any], action: str, notes: Notes) -> int | None:
+    """Return when the issue's last event came: the best it says, for no webhook tells when somebody resolved it.
+
+    Somebody may take a resolve back without any new event: then that moment would say that nothing was new.
+    """
+    regressed = text_in(issue, ["substatus"], RAW_MAX, notes).strip().lower() == REGRESSED
+    if action.lower() == REOPENED and not regressed:
+        return None
+    return time_of(issue.get("lastSeen") or issue.get("firstSeen"), "lastSeen", notes)
 
 
 def _metric(alert: Mapping[str, Any], data: Mapping[str, Any], action: str, notes: Notes) -> ParsedSignal:

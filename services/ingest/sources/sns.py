@@ -90,6 +90,9 @@ def _message(envelope: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedS
     if kind in CONFIRMATIONS:
         return _confirmation(envelope, kind, pointer, notes)
     message = envelope.get("Message")
+    if isinstance(message, Mapping) and _is_alarm(message):
+        notes.add("Message is an object, not the text of one")
+        return _alarm(message, envelope, pointer, notes)
     if "TopicArn" not in envelope and message is None:
         return _alarm(envelope, {}, pointer, notes)
     if not isinstance(message, str) or not message.strip():
@@ -155,13 +158,20 @@ class _Alarm:
         self.description = text_of(self.configuration.get("description") or message.get("AlarmDescription"))
         self.rule = text_of(self.configuration.get("alarmRule") or message.get("AlarmRule"))
         self.trigger = object_of(message.get("Trigger"))
+        # Of an alarm over many series each has a state of its own.
+        series = object_of(_first(inner, "alarmContributor") or _first(message, "AlarmContributor", "alarmContributor"))
+        identity = _first(series, "id", "Id") or message.get("AlarmContributorId")
+        self.series = word_of(identity, KEY_MAX, "alarmContributor.id", notes)
+        attributes = _first(series, "attributes", "Attributes") or message.get("AlarmContributorAttributes")
+        self.attributes = object_of(attributes)
         if not self.name and not self.arn:
             raise unreadable("AlarmName", "is required: it is neither an alarm of CloudWatch nor a message of SNS")
         self.name = self.name or self.arn.rpartition(":")[2][:KEY_MAX]
 
     def key(self, notes: Notes) -> str:
         """Return the alarm's name in all of Amazon's cloud; older ones are told by account, region and name."""
-        return key_of(self.arn, "AlarmArn", notes) or bounded_key(self.account, self.region, self.name)
+        key = key_of(self.arn, "AlarmArn", notes) or bounded_key(self.account, self.region, self.name)
+        return bounded_key(key, self.series) if self.series else key
 
     def metrics(self) -> Iterator[tuple[str, str]]:
         """Yield namespace and name of the metrics."""
@@ -171,6 +181,7 @@ class _Alarm:
 
     def dimensions(self) -> Iterator[tuple[str, str]]:
         """Yield the dimensions of all metrics: a list of names and values, or an object."""
+        yield from ((name, text_of(value)) for name, value in list(self.attributes.items())[:DIMENSIONS_MAX])
         for holder in (self.trigger, *self._metrics()):
             held = _first(holder, "Dimensions", "dimensions")
             for one in items_of(held)[:DIMENSIONS_MAX]:
@@ -223,6 +234,7 @@ def _resource(facts: _Alarm, envelope: Mapping[str, Any], notes: Notes) -> tuple
         ("region", facts.region),
         ("topic_arn", topic),
         ("alarm_rule", facts.rule),
+        ("alarm_contributor", facts.series),
         *(("metric_namespace", namespace) for namespace, _ in metrics),
         *(("metric_name", name) for _, name in metrics),
     ]

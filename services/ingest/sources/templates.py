@@ -70,6 +70,11 @@ class Filled:
         elif text_of(value):
             self._values.setdefault(plain, value)
 
+    def learn(self, name: str, value: str) -> None:
+        """Keep what another field says in words; what the sender names itself stays."""
+        if value:
+            self._values.setdefault(name, value)
+
     def values(self, *names: str) -> Iterator[Any]:
         """Yield what stands under these names, the best first."""
         return (self._values[name] for name in names if name in self._values)

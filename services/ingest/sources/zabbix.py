@@ -2,14 +2,15 @@
 
 Ours is `deploy/senders/zabbix.js`. The names of others are read in any spelling, as long as they say which macro they
 hold: `event_id`, `EventID`, `EVENT.ID` and `{"event": {"id": ...}}` are the same. Times are the server's local ones and
-name no zone; a field `timezone` (`+02:00`) tells it, else they are read as UTC, which is noted.
+name no zone; a field `timezone` (`+02:00`) tells it, else they are read as UTC, which is noted. Media types that send
+no more than subject and message are read by the words that Zabbix itself puts there.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from services.ingest.resources import HOST, resource_of, target_keys
+from services.ingest.resources import HOST, RANKED, resource_of, target_keys
 from services.ingest.signal import (
     DESCRIPTION_MAX,
     KEY_MAX,
@@ -18,6 +19,7 @@ from services.ingest.signal import (
     SUMMARY_MAX,
     URL_MAX,
     DeliveryFacts,
+    Kind,
     Link,
     ParsedSignal,
     Rel,
@@ -55,6 +57,8 @@ NO: Final = frozenset({"no", "0", "false"})
 EVENT_IDS: Final = ("eventid", "problemid", "problemeventid", "originalproblemid", "alertuid", "id")
 SEVERITY: Final = ("eventnseverity", "nseverity", "triggernseverity", "eventseverity", "triggerseverity", "severity")
 SEVERITY_OTHERS: Final = ("severityid", "triggerseveritytext", "severitytext", "priority")
+# A template's fields may name these; the host has more names than that.
+PLACES: Final = frozenset(name for name, (attribute, _) in RANKED.items() if attribute != HOST)
 HOSTS: Final = ("hosthost", "host", "hostname", "hostdns", "hostip")
 RULES: Final = ("triggername", "eventname", "problemname", "trigger", "name", "problem")
 TITLES: Final = ("eventname", "triggername", "trigger", "title", "subject", "alertsubject", "name", "problem")
@@ -75,9 +79,29 @@ LINKS: Final = (
 )
 EVENT_IN_LINK: Final = re.compile(r"[?&]eventid=([0-9]{1,20})(?:&|#|$)")
 WORDS: Final = re.compile(r"[a-z]+")
-DOTTED: Final = re.compile(r"([0-9]{4})[.-]([0-9]{2})[.-]([0-9]{2})[ T]+([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)")
+DOTTED: Final = re.compile(
+    r"([0-9]{4})[.-]([0-9]{2})[.-]([0-9]{2})[ T]+([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(Z|[+-][0-9]{2}:?[0-9]{2})?"
+)
 ZONE: Final = re.compile(r"Z|UTC|[+-][0-9]{2}:?[0-9]{2}")
 TIME_MAX: Final = 64
+BEGINNINGS: Final = ("eventtimestamp", "eventclock", "eventdatetime", "started", "startedat", "startsat")
+ENDS: Final = ("eventrecoverytimestamp", "recoverytimestamp", "eventrecoverydatetime", "resolvedat", "endsat")
+STATES: Final = ("eventstatus", "status", "state", "problemstatus", "triggerstatus", "alertstatus")
+NUMBERS: Final = ("eventvalue", "triggervalue", "problemvalue")
+# Zabbix' own subjects and messages, as its media types have them until somebody writes others.
+SUBJECT: Final = re.compile(r"(Problem|Resolved|Updated problem)(?: in [^:]{1,64}+)?: (.+)", re.DOTALL)
+SUBJECTS: Final = {"Problem": "PROBLEM", "Resolved": "RESOLVED"}
+SPOKEN: Final[Mapping[tuple[str, ...], re.Pattern[str]]] = {
+    ("originalproblemid",): re.compile(r"^Original problem ID: ([0-9]{1,20})\s*$", re.MULTILINE),
+    ("severity",): re.compile(r"^Severity: ([A-Za-z ]{1,32})\r?$", re.MULTILINE),
+    ("eventtime", "eventdate"): re.compile(r"^Problem started at ([0-9:]{5,8}) on ([0-9.]{10})\b", re.MULTILINE),
+    ("eventrecoverytime", "eventrecoverydate"): re.compile(
+        r"^Problem has been resolved at ([0-9:]{5,8}) on ([0-9.]{10})\b", re.MULTILINE
+    ),
+    ("status", "eventackstatus"): re.compile(
+        r"^Current problem status is ([A-Z]{2,16}), acknowledged: (Yes|No)\b", re.MULTILINE
+    ),
+}
 
 
 def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
@@ -89,20 +113,24 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
 def _one(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
     """Read one message."""
     fields = Filled(body, notes)
+    nameless = _listen(fields, notes)
     status, status_raw = _status(fields)
     # The button "Test" of a media type sends the macros as they are.
-    test = status is Status.UNSPECIFIED and fields.lacks("eventid")
+    test = status is Status.UNSPECIFIED and fields.lacks(*EVENT_IDS)
     host = fields.text(RULE_MAX, *HOSTS)
     rule_name = fields.text(RULE_MAX, *RULES)
     links = _links(fields, notes)
     key = "test" if test else _key(fields, links, host, rule_name, notes)
+    if nameless:
+        key = hashed("update", host, rule_name, fields.text(DESCRIPTION_MAX, *TEXTS))
     if status is Status.UNSPECIFIED:
         notes.add(f"status is not understood: {status_raw or '(absent)'}")
     severity, severity_raw = severity_of(
         fields.text(RAW_MAX, *SEVERITY, *SEVERITY_OTHERS), "severity", notes, SEVERITIES
     )
     tags = labels_of(_tags(fields, notes), notes)
-    resource = resource_of({**firsts(tags), **({HOST: host} if host else {})})
+    named = {name.lower(): one for name, one in body.items() if name.lower() in PLACES and isinstance(one, str)}
+    resource = resource_of({**filled_in(named), **firsts(tags), **({HOST: host} if host else {})})
     began, moved, ended = _times(fields, status, notes)
     words = {name: one for name, one in filled_in(body).items() if plain_of(name) not in ("eventtags", "tags", *TEXTS)}
     return ParsedSignal(
@@ -125,7 +153,34 @@ def _one(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
         warnings=notes.texts,
         test=test,
         body_pointer=pointer,
+        # As an alert it would be another one than the problem that somebody works on.
+        kind=Kind.NOTE if nameless else Kind.ALERT,
     )
+
+
+def _listen(fields: Filled, notes: Notes) -> bool:
+    """Learn from the default subject and message what no field of its own says. Never what is meant: that is free text.
+
+    Say whether it is an update that names its problem by nothing but its title.
+    """
+    match = SUBJECT.fullmatch(fields.text(SUMMARY_MAX, "subject", "alertsubject", "title"))
+    text = fields.text(DESCRIPTION_MAX, "message", "alertmessage", "description")
+    told = {names: found.groups() for names, pattern in SPOKEN.items() if (found := pattern.search(text))}
+    if match:
+        told = {("status",): (SUBJECTS.get(match[1], ""),), ("problemname",): (match[2],), **told}
+    known = {
+        "originalproblemid": EVENT_IDS,
+        "status": (*STATES, *NUMBERS),
+        "problemname": RULES,
+        "severity": (*SEVERITY, *SEVERITY_OTHERS),
+    }
+    for names, values in told.items():
+        if any(values) and fields.first(*known.get(names[0], names)) is None:
+            notes.add(f"{names[0]} was read from the words of the message")
+            for name, value in zip(names, values, strict=True):
+                fields.learn(name, value.strip())
+    update = match is not None and match[1] not in SUBJECTS
+    return update and fields.first(*EVENT_IDS, "triggerid") is None
 
 
 def _key(fields: Filled, links: tuple[Link, ...], host: str, rule_name: str, notes: Notes) -> str:
@@ -148,8 +203,8 @@ def _key(fields: Filled, links: tuple[Link, ...], host: str, rule_name: str, not
 
 def _status(fields: Filled) -> tuple[Status, str]:
     """Return how the problem stands. An update is no recovery: somebody acknowledged it, or said something."""
-    value = fields.text(RAW_MAX, "eventvalue", "triggervalue", "problemvalue")
-    word = fields.text(RAW_MAX, "eventstatus", "status", "state", "problemstatus", "triggerstatus", "alertstatus")
+    value = fields.text(RAW_MAX, *NUMBERS)
+    word = fields.text(RAW_MAX, *STATES)
     raw = word or value
     if not value and word in VALUES:
         value = word
@@ -202,11 +257,10 @@ def _links(fields: Filled, notes: Notes) -> tuple[Link, ...]:
 
 def _times(fields: Filled, status: Status, notes: Notes) -> tuple[int | None, int | None, int | None]:
     """Return when the problem began, when it became what it is, and when it ended."""
-    began = _moment(fields, ("eventtimestamp", "eventclock", "eventdatetime", "started"), "event", notes)
+    began = _moment(fields, BEGINNINGS, "event", notes)
     ended = moved = None
     if status is Status.RESOLVED:
-        names = ("eventrecoverytimestamp", "recoverytimestamp", "eventrecoverydatetime")
-        moved = ended = _moment(fields, names, "eventrecovery", notes)
+        moved = ended = _moment(fields, ENDS, "eventrecovery", notes)
     elif status is Status.ACKNOWLEDGED:
         moved = _moment(fields, ("eventupdatetimestamp", "updatetimestamp"), "eventupdate", notes)
     elif status is Status.FIRING:
@@ -218,11 +272,11 @@ def _moment(fields: Filled, names: tuple[str, ...], prefix: str, notes: Notes) -
     """Return the first of the named moments that can be read, or that of `<prefix>date` and `<prefix>time`."""
     date, clock = (fields.text(TIME_MAX, f"{prefix}{name}") for name in ("date", "time"))
     zone = fields.text(TIME_MAX, "timezone", "zone", "utcoffset")
-    for text in (*(fields.text(TIME_MAX, name) for name in names), f"{date} {clock}", clock, date):
-        match = DOTTED.fullmatch(text)
-        whole = f"{match[1]}-{match[2]}-{match[3]}T{match[4]}" if match else text
-        if match and ZONE.fullmatch(zone):
-            whole += zone
+    for told in (*(fields.text(TIME_MAX, name) for name in names), f"{date} {clock}", clock, date):
+        match = DOTTED.fullmatch(told)
+        whole = f"{match[1]}-{match[2]}-{match[3]}T{match[4]}" if match else told
+        if match:
+            whole += match[5] or (zone if ZONE.fullmatch(zone) else "")
         if whole.strip() and (found := time_of(whole, "", Notes())) is not None:
             return time_of(whole, f"{prefix or 'its'} time", notes) if match else found
     return None

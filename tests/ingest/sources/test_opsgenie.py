@@ -79,14 +79,34 @@ def test_other_actions_are_notes(action: str) -> None:
     """They say not how the alert stands, so they open nothing and end nothing."""
     signal = one(action)
     assert (signal.status, signal.kind) == (Status.OCCURRENCE, Kind.NOTE)
-    assert signal.dedup_key == ALERT["alertId"]
+    assert signal.dedup_key == f"{ALERT['alertId']}|{action}|{ALERT['updatedAt']}"
+    assert signal.annotations["alertId"] == ALERT["alertId"]
+
+
+def test_two_notes_are_two_events() -> None:
+    """Each has a moment of its own; the same bytes again are the same note."""
+    first, second = (one("AddNote", note="hello", updatedAt=1_767_225_700_000_000_000 + add) for add in (0, 1))
+    assert len({first.dedup_key, second.dedup_key, one("AddTags", updatedAt=first.event_time).dedup_key}) == 3
+    assert one("AddNote", note="hello", updatedAt=1_767_225_700_000_000_000).dedup_key == first.dedup_key
+    assert (first.start_time, first.event_time) == (1_767_225_700_000_000_000,) * 2
+
+
+def test_create_again_is_no_new_alert() -> None:
+    """The integration of a team that was added later gets Create once more: key, start and status are the same."""
+    first, again = one(), one(updatedAt=1_767_225_900_000_000_000, teams=["t-2"])
+    told = [(signal.dedup_key, signal.start_time, signal.status) for signal in (first, again)]
+    assert told[0] == told[1]
 
 
 def test_an_escalation_names_its_alert_and_nothing_more() -> None:
     """Opsgenie sends only the id with it."""
     body = {"action": "Escalate", "alert": {"alertId": "a-1"}, "escalationName": "night", "repeatCount": 0}
     (signal,) = parse(json.dumps(body).encode(), DeliveryFacts("opsgenie"))
-    assert (signal.dedup_key, signal.summary) == ("a-1", "Escalate of alert a-1")
+    assert signal.summary == "Escalate of alert a-1"
+    (later,) = parse(json.dumps(body | {"repeatCount": 1}).encode(), DeliveryFacts("opsgenie"))
+    (again,) = parse(json.dumps(body).encode(), DeliveryFacts("opsgenie"))
+    assert signal.dedup_key.startswith("a-1|Escalate|")
+    assert again.dedup_key == signal.dedup_key != later.dedup_key
 
 
 @pytest.mark.parametrize(("sent", "severity"), [(1, Severity.CRITICAL), (3, Severity.WARNING), ("P5", Severity.INFO)])

@@ -50,7 +50,7 @@ def test_a_trigger() -> None:
     assert (signal.summary, signal.rule_name, signal.group_key) == (PAYLOAD["summary"], "disk", "prod-datapipe")
     assert (signal.event_time, signal.start_time) == (1772359200000000000, None)
     assert (signal.labels["component"], signal.labels["free space"]) == ("mysql", "1%")
-    assert set(signal.annotations) == {"load", "log"}
+    assert set(signal.annotations) == {"client", "load", "log"}
     assert [key.key for key in signal.targets] == ["svc:prod/checkout", "host:web-1.shop.example"]
     assert [link.rel for link in signal.links] == [Rel.SOURCE, Rel.SOURCE, Rel.IMAGE]
 

@@ -174,10 +174,16 @@ def test_every_action_of_an_issue(action: str, status: str, meant: Status) -> No
     assert one(issue(action, status=status)).status is meant
 
 
-def test_an_issue_does_not_say_when_it_was_resolved() -> None:
-    """When it was last seen is no time of a resolve, which would be older than the alert."""
-    assert one(issue("resolved")).event_time is None
-    assert one(issue("created")).event_time == 1772359200000000000
+@pytest.mark.parametrize("action", ["created", "resolved", "assigned", "archived"])
+def test_the_time_of_an_issue_is_that_of_its_last_event(action: str) -> None:
+    """No webhook says when somebody resolved it; what comes after that moment is new."""
+    assert one(issue(action)).event_time == 1772359200000000000
+
+
+def test_an_issue_that_somebody_opened_again_has_no_time() -> None:
+    """By its last event it would be as old as its resolve; one that came back by itself had a new event."""
+    assert one(issue("unresolved")).event_time is None
+    assert one(issue("unresolved", substatus="regressed")).event_time == 1772359200000000000
 
 
 @pytest.mark.parametrize(
