@@ -8,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from opsmesh.config.v1 import correlation_pb2
 from services.ingest.correlation import Correlation, Grouping, Rule, problems
+from services.ingest.flapping import USUAL, Flapping
 from services.mesh.config import load_yaml
 from services.mesh.errors import BootError
 
@@ -16,8 +17,11 @@ FILE: Final = "correlation.yaml"
 
 def correlation_of(message: correlation_pb2.Correlation) -> Correlation:
     """Return a file as rules."""
-    rules = [Rule(one.rule_id, tuple(one.by), dict(one.equals), _grouping(one.grouping)) for one in message.rules]
-    return Correlation(tuple(rules), _grouping(message.otherwise))
+    usual = _flapping(message.flapping, USUAL)
+    rules = [
+        Rule(one.rule_id, tuple(one.by), dict(one.equals), _grouping(one.grouping, usual)) for one in message.rules
+    ]
+    return Correlation(tuple(rules), _grouping(message.otherwise, usual))
 
 
 def load_correlation(config: Path) -> Correlation:
@@ -32,12 +36,22 @@ def load_correlation(config: Path) -> Correlation:
     return found
 
 
-def _grouping(message: correlation_pb2.Grouping) -> Grouping:
+def _grouping(message: correlation_pb2.Grouping, usual: Flapping) -> Grouping:
     return Grouping(
         debounce=_delta(message.debounce_duration) if message.HasField("debounce_duration") else None,
         max_alerts=message.max_alerts,
         max_age=_delta(message.max_age_duration),
         reopen=_delta(message.reopen_duration),
+        flapping=_flapping(message.flapping, usual),
+    )
+
+
+def _flapping(message: correlation_pb2.Flapping, usual: Flapping) -> Flapping:
+    """Return what flapping is; what a file does not say is as usual."""
+    return Flapping(
+        changes=message.change_count if message.HasField("change_count") else usual.changes,
+        window=_delta(message.window_duration) or usual.window,
+        calm=_delta(message.calm_duration) or usual.calm,
     )
 
 

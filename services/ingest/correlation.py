@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from services.ingest.flapping import USUAL, Flapping
 from services.ingest.signal import CHAT, bounded_key, hashed
 
 KEY_MAX: Final = 512
@@ -23,6 +24,7 @@ class Grouping:
     max_alerts: int = 0
     max_age: timedelta = timedelta()
     reopen: timedelta = timedelta()
+    flapping: Flapping = USUAL
 
 
 PLAIN: Final = Grouping()

@@ -65,6 +65,7 @@ class DecisionLanes:
         following = partial(self._lane, self.follow, self._store.next_following, self._decided)
         async with asyncio.TaskGroup() as group:
             group.create_task(every(stop, PERIOD, deciding, self._wake))
+            group.create_task(every(stop, PERIOD, self.calm_down))
             group.create_task(every(stop, PERIOD, following, self._decided))
 
     async def _lane(
@@ -119,6 +120,15 @@ class DecisionLanes:
             return len(due)
         await self._apply(due, response.decisions, first=False)
         return len(due)
+
+    async def calm_down(self) -> None:
+        """Have what flapped and is calm now decided as usual."""
+        try:
+            if count := await self._store.calm_down():
+                log.info("calm again", incidents=count)
+                self._wake.set()
+        except AWAY as error:
+            log.warning("PostgreSQL does not answer", error=repr(error))
 
     async def _postpone(self, due: Sequence[Due]) -> None:
         for one in due:

@@ -3,27 +3,27 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import signal_pb2
+from services.ingest.book import Book, Verdict, moment
 from services.ingest.changes import known_changes, write_changes
 from services.ingest.correlation import Calm, Correlation
 from services.ingest.domain import (
+    ACTING,
     REVISIONS_MAX,
     Alert,
-    Book,
     Disposition,
     Inventory,
     Resolved,
     SignalFacts,
     State,
     Tally,
-    Turns,
-    Verdict,
 )
+from services.ingest.flapping import Turns
 from services.ingest.letters import LOCK, TURN, malformed_letter, no_longer, put_aside
 from services.ingest.mapping import absorb, facts_of, targets_of
 from services.ingest.signal import Severity, Status
@@ -31,7 +31,8 @@ from services.mesh.postgres import Connection
 
 DEAD: Final = Disposition.DEAD_LETTER.name
 SEPARATOR: Final = "\x1f"
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# What works on an incident goes on when it begins to flap, and who waits for a person has told one.
+WAITING: Final = ACTING | {State.AWAITING_PERSON}
 
 
 @dataclass(slots=True)
@@ -107,11 +108,11 @@ async def _load(
 ) -> dict[str, pb.Incident]:
     """Load the alerts and incidents these signals may touch, the incidents locked; return their snapshots."""
     rows = await connection.fetch(
-        "SELECT t.source, t.dedup_key, t.count, t.since FROM turns t JOIN unnest($1::text[], $2::text[]) "
+        "SELECT t.source, t.dedup_key, t.times FROM turns t JOIN unnest($1::text[], $2::text[]) "
         "AS k (source, dedup_key) ON (t.source, t.dedup_key) = (k.source, k.dedup_key)",
         *_columns({one.alert for one in facts}, 2),
     )
-    book.turns |= {(row["source"], row["dedup_key"]): Turns(row["count"], row["since"]) for row in rows}
+    book.turns |= {(row["source"], row["dedup_key"]): Turns(tuple(row["times"])) for row in rows}
     keys = {(one.source, one.dedup_key, "" if one.start_time is None else str(one.start_time)) for one in facts}
     columns = "x.source, x.dedup_key, x.start_time, x.incident_id, x.seen, x.over, x.event_time, x.first_seen"
     rows = await connection.fetch(
@@ -126,18 +127,24 @@ async def _load(
     ids = {alert.incident_id for alert in alerts if alert.incident_id}
     rows = await connection.fetch(
         "SELECT incident_id, correlation_key, state, revision, needs_decision, snapshot, alert_count, sealed, "
-        "open_time, resolve_time FROM incidents WHERE incident_id = ANY($1::uuid[]) "
+        "open_time, resolve_time, flapping FROM incidents WHERE incident_id = ANY($1::uuid[]) "
         "OR (correlation_key = ANY($2::text[]) AND state NOT IN ('RESOLVED', 'STALE') AND NOT sealed) "
-        "OR ($3::interval > '0' AND correlation_key = ANY($2::text[]) AND state = 'RESOLVED' "
-        "AND resolve_time >= now() - $3) ORDER BY incident_id FOR UPDATE",
+        # Of those that may open again only the newest does: a key that flaps has left many.
+        "OR ($3::interval > '0' AND incident_id IN (SELECT newest.incident_id FROM unnest($2::text[]) AS keys (key) "
+        "CROSS JOIN LATERAL (SELECT incident_id FROM incidents WHERE correlation_key = keys.key "
+        "AND state = 'RESOLVED' AND resolve_time >= now() - $3 ORDER BY resolve_time DESC LIMIT 1) AS newest)) "
+        "ORDER BY incident_id FOR UPDATE",
         list(ids),
         list({one.correlation_key for one in facts}),
         reopen,
     )
     active = await connection.fetch(
-        "SELECT incident_id, count(*) AS active FROM alerts WHERE NOT over AND incident_id = ANY($1::uuid[]) "
-        "GROUP BY incident_id",
+        # No more than this batch can end: of an incident with 100,000 alerts it matters only whether it is over.
+        "SELECT incident_id, (SELECT count(*) FROM (SELECT FROM alerts WHERE NOT over "
+        "AND alerts.incident_id = ids.incident_id LIMIT $2) AS open_ones) AS active "
+        "FROM unnest($1::uuid[]) AS ids (incident_id)",
         [row["incident_id"] for row in rows],
+        2 * len(facts) + 1,
     )
     counts = {row["incident_id"]: row["active"] for row in active}
     book.load(alerts, [_tally(row, counts.get(row["incident_id"], 0)) for row in rows])
@@ -169,6 +176,7 @@ def _tally(row: Any, active: int) -> Tally:
         open_time=row["open_time"],
         resolve_time=row["resolve_time"],
         sealed=row["sealed"],
+        flapping=row["flapping"],
     )
 
 
@@ -176,11 +184,6 @@ def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
     """Turn rows into the arrays that unnest wants."""
     found = list(zip(*rows, strict=True))
     return [list(column) for column in found] if found else [[] for _ in range(width)]
-
-
-def moment(nanos: int) -> datetime:
-    """Return nanoseconds since 1970 as PostgreSQL's microseconds."""
-    return EPOCH + timedelta(microseconds=nanos // 1000)
 
 
 async def _write_deliveries(connection: Connection, entries: Sequence[pb.StreamEntry]) -> None:
@@ -304,11 +307,12 @@ async def _write_incidents(
             trace = traces.get(tally.incident_id, "")
             wait = debounce if tally.grouping.debounce is None else tally.grouping.debounce
             begun = (snapshot.source, tally.correlation_key, State.OPEN.name, trace, wait, version)
-            opened.append((*words, *begun, tally.correlation_rule_id))
+            opened.append((*words, *begun, tally.correlation_rule_id, tally.calm_time))
         else:
             revised = tally.revised and not tally.active and not tally.replaced
-            again = tally.reopened or (revised and tally.revision < REVISIONS_MAX)
-            known.append((*words, again, tally.replaced or (revised and not again), _why(tally)))
+            flaps = tally.flaps_now and tally.state not in WAITING and tally.revision < REVISIONS_MAX
+            again = tally.reopened or flaps or (revised and tally.revision < REVISIONS_MAX)
+            known.append((*words, again, tally.replaced or (revised and not again), _why(tally), tally.calm_time))
     # What is replaced is closed first: of one correlation key there is one open incident.
     await connection.executemany(
         "UPDATE incidents SET title = $2, severity = $3, target_ids = string_to_array($4, chr(31)), firing = $5, "
@@ -319,15 +323,15 @@ async def _write_incidents(
         "attempts = CASE WHEN $12 THEN 0 ELSE attempts END, "
         "state = CASE WHEN $12 THEN 'OPEN' WHEN $13 THEN 'RESOLVED' ELSE state END, "
         "resolve_time = CASE WHEN $12 THEN NULL WHEN $13 THEN now() ELSE resolve_time END, "
-        "state_detail = CASE WHEN $12 OR $13 THEN $14 ELSE state_detail END "
+        "state_detail = CASE WHEN $12 OR $13 THEN $14 ELSE state_detail END, calm_time = coalesce($15, calm_time) "
         "WHERE incident_id = $1",
         known,
     )
     await connection.executemany(
         "INSERT INTO incidents (incident_id, title, severity, target_ids, firing, signal_count, duplicate_count, "
         "snapshot, alert_count, sealed, flapping, source, correlation_key, state, traceparent, due_time, "
-        "inventory_version, correlation_rule_id) VALUES ($1, $2, $3, string_to_array($4, chr(31)), $5, $6, $7, $8, "
-        "$9, $10, $11, $12, $13, $14, $15, now() + $16::interval, $17, $18)",
+        "inventory_version, correlation_rule_id, calm_time) VALUES ($1, $2, $3, string_to_array($4, chr(31)), $5, "
+        "$6, $7, $8, $9, $10, $11, $12, $13, $14, $15, now() + $16::interval, $17, $18, $19)",
         opened,
     )
     return bool(opened) or any(row[11] for row in known)
@@ -337,15 +341,15 @@ def _why(tally: Tally) -> str:
     """Return why a known incident is decided anew, or closed."""
     if tally.reopened:
         return "opened again: it fired anew soon after it was resolved"
+    if tally.flaps_now:
+        return "an alert of it flaps: what was decided is not begun"
     return "it fired anew after it was observed" if tally.replaced else "the sender resolved every alert"
 
 
 async def _write_turns(connection: Connection, book: Book) -> None:
-    """Write how often alerts fired anew."""
-    rows = [(*alert, book.turns[alert].count, book.turns[alert].since) for alert in book.turned]
-    await connection.execute(
-        "INSERT INTO turns (source, dedup_key, count, since) SELECT * FROM unnest($1::text[], $2::text[], "
-        "$3::integer[], $4::timestamptz[]) ON CONFLICT (source, dedup_key) DO UPDATE SET count = excluded.count, "
-        "since = excluded.since",
-        *_columns(rows, 4),
+    """Write when alerts changed last. `since` is our clock's, for who deletes what is old."""
+    await connection.executemany(
+        "INSERT INTO turns (source, dedup_key, times, since) VALUES ($1, $2, $3, now()) "
+        "ON CONFLICT (source, dedup_key) DO UPDATE SET times = excluded.times, since = excluded.since",
+        [(*alert, list(book.turns[alert].times)) for alert in sorted(book.turned)],
     )

@@ -40,6 +40,8 @@ def incident_of(row: asyncpg.Record) -> pb.Incident:
     incident.age_seconds = max(0, row["age"])
     incident.open_time.FromDatetime(row["open_time"])
     incident.update_time.FromDatetime(row["update_time"])
+    if row["flapping"] and row["calm_time"]:
+        incident.calm_time.FromDatetime(row["calm_time"])
     if row["resolve_time"]:
         incident.resolve_time.FromDatetime(row["resolve_time"])
     return incident

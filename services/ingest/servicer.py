@@ -1,5 +1,6 @@
 """IngestService: proto in, proto out."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
@@ -9,8 +10,8 @@ import grpc.aio
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc, letters_pb2, signal_pb2
+from services.ingest.book import moment
 from services.ingest.mapping import entry_of, result_of
-from services.ingest.record import moment
 from services.ingest.redrive import details, discard, redrive
 from services.ingest.rows import fit
 from services.ingest.signal import CHAT
@@ -24,6 +25,8 @@ from services.mesh.writes import Subject, Writes
 
 BRIDGE: Final = "service/bridge"
 ROUTER: Final = "service/router"
+# Of bodies, parsed in some milliseconds.
+TURN_BYTES: Final = 16 * 1024
 Context = grpc.aio.ServicerContext[object, object]
 METHOD_MTLS: Final = signal_pb2.Authenticity(method=signal_pb2.Authenticity.METHOD_MTLS, verified=True)
 
@@ -52,9 +55,9 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
                 delivery.authenticity.CopyFrom(METHOD_MTLS)
         # What people say in chats comes from the router alone, and nothing else does: a wish is nobody else's to forge.
         parsers = {CHAT: chat.parse} if current().identity == ROUTER else self._parsers
-        results, contents = _read(request.deliveries, parsers)
+        results, contents, sources = await _read(request.deliveries, parsers)
         if contents:
-            await self._inbox.append(contents)
+            await self._inbox.append(contents, sources)
         return pb.SubmitSignalsResponse(results=results)
 
     async def GetIncident(self, request: pb.GetIncidentRequest, _: Context) -> pb.GetIncidentResponse:  # noqa: N802  the IDL's name
@@ -133,11 +136,15 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         return response
 
 
-def _read(
+async def _read(
     deliveries: Sequence[pb.Delivery], parsers: Mapping[str, Parser]
-) -> tuple[list[pb.DeliveryResult], list[bytes]]:
-    """Parse each delivery; return the answers, and what the stream must hold before these go out."""
-    results, contents = [], []
+) -> tuple[list[pb.DeliveryResult], list[bytes], list[str]]:
+    """Parse each delivery; return the answers, and what the stream must hold before these go out, with the sources.
+
+    Other calls take turns with a large one: what somebody else sends is not parsed after all of it.
+    """
+    results, contents, sources = [], [], []
+    size = 0
     for delivery in deliveries:
         parse = parsers.get(delivery.source)
         if parse is None:
@@ -147,7 +154,12 @@ def _read(
         entry = entry_of(delivery, parse)
         results.append(result_of(entry))
         contents.append(entry.SerializeToString())
-    return results, contents
+        sources.append(delivery.source)
+        size += len(delivery.body)
+        if size >= TURN_BYTES:
+            size = 0
+            await asyncio.sleep(0)
+    return results, contents, sources
 
 
 def _position(

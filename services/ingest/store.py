@@ -12,7 +12,7 @@ from opsmesh.type.v1 import error_reason_pb2
 from services.ingest.changes import read_changes
 from services.ingest.correlation import Calm
 from services.ingest.decisions import Step
-from services.ingest.domain import Inventory, State
+from services.ingest.domain import REVISIONS_MAX, Inventory, State
 from services.ingest.letters import DeadLetter, put_aside
 from services.ingest.mapping import inventory_of, relocate
 from services.ingest.record import record
@@ -23,7 +23,7 @@ from services.mesh.postgres import Connection, Pool, answers
 COLUMNS: Final = (
     "incident_id, state, state_detail, source, severity, correlation_key, firing, signal_count, duplicate_count, "
     "revision, decision_id, execution_id, started_rule_ids, open_time, update_time, resolve_time, snapshot, "
-    "attempts, traceparent, alert_count, flapping, correlation_rule_id, sealed, "
+    "attempts, traceparent, alert_count, flapping, calm_time, correlation_rule_id, sealed, "
     "extract(epoch FROM now() - open_time)::bigint AS age"
 )
 SIGNALS_SHOWN: Final = 50
@@ -32,6 +32,25 @@ RULES_KEPT: Final = 16
 # Long enough for a router that is slow; after it another replica may take over.
 LEASE: Final = timedelta(seconds=20)
 RELOCATED_MAX: Final = 1000
+CALMED_MAX: Final = 100
+CALM_DOWN: Final = """
+WITH calm AS (
+    SELECT incident_id, state IN ('RESOLVED', 'STALE', 'RUNNING', 'AWAITING_APPROVAL') AS busy,
+        revision < $1 AS left_over
+    FROM incidents WHERE flapping AND calm_time <= now() ORDER BY calm_time LIMIT $2 FOR UPDATE SKIP LOCKED
+), next AS (
+    SELECT incident_id, NOT busy AND left_over AS again, NOT busy AND NOT left_over AS last FROM calm
+)
+UPDATE incidents SET flapping = false, calm_time = NULL, update_time = now(),
+    revision = revision + again::integer, needs_decision = needs_decision OR again,
+    following = following AND NOT (again OR (last AND NOT firing)),
+    due_time = CASE WHEN again THEN now() ELSE due_time END, attempts = CASE WHEN again THEN 0 ELSE attempts END,
+    state = CASE WHEN again THEN 'OPEN' WHEN last AND NOT firing THEN 'RESOLVED' ELSE state END,
+    resolve_time = CASE WHEN last AND NOT firing THEN now() ELSE resolve_time END,
+    state_detail = CASE WHEN again THEN 'calm again: it is decided anew'
+        WHEN last AND NOT firing THEN 'calm again, and the sender resolved every alert' ELSE state_detail END
+FROM next WHERE incidents.incident_id = next.incident_id RETURNING incidents.incident_id
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +254,14 @@ class PostgresIncidents:
             RULES_KEPT,
         )
         return bool(done.endswith(" 1"))
+
+    async def calm_down(self) -> int:
+        """Let what has been calm for long enough be decided as usual; return how many there were.
+
+        What is over by then ends; what works on an incident goes on, and its end is decided without flapping.
+        """
+        rows = await self._pool.fetch(CALM_DOWN, REVISIONS_MAX, CALMED_MAX)
+        return len(rows)
 
     async def read_inventory(self) -> Inventory:
         """Return the last inventory that was seen."""

@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.ingest.domain import HOLD, Book, Disposition, SignalFacts, State, Tally
+from services.ingest.book import HOLD, Book
+from services.ingest.domain import Disposition, SignalFacts, State, Tally
 from services.ingest.signal import Status
 from tests.ingest.house import House, alert, entry, notification
 from tests.ingest.test_domain import book, facts, judged

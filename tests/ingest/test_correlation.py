@@ -1,5 +1,6 @@
 """Which alerts are one incident: rules, their limits, what opens again, and what flaps."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from opsmesh.config.v1 import correlation_pb2
+from services.ingest.book import Book
 from services.ingest.correlating import correlation_of, load_correlation
 from services.ingest.correlation import Calm, Correlation, Grouping, Rule, Words, default_key, problems, signature
-from services.ingest.domain import FLAPPING_TURNS, REVISIONS_MAX, Book, Disposition, State, Tally
+from services.ingest.domain import REVISIONS_MAX, Disposition, State, Tally
 from services.ingest.signal import Status
 from services.ingest.store import PostgresIncidents
 from services.mesh.config import ConfigError, load_yaml
@@ -132,19 +134,6 @@ def test_a_resolved_incident_opens_again_when_its_rule_wants_it(
     assert one.incidents["old"].reopened is opens
 
 
-def test_an_alert_that_fires_again_and_again_is_flapping() -> None:
-    """Three times anew within ten minutes; slower is no flapping, and a copy is no firing."""
-    for pause, flaps in ((timedelta(minutes=1), True), (timedelta(minutes=6), False)):
-        one = book()
-        judged(one, facts(at=0, start=10))
-        for turn in range(1, FLAPPING_TURNS + 1):
-            one.now += pause
-            begun = 1000 * turn
-            judged(one, facts(Status.RESOLVED, begun - 1, max(10, begun - 1000)), facts(at=begun, start=begun))
-            judged(one, facts(at=begun, start=begun))
-        assert any(incident.flapping for incident in one.incidents.values()) is flaps
-
-
 def ruled(house: House, *rules: Rule) -> None:
     """Give a house rules."""
     house.store = PostgresIncidents(house.pool, Calm(timedelta(hours=1), timedelta(), Correlation(rules)))
@@ -167,18 +156,37 @@ async def test_rules_hold_in_the_store(house: House) -> None:
 
 
 async def test_a_reopened_incident_is_decided_anew(house: House) -> None:
-    """The same incident, the next revision, and the same alert flapping is shown."""
+    """The same incident, the next revision."""
     ruled(house, Rule("again", ("rule", "target"), grouping=Grouping(reopen=timedelta(hours=1))))
     await house.take(entry(notification(alert())))
-    for minute in range(1, FLAPPING_TURNS + 1):
-        await house.take(entry(notification(alert(status="resolved"))))
+    for minute in (1, 2):
+        await house.pool.execute("UPDATE alerts SET over = true")
         await house.pool.execute(
             "UPDATE incidents SET state = 'RESOLVED', resolve_time = now(), needs_decision = false, firing = false"
         )
         await house.take(entry(notification(alert(start=f"2026-03-01T11:{minute:02}:00Z"))))
-        await house.pool.execute("UPDATE alerts SET over = true")
-    rows = await house.rows(
-        "SELECT state, revision, needs_decision, resolve_time, flapping, state_detail FROM incidents"
-    )
-    assert [tuple(row)[:5] for row in rows] == [("OPEN", 4, True, None, True)]
+    rows = await house.rows("SELECT state, revision, needs_decision, resolve_time, state_detail FROM incidents")
+    assert [tuple(row)[:4] for row in rows] == [("OPEN", 3, True, None)]
     assert "opened again" in rows[0]["state_detail"]
+
+
+async def test_of_many_resolved_incidents_of_a_key_only_the_newest_opens_again(house: House) -> None:
+    """A hundred of them are neither loaded nor locked for the next alert."""
+    ruled(house, Rule("again", ("rule", "target"), grouping=Grouping(reopen=timedelta(hours=1))))
+    await house.take(entry(notification(alert())))
+    await house.pool.execute("UPDATE alerts SET over = true")
+    await house.pool.execute(
+        "UPDATE incidents SET state = 'RESOLVED', resolve_time = now(), needs_decision = false, firing = false"
+    )
+    await house.pool.execute(
+        "INSERT INTO incidents (incident_id, state, source, title, severity, correlation_key, firing, snapshot, "
+        "needs_decision, resolve_time) SELECT gen_random_uuid(), 'RESOLVED', source, title, severity, "
+        "correlation_key, false, snapshot, false, now() - make_interval(mins => number) "
+        "FROM incidents, generate_series(1, 100) AS number"
+    )
+    async with house.pool.acquire() as connection, connection.transaction():
+        oldest = await connection.fetchval("SELECT min(resolve_time) FROM incidents")
+        await connection.execute("SELECT FROM incidents WHERE resolve_time = $1 FOR UPDATE", oldest)
+        await asyncio.wait_for(house.take(entry(notification(alert(start="2026-03-01T11:00:00Z")))), 20)
+    rows = await house.rows("SELECT revision FROM incidents WHERE state = 'OPEN'")
+    assert [row["revision"] for row in rows] == [2]

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from services.ingest.book import Book
 from services.ingest.correlation import Words, default_key
 from services.ingest.decisions import Decided, DecisionState, Outcome, Result, follow, poll_delay
 from services.ingest.domain import (
     REVISIONS_MAX,
-    Book,
     Disposition,
     Inventory,
     InventoryMatch,

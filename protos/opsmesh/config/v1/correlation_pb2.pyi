@@ -20,6 +20,42 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class Flapping(_message.Message):
+    """When an alert flaps: its incident then starts nothing, stays open and asks a person once, until it is calm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_COUNT_FIELD_NUMBER: _builtins.int
+    WINDOW_DURATION_FIELD_NUMBER: _builtins.int
+    CALM_DURATION_FIELD_NUMBER: _builtins.int
+    change_count: _builtins.int
+    """So many changes of its state (fires, is over) within the window; absent means 6, 0 that nothing ever flaps."""
+    @_builtins.property
+    def window_duration(self) -> _duration_pb2.Duration:
+        """The window, by the sender's clock; absent means 10 minutes."""
+
+    @_builtins.property
+    def calm_duration(self) -> _duration_pb2.Duration:
+        """So long without any change it is calm; absent means 10 minutes."""
+
+    def __init__(
+        self,
+        *,
+        change_count: _builtins.int | None = ...,
+        window_duration: _duration_pb2.Duration | None = ...,
+        calm_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_change_count", b"_change_count", "calm_duration", b"calm_duration", "change_count", b"change_count", "window_duration", b"window_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_change_count", b"_change_count", "calm_duration", b"calm_duration", "change_count", b"change_count", "window_duration", b"window_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__change_count: _TypeAlias = _typing.Literal["change_count"]  # noqa: Y015
+    _WhichOneofArgType__change_count: _TypeAlias = _typing.Literal["_change_count", b"_change_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__change_count) -> _WhichOneofReturnType__change_count | None: ...
+
+Global___Flapping: _TypeAlias = Flapping  # noqa: Y015
+
+@_typing.final
 class Grouping(_message.Message):
     """How alerts are gathered once they have a key in common."""
 
@@ -29,6 +65,7 @@ class Grouping(_message.Message):
     MAX_ALERTS_FIELD_NUMBER: _builtins.int
     MAX_AGE_DURATION_FIELD_NUMBER: _builtins.int
     REOPEN_DURATION_FIELD_NUMBER: _builtins.int
+    FLAPPING_FIELD_NUMBER: _builtins.int
     max_alerts: _builtins.int
     """With so many alerts an incident is full: the next one opens another; 0 means no limit."""
     @_builtins.property
@@ -43,6 +80,10 @@ class Grouping(_message.Message):
     def reopen_duration(self) -> _duration_pb2.Duration:
         """So long after its resolve a new alert opens the same incident again, as a new revision; 0 means never."""
 
+    @_builtins.property
+    def flapping(self) -> Global___Flapping:
+        """When its alerts flap; what is absent is as for all."""
+
     def __init__(
         self,
         *,
@@ -50,10 +91,11 @@ class Grouping(_message.Message):
         max_alerts: _builtins.int = ...,
         max_age_duration: _duration_pb2.Duration | None = ...,
         reopen_duration: _duration_pb2.Duration | None = ...,
+        flapping: Global___Flapping | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["debounce_duration", b"debounce_duration", "max_age_duration", b"max_age_duration", "reopen_duration", b"reopen_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["debounce_duration", b"debounce_duration", "flapping", b"flapping", "max_age_duration", b"max_age_duration", "reopen_duration", b"reopen_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["debounce_duration", b"debounce_duration", "max_age_duration", b"max_age_duration", "max_alerts", b"max_alerts", "reopen_duration", b"reopen_duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["debounce_duration", b"debounce_duration", "flapping", b"flapping", "max_age_duration", b"max_age_duration", "max_alerts", b"max_alerts", "reopen_duration", b"reopen_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -136,6 +178,7 @@ class Correlation(_message.Message):
 
     RULES_FIELD_NUMBER: _builtins.int
     OTHERWISE_FIELD_NUMBER: _builtins.int
+    FLAPPING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___CorrelationRule]:
         """In order."""
@@ -144,15 +187,20 @@ class Correlation(_message.Message):
     def otherwise(self) -> Global___Grouping:
         """How what no rule takes is gathered."""
 
+    @_builtins.property
+    def flapping(self) -> Global___Flapping:
+        """When alerts flap, where no rule says otherwise."""
+
     def __init__(
         self,
         *,
         rules: _abc.Iterable[Global___CorrelationRule] | None = ...,
         otherwise: Global___Grouping | None = ...,
+        flapping: Global___Flapping | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["otherwise", b"otherwise"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flapping", b"flapping", "otherwise", b"otherwise"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["otherwise", b"otherwise", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flapping", b"flapping", "otherwise", b"otherwise", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

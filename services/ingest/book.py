@@ -1,0 +1,265 @@
+"""Deduplication, correlation and the life of an incident: what becomes of one signal after the other. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from services.ingest.domain import (
+    ACTING,
+    CLOSED,
+    REVISIONS_MAX,
+    Alert,
+    Disposition,
+    SignalFacts,
+    State,
+    Tally,
+    episode_of,
+)
+from services.ingest.flapping import Turns, turned
+from services.ingest.signal import Status
+
+# So long a resolve without a firing waits for the firing that it has overtaken.
+HOLD: Final = timedelta(minutes=5)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def moment(nanos: int) -> datetime:
+    """Return nanoseconds since 1970 as PostgreSQL's microseconds."""
+    return EPOCH + timedelta(microseconds=nanos // 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of one signal, and whether its words become the incident's."""
+
+    disposition: Disposition
+    incident_id: str | None = None
+    speaks: bool = False
+
+
+@dataclass(slots=True)
+class Book:
+    """The alerts and incidents that a batch of signals touches, as they are in the store; `judge` writes on in it."""
+
+    now: datetime
+    window: timedelta
+    alerts: dict[tuple[str, str, str], Alert] = field(default_factory=dict)
+    incidents: dict[str, Tally] = field(default_factory=dict)
+    changed: set[tuple[str, str, str]] = field(default_factory=set)
+    changes: set[tuple[str, str]] = field(default_factory=set)
+    turns: dict[tuple[str, str], Turns] = field(default_factory=dict)
+    turned: set[tuple[str, str]] = field(default_factory=set)
+    _latest: dict[tuple[str, str], tuple[str, str, str]] = field(default_factory=dict)
+    _open: dict[str, str] = field(default_factory=dict)
+    _resolved: dict[str, str] = field(default_factory=dict)
+
+    def load(self, alerts: Iterable[Alert], incidents: Iterable[Tally]) -> None:
+        """Take what the store knows."""
+        for alert in alerts:
+            self.alerts[alert.key] = alert
+            self._note_latest(alert)
+        for incident in incidents:
+            self.incidents[incident.incident_id] = incident
+            if incident.state not in CLOSED and not incident.sealed:
+                self._open[incident.correlation_key] = incident.incident_id
+            elif incident.state is State.RESOLVED and incident.resolve_time:
+                other = self.incidents.get(self._resolved.get(incident.correlation_key, ""))
+                if not (other and other.resolve_time and other.resolve_time > incident.resolve_time):
+                    self._resolved[incident.correlation_key] = incident.incident_id
+
+    def judge(self, signal: SignalFacts) -> Verdict:
+        """Say what becomes of a signal. The same (alert, start, status) again is a duplicate, whatever came since."""
+        if signal.test or signal.change:
+            return Verdict(Disposition.TEST) if signal.test else self._changed(signal)
+        known = self.alerts.get((*signal.alert, episode_of(signal.start_time)))
+        if known and not self._is_afresh(known, signal):
+            return self._again(known, signal)
+        latest = self.alerts.get(self._latest.get(signal.alert, ("", "", "")))
+        if latest is known:
+            latest = None
+        if latest and _is_older(signal, latest):
+            return self._joined(Disposition.STALE, latest.incident_id)
+        if signal.status is Status.SUPPRESSED:
+            found = latest or known
+            return self._joined(Disposition.SUPPRESSED, found.incident_id if found and not found.over else None)
+        if signal.status is Status.RESOLVED:
+            return self._resolved_unseen(signal, latest)
+        for before in (latest, known):
+            if before and not before.over:
+                # The sender has begun anew without saying that the last one was over.
+                self._put(replace(before, over=True))
+        over = next((one for one in (latest, known) if one and one.over and one.incident_id), None)
+        return self._begin(signal, over)
+
+    def _changed(self, signal: SignalFacts) -> Verdict:
+        """Judge word of a change: it is kept once and touches no incident."""
+        if signal.alert in self.changes:
+            return Verdict(Disposition.DUPLICATE)
+        self.changes.add(signal.alert)
+        return Verdict(Disposition.CHANGE)
+
+    def _is_afresh(self, known: Alert, signal: SignalFacts) -> bool:
+        """Say whether a signal without a start begins a new episode: after a resolve, or after the window."""
+        if signal.start_time is not None or signal.status in (Status.RESOLVED, Status.SUPPRESSED):
+            return False
+        if known.over and signal.timed:
+            return signal.event_time > known.event_time
+        if known.over and known.incident_id is None:
+            # Its firing may be late, and no time of the sender tells it from the next one.
+            return self.now - known.first_seen > HOLD
+        if known.over and signal.event_time > known.event_time:
+            return True
+        return self.now - known.first_seen > self.window
+
+    def _again(self, known: Alert, signal: SignalFacts) -> Verdict:
+        """Judge a further signal of a known episode."""
+        # Without a start one row stands for all episodes: then only the sender's time says which word is the last.
+        ordered = signal.start_time is None and signal.timed
+        older = ordered and signal.event_time < known.event_time
+        if known.seen & (1 << signal.status):
+            if ordered and not older and known.over is (signal.status is Status.RESOLVED):
+                self._put(replace(known, event_time=signal.event_time))
+            return self._joined(Disposition.DUPLICATE, known.incident_id)
+        if signal.status is Status.SUPPRESSED:
+            return self._joined(Disposition.SUPPRESSED, known.incident_id)
+        resolved = signal.status is Status.RESOLVED
+        if resolved and older:
+            return self._joined(Disposition.STALE, known.incident_id)
+        if not resolved and (known.over or signal.event_time < known.event_time):
+            self._put(replace(known, seen=known.seen | 1 << signal.status))
+            return self._joined(Disposition.STALE, known.incident_id)
+        event_time = max(known.event_time, signal.event_time)
+        seen = known.seen | 1 << signal.status
+        self._put(replace(known, seen=seen, over=known.over or resolved, event_time=event_time))
+        if resolved and not known.over:
+            self._turn(signal, self.incidents.get(known.incident_id or ""), signal.event_time)
+        self._revise(known.incident_id)
+        return self._joined(Disposition.JOINED, known.incident_id, speaks=True)
+
+    def _resolved_unseen(self, signal: SignalFacts, latest: Alert | None) -> Verdict:
+        """Judge a resolve whose firing is not known: it ends the last episode, or waits for a firing that is late."""
+        incident_id = latest.incident_id if latest and not latest.over else None
+        self._put(_alert_of(signal, incident_id, self.now, over=True))
+        if latest is None or latest.over:
+            return Verdict(Disposition.STALE)
+        self._put(replace(latest, over=True, event_time=max(latest.event_time, signal.event_time)))
+        self._turn(signal, self.incidents.get(incident_id or ""), signal.event_time)
+        self._revise(incident_id)
+        return self._joined(Disposition.JOINED, incident_id, speaks=True)
+
+    def _begin(self, signal: SignalFacts, over: Alert | None) -> Verdict:
+        """Join the open incident of the same correlation key, open a resolved one again, or open one."""
+        incident_id = self._open_for(signal) or self._reopened(signal)
+        opened = incident_id is None
+        if incident_id is None:
+            incident_id = signal.incident_id
+            self.incidents[incident_id] = Tally(
+                incident_id,
+                signal.correlation_key,
+                State.OPEN,
+                opened=True,
+                open_time=self.now,
+                grouping=signal.grouping,
+                correlation_rule_id=signal.correlation_rule_id,
+            )
+            self._open[signal.correlation_key] = incident_id
+        self._put(_alert_of(signal, incident_id, self.now, over=False))
+        incident = self.incidents[incident_id]
+        incident.alerts += 1
+        incident.new_alerts += 1
+        if over:
+            self._turn(signal, incident, over.event_time, signal.event_time)
+        return self._joined(Disposition.OPENED if opened else Disposition.JOINED, incident_id, speaks=True)
+
+    def _open_for(self, signal: SignalFacts) -> str | None:
+        """Return the open incident that takes a new alert; one that was only observed, or is full, does not."""
+        incident_id = self._open.get(signal.correlation_key)
+        if incident_id is None:
+            return None
+        found = self.incidents[incident_id]
+        found.replaced = found.state is State.OBSERVED and not found.active and not found.flapping
+        found.sealed = not found.replaced and found.is_full(signal.grouping, self.now)
+        if found.replaced or found.sealed:
+            del self._open[signal.correlation_key]
+            return None
+        return incident_id
+
+    def _reopened(self, signal: SignalFacts) -> str | None:
+        """Open the incident that was resolved last again, if its rule wants it; it is decided anew."""
+        found = self.incidents.get(self._resolved.pop(signal.correlation_key, ""))
+        if found is None or not found.resolve_time or self.now - found.resolve_time > signal.grouping.reopen:
+            return None
+        if found.revision >= REVISIONS_MAX or found.sealed or found.is_full(signal.grouping, self.now):
+            return None
+        found.state, found.reopened = State.OPEN, True
+        self._open[signal.correlation_key] = found.incident_id
+        return found.incident_id
+
+    def _turn(self, signal: SignalFacts, incident: Tally | None, *times: int) -> None:
+        """Note when an alert changed its state, by its sender's clock; too often, and its incident flaps.
+
+        An alert that is over for the first time changed nothing yet that could be flapping: it is noted with the next.
+        """
+        if incident is None or (len(times) == 1 and signal.alert not in self.turns):
+            return
+        flapping = signal.grouping.flapping
+        known = self.turns.get(signal.alert, Turns())
+        self.turns[signal.alert] = turns = turned(known, (min(self.now, moment(one)) for one in times), flapping)
+        self.turned.add(signal.alert)
+        if turns.flap(flapping):
+            incident.flaps_now |= not incident.flapping
+            incident.flapping = True
+        if incident.flapping:
+            incident.calm_time = self.now + flapping.calm
+
+    def _joined(self, disposition: Disposition, incident_id: str | None, *, speaks: bool = False) -> Verdict:
+        """Count the signal at its incident."""
+        if incident_id and (incident := self.incidents.get(incident_id)):
+            incident.signals += 1
+            incident.duplicates += disposition is Disposition.DUPLICATE
+        return Verdict(disposition, incident_id, speaks)
+
+    def _put(self, alert: Alert) -> None:
+        """Write an alert and keep count of how many of its incident's alerts are not over."""
+        before = self.alerts.get(alert.key)
+        for one, step in ((before, -1), (alert, 1)):
+            if one and not one.over and one.incident_id in self.incidents:
+                self.incidents[one.incident_id].active += step
+        self.alerts[alert.key] = alert
+        self.changed.add(alert.key)
+        self._note_latest(alert)
+
+    def _note_latest(self, alert: Alert) -> None:
+        """Remember the newest episode of each alert."""
+        whose = (alert.source, alert.dedup_key)
+        known = self.alerts.get(self._latest.get(whose, ("", "", "")))
+        if known is None or (alert.start_time or 0) >= (known.start_time or 0):
+            self._latest[whose] = alert.key
+
+    def _revise(self, incident_id: str | None) -> None:
+        """Have an incident decided anew when its last alert is over, nothing acts on it and it does not flap."""
+        incident = self.incidents.get(incident_id or "")
+        if incident is None or incident.flapping or incident.active or not incident.decided:
+            return
+        incident.revised |= incident.state not in CLOSED | ACTING
+
+
+def _is_older(signal: SignalFacts, latest: Alert) -> bool:
+    """Say whether a signal is of a time before the newest episode of its alert, or before the resolve that ended it."""
+    if signal.start_time and latest.start_time:
+        return signal.start_time < latest.start_time
+    return latest.over and signal.status is not Status.RESOLVED and signal.event_time <= latest.event_time
+
+
+def _alert_of(signal: SignalFacts, incident_id: str | None, now: datetime, *, over: bool) -> Alert:
+    return Alert(
+        source=signal.source,
+        dedup_key=signal.dedup_key,
+        start_time=signal.start_time,
+        incident_id=incident_id,
+        seen=1 << signal.status,
+        over=over,
+        event_time=signal.event_time,
+        first_seen=now,
+    )
