@@ -12,11 +12,9 @@ from services.ingest.signal import (
     RAW_MAX,
     SIGNALS_MAX,
     SUMMARY_MAX,
-    URL_MAX,
     DeliveryFacts,
     FieldError,
     Kind,
-    Link,
     ParsedSignal,
     Rel,
     Severity,
@@ -27,6 +25,7 @@ from services.ingest.signal import (
     hashed,
     unreadable,
 )
+from services.ingest.sources.fields import links_of
 from services.ingest.sources.reading import Notes, bounded, read_json, text_of, time_of, word_of, words_of
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -77,7 +76,6 @@ def _change(value: Any, place: str, pointer: str, notes: Notes) -> ParsedSignal:
     moment = time_of(value.get("time"), "time", notes)
     what = labels.get("version", "")
     title = bounded(value.get("title"), SUMMARY_MAX, "title", notes)
-    url = bounded(value.get("url"), URL_MAX, "url", notes)
     identity = word_of(value.get("id"), ID_MAX, "id", notes)
     keys = [one.key for one in targets]
     return ParsedSignal(
@@ -95,7 +93,7 @@ def _change(value: Any, place: str, pointer: str, notes: Notes) -> ParsedSignal:
         resource=resource,
         targets=targets,
         labels=labels,
-        links=[Link(Rel.SOURCE, url)] if url else (),
+        links=links_of([(Rel.SOURCE, value.get("url"))], notes),
         warnings=notes.texts,
         test=value.get("test") is True,
         body_pointer=pointer,
