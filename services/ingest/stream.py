@@ -1,10 +1,15 @@
-"""The stream of accepted deliveries in Redis or Valkey: appended in coalesced batches, on disk before any answer."""
+"""The streams of accepted deliveries in Redis or Valkey: appended in coalesced batches, on disk before any answer.
+
+Each source has a stream of its own, `signals:SOURCE`, and they are read in turns, so that what waits of one delays none
+of the others. `signals` itself takes what has no source of its own, what an older version left, and the first delivery
+of a source: every reader listens there, and so hears of a new stream at once.
+"""
 
 import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -24,8 +29,24 @@ from services.mesh.loop import wait
 STREAM: Final = "signals"
 GROUP: Final = "ingest"
 FIELD: Final = b"e"
+# Which sources have streams. It changes in the same step as the first delivery of a source is appended.
+LANES: Final = "ingest:lanes"
 # All entries of a caller, or none, with one command and one answer: a command for each costs four times as much here.
-APPEND: Final = "for _, entry in ipairs(ARGV) do redis.call('XADD', KEYS[1], '*', 'e', entry) end"
+APPEND: Final = """
+local known = redis.call('GET', KEYS[2]) or ' '
+for at = 1, #ARGV, 2 do
+  local lane, key = ARGV[at], KEYS[1]
+  if lane ~= '' then
+    if string.find(known, ' ' .. lane .. ' ', 1, true) then
+      key = KEYS[1] .. ':' .. lane
+    else
+      known = known .. lane .. ' '
+      redis.call('SET', KEYS[2], known)
+    end
+  end
+  redis.call('XADD', key, '*', 'e', ARGV[at + 1])
+end
+"""
 READ_COUNT: Final = 128
 BLOCK_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 3.0
@@ -41,18 +62,19 @@ log = structlog.get_logger("opsmesh.stream")
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """One entry as the stream handed it out; `deliveries` counts how often."""
+    """One entry as its stream handed it out; `deliveries` counts how often."""
 
     entry_id: bytes
     content: bytes
     deliveries: int = 1
+    stream: str = STREAM
 
 
 class Inbox(Protocol):
     """What the servicer needs of the stream."""
 
-    async def append(self, contents: Sequence[bytes]) -> None:
-        """Append entries; returns once they are on disk, else raises a Refusal."""
+    async def append(self, contents: Sequence[bytes], lanes: Sequence[str] = ()) -> None:
+        """Append entries; returns once they are on disk, else raises a Refusal. `lanes` are their sources."""
 
 
 def connect(settings: IngestSettings, answer_seconds: float = ANSWER_SECONDS) -> "Redis":
@@ -80,13 +102,33 @@ def absent(error: Exception) -> Refusal:
     return Refusal(error_reason_pb2.ERROR_REASON_STORE_UNAVAILABLE, store=STORE, retry_after=1.0)
 
 
+async def lanes(client: "Redis") -> list[str]:
+    """Return every stream there may be."""
+    return [STREAM, *(f"{STREAM}:{one}" for one in _text(await client.get(LANES) or b"").split())]
+
+
+async def waiting(client: "Redis") -> int:
+    """Return how many entries have no acknowledged row yet, in all streams."""
+    found = 0
+    for one in await lanes(client):
+        if await client.exists(one):
+            groups = await client.xinfo_groups(one)
+            found += sum(int(group["pending"]) + int(group["lag"] or 0) for group in groups)
+    return found
+
+
+async def left(client: "Redis") -> int:
+    """Return how many entries are in all streams: those that wait, and those that are not trimmed yet."""
+    return sum([int(await client.xlen(one)) for one in await lanes(client)])
+
+
 class Appender:
     """Appends what arrives meanwhile in one pipeline: one round trip and one fsync for many callers."""
 
     def __init__(self, client: "Redis", settings: IngestSettings) -> None:
         self._client = client
         self._settings = settings
-        self._queue: list[tuple[Sequence[bytes], asyncio.Future[None]]] = []
+        self._queue: list[tuple[Sequence[bytes | str], asyncio.Future[None]]] = []
         self._queued_bytes = 0
         self._running: asyncio.Task[None] | None = None
         self._checked = False
@@ -94,8 +136,11 @@ class Appender:
         # What is wrong with how the store keeps things; empty when nothing acknowledged can be lost.
         self.lossy = ""
 
-    async def append(self, contents: Sequence[bytes]) -> None:
-        """Append entries; returns once they are on disk, else raises a Refusal and nothing may be assumed."""
+    async def append(self, contents: Sequence[bytes], lanes: Sequence[str] = ()) -> None:
+        """Append entries; returns once they are on disk, else raises a Refusal and nothing may be assumed.
+
+        `lanes` are their sources, each of which waits for itself; without them all wait together.
+        """
         size = sum(map(len, contents))
         if self._full:
             raise self._shed()
@@ -103,7 +148,8 @@ class Appender:
             limit = f"{PENDING_BYTES_MAX} bytes that wait for the stream"
             raise Refusal(error_reason_pb2.ERROR_REASON_OVERLOADED, limit=limit, retry_after=1.0)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((contents, done))
+        arguments = [one for pair in zip(lanes or [""] * len(contents), contents, strict=True) for one in pair]
+        self._queue.append((arguments, done))
         self._queued_bytes += size
         if self._running is None:
             self._running = asyncio.create_task(self._drain())
@@ -176,7 +222,7 @@ class Appender:
         finally:
             self._running = None
 
-    async def _append(self, batch: list[tuple[Sequence[bytes], asyncio.Future[None]]]) -> None:
+    async def _append(self, batch: list[tuple[Sequence[bytes | str], asyncio.Future[None]]]) -> None:
         """Send one pipeline and tell each caller what became of its entries."""
         error: Exception | None = None
         answers: list[Any] = []
@@ -184,8 +230,8 @@ class Appender:
             if not self._checked:
                 await self.check()
             pipeline = self._client.pipeline(transaction=False)
-            for contents, _ in batch:
-                pipeline.eval(APPEND, 1, STREAM, *contents)
+            for arguments, _ in batch:
+                pipeline.eval(APPEND, 2, STREAM, LANES, *arguments)
             answers = await pipeline.execute(raise_on_error=False)
         except (RedisError, *ABSENT) as failure:
             # Whoever comes back may be another one, or keep things otherwise.
@@ -212,13 +258,14 @@ class Appender:
 
 
 class Reader:
-    """One consumer of the group, with a name nobody else has."""
+    """One consumer of the group on every stream, with a name nobody else has."""
 
     def __init__(self, settings: IngestSettings) -> None:
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._claim_milliseconds = int(settings.claim_seconds * 1000)
         self._client = connect(settings)
         self._blocking = connect(settings, BLOCK_SECONDS + ANSWER_SECONDS)
+        self._lanes: list[str] = []
 
     async def close(self) -> None:
         """Close the connections; what is pending goes to another worker."""
@@ -226,59 +273,98 @@ class Reader:
         await self._blocking.aclose()
 
     async def ensure_group(self) -> None:
-        """Make stream and group where they are missing; a new group begins with the oldest entry."""
-        try:
-            await self._client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
+        """Make streams and groups where they are missing; a new group begins with the oldest entry."""
+        found = await lanes(self._client)
+        for one in found:
+            try:
+                await self._client.xgroup_create(one, GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+        self._lanes = found
 
-    async def read(self) -> list[Claimed]:
-        """Wait a bounded time for new entries."""
+    async def read(self, count: int = READ_COUNT) -> list[Claimed]:
+        """Wait a bounded time for new entries, at most `count` of each stream; the streams take turns in the answer."""
+        if not self._lanes:
+            await self.ensure_group()
+        streams: dict[bytes | str | memoryview, int | bytes | str | memoryview] = dict.fromkeys(self._lanes, ">")
         answer = await self._blocking.xreadgroup(
-            GROUP, self.consumer, {STREAM: ">"}, count=READ_COUNT, block=int(BLOCK_SECONDS * 1000)
+            GROUP, self.consumer, streams, count=count, block=int(BLOCK_SECONDS * 1000)
         )
-        entries = answer.values() if isinstance(answer, dict) else (pairs for _, pairs in answer or ())
-        return [Claimed(entry_id, fields.get(FIELD, b"")) for pairs in entries for entry_id, fields in _flat(pairs)]
+        pairs = answer.items() if isinstance(answer, Mapping) else answer or ()
+        found = {_text(name): list(_flat(entries)) for name, entries in pairs}
+        if STREAM in found:
+            await self._listen()
+        turns = max(map(len, found.values()), default=0)
+        return [
+            Claimed(entries[turn][0], entries[turn][1].get(FIELD, b""), stream=name)
+            for turn in range(turns)
+            for name, entries in found.items()
+            if turn < len(entries)
+        ]
+
+    async def _listen(self) -> None:
+        """Listen to the streams of new sources, too."""
+        if await lanes(self._client) != self._lanes:
+            await self.ensure_group()
 
     async def claim(self) -> list[Claimed]:
         """Take over what was handed out and not acknowledged for too long, with its number of deliveries."""
+        await self._listen()
+        found: list[Claimed] = []
+        for one in self._lanes:
+            if len(found) < READ_COUNT:
+                found += await self._claim(one)
+        return found
+
+    async def _claim(self, stream: str) -> list[Claimed]:
         answer = await self._client.xautoclaim(
-            STREAM, GROUP, self.consumer, min_idle_time=self._claim_milliseconds, count=READ_COUNT
+            stream, GROUP, self.consumer, min_idle_time=self._claim_milliseconds, count=READ_COUNT
         )
         entries = {entry_id: fields for entry_id, fields in answer[1] if fields is not None}
         if not entries:
             return []
         first, last = min(entries, key=_order), max(entries, key=_order)
         pending = await self._client.xpending_range(
-            STREAM, GROUP, min=first, max=last, count=10 * READ_COUNT, consumername=self.consumer
+            stream, GROUP, min=first, max=last, count=10 * READ_COUNT, consumername=self.consumer
         )
         counts = {one["message_id"]: int(one["times_delivered"]) for one in pending}
-        return [Claimed(one, fields.get(FIELD, b""), counts.get(one, 1)) for one, fields in entries.items()]
+        return [Claimed(one, fields.get(FIELD, b""), counts.get(one, 1), stream) for one, fields in entries.items()]
 
-    async def acknowledge(self, entry_ids: Sequence[bytes]) -> None:
+    async def acknowledge(self, entries: Sequence[Claimed]) -> None:
         """Say that these entries have their rows."""
-        if entry_ids:
-            await self._client.xack(STREAM, GROUP, *entry_ids)
+        by_stream: dict[str, list[bytes]] = {}
+        for one in entries:
+            by_stream.setdefault(one.stream, []).append(one.entry_id)
+        pipeline = self._client.pipeline(transaction=False)
+        for name, entry_ids in by_stream.items():
+            pipeline.xack(name, GROUP, *entry_ids)
+        await pipeline.execute()
 
     async def trim(self) -> None:
         """Drop entries below everything that is pending or not yet handed out: never one without its row."""
-        groups = await self._client.xinfo_groups(STREAM)
+        for one in self._lanes:
+            if await self._client.xlen(one):
+                await self._trim(one)
+
+    async def _trim(self, stream: str) -> None:
+        groups = await self._client.xinfo_groups(stream)
         handed_out = next((one["last-delivered-id"] for one in groups if _text(one["name"]) == GROUP), None)
         if handed_out is None or _text(handed_out) == "0-0":
             return
-        summary = await self._client.xpending(STREAM, GROUP)
+        summary = await self._client.xpending(stream, GROUP)
         oldest = summary["min"] if summary["pending"] else None
         time, _, sequence = _text(handed_out).partition("-")
         after = f"{time}-{int(sequence) + 1}".encode()
         keep = after if oldest is None else min(after, oldest, key=_order)
-        await self._client.xtrim(STREAM, minid=keep, approximate=False)
+        await self._client.xtrim(stream, minid=keep, approximate=False)
 
     async def forget_consumers(self) -> None:
         """Remove the names of consumers that are long dead and owe nothing."""
-        for one in await self._client.xinfo_consumers(STREAM, GROUP):
-            if one["pending"] == 0 and one["idle"] > CONSUMER_IDLE_SECONDS * 1000:
-                await self._client.xgroup_delconsumer(STREAM, GROUP, one["name"])
+        for stream in self._lanes:
+            for one in await self._client.xinfo_consumers(stream, GROUP):
+                if one["pending"] == 0 and one["idle"] > CONSUMER_IDLE_SECONDS * 1000:
+                    await self._client.xgroup_delconsumer(stream, GROUP, one["name"])
 
     async def answers(self) -> bool:
         """Say whether the store answers."""

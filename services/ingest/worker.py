@@ -1,7 +1,7 @@
 """From the stream into PostgreSQL: a row per signal, acknowledged after the commit, poison put aside."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, Protocol
 from uuid import NAMESPACE_OID, uuid5
@@ -28,6 +28,8 @@ CLAIM_PERIOD_MAX: Final = 5.0
 TRIM_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 600.0
 PAUSE_SECONDS: Final = 0.25
+# So many signals at once cost the least each; with more of them a sender who is new waits longer than it must.
+BATCH_SIGNALS: Final = 256
 BUSY_COUNT: Final = 8
 BUSY_SECONDS: Final = 0.03
 AWAY: Final = (*postgres.ABSENT, asyncpg.InterfaceError)
@@ -43,13 +45,13 @@ class Queue(Protocol):
     async def ensure_group(self) -> None:
         """Make stream and group where they are missing."""
 
-    async def read(self) -> list[Claimed]:
-        """Wait a bounded time for new entries."""
+    async def read(self, count: int) -> list[Claimed]:
+        """Wait a bounded time for new entries, at most `count` of each stream, in turns."""
 
     async def claim(self) -> list[Claimed]:
         """Take over entries that were not acknowledged for too long."""
 
-    async def acknowledge(self, entry_ids: Sequence[bytes]) -> None:
+    async def acknowledge(self, entries: Sequence[Claimed]) -> None:
         """Say that these entries have their rows."""
 
     async def trim(self) -> None:
@@ -89,6 +91,7 @@ class Worker:
         self._decide = decide
         self._claim_period = min(CLAIM_PERIOD_MAX, claim_seconds / 2)
         self._stop = asyncio.Event()
+        self._count = stream.READ_COUNT
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`; every lane outlives its mistakes."""
@@ -113,10 +116,17 @@ class Worker:
 
     async def take_new(self) -> None:
         """Process what was never handed out; under load a short pause makes batches of what comes meanwhile."""
-        taken = await self._queue.read()
-        await self.process(taken)
+        taken = await self._queue.read(self._count)
+        if not taken:
+            return
+        signals = await self.process(taken)
+        sources = len({one.stream for one in taken})
+        # As many of each stream as make a batch together, if the next ones carry as much as these.
+        share = BATCH_SIGNALS * len(taken) // max(signals, len(taken))
+        self._count = min(stream.READ_COUNT, max(1, share // sources))
         if len(taken) >= BUSY_COUNT:
-            await wait(self._stop, BUSY_SECONDS)
+            # Where several wait, somebody is waited for.
+            await wait(self._stop, BUSY_SECONDS / sources)
 
     async def take_over(self) -> None:
         """Process what a dead or failing consumer left, as long as there is any."""
@@ -127,25 +137,30 @@ class Worker:
             if not claimed:
                 return
 
-    async def process(self, claimed: Sequence[Claimed]) -> None:
-        """Give each entry its rows, then acknowledge it; one that fails waits for its next delivery, up to five."""
-        if not claimed:
-            return
-        good: list[Readable] = []
+    async def process(self, claimed: Sequence[Claimed]) -> int:
+        """Give each entry its rows, then acknowledge it; one that fails waits for its next delivery, up to five.
+
+        Returns how many signals they carried.
+        """
+        readable: list[Readable] = []
         bad: list[Failed] = []
         for one in claimed:
             if one.deliveries > DELIVERIES_MAX:
                 bad.append((one, "it was handed out five times and never finished"))
                 continue
             try:
-                good.append((one, read_entry(one.content)))
+                readable.append((one, read_entry(one.content)))
             except ValueError as error:
                 bad.append((one, str(error)))
-        good, failed = await self._record_or_part(good)
-        await self._queue.acknowledge([one.entry_id for one, _ in good])
-        RECORDED.labels("recorded").inc(len(good))
-        for one, reason in bad + failed:
+        for batch in batches(readable):
+            good, failed = await self._record_or_part(batch)
+            bad += failed
+            if good:
+                await self._queue.acknowledge([one for one, _ in good])
+            RECORDED.labels("recorded").inc(len(good))
+        for one, reason in bad:
             await self._failed(one, reason)
+        return sum(len(entry.signals) for _, entry in readable)
 
     async def _record_or_part(self, batch: list[Readable]) -> tuple[list[Readable], list[Failed]]:
         """Record a batch; when that fails, its halves apart, until only the culprits are left waiting.
@@ -178,7 +193,7 @@ class Worker:
             "an entry is put aside", entry_id=one.entry_id.decode(), delivery_id=letter.delivery_id, reason=reason
         )
         await self._patiently(self._store.put_aside, letter)
-        await self._queue.acknowledge([one.entry_id])
+        await self._queue.acknowledge([one])
         RECORDED.labels("dead_letter").inc()
 
     async def _record(self, entries: Sequence[pb.StreamEntry]) -> None:
@@ -196,6 +211,20 @@ class Worker:
             reraise=True,
         )
         return await retrying(work, *arguments)
+
+
+def batches(entries: Sequence[Readable]) -> Iterator[list[Readable]]:
+    """Return entries in batches that are recorded together."""
+    batch: list[Readable] = []
+    signals = 0
+    for one in entries:
+        if batch and signals + len(one[1].signals) > BATCH_SIGNALS:
+            yield batch
+            batch, signals = [], 0
+        batch.append(one)
+        signals += len(one[1].signals)
+    if batch:
+        yield batch
 
 
 def is_away(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from services.mesh import telemetry
-from tests.bench import audit, demo, hop, intake, kill, mesh, models, rules, storm
+from tests.bench import audit, crowd, demo, hop, intake, kill, mesh, models, rules, storm
 from tests.bench.table import Row, screen, show
 
 # Each part with the seconds after which it is given up.
@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[Callable[[Path], Awaitable[list[Row]]], float]] = {
     "models": (models.rows, 300),
     "kill": (kill.rows, 600),
     "demo": (demo.rows, 240),
+    "crowd": (crowd.rows, 300),
     "storm": (storm.rows, 420),
 }
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import psutil
 from redis.asyncio import Redis
 
-from services.ingest.stream import STREAM
+from services.ingest.stream import waiting
 from services.local import postgres as pg
 from services.local import valkey as vk
 from services.local.process import Program
@@ -87,8 +87,7 @@ class Bench:
         """Wait until what was accepted has its rows, so that the next run starts on an idle machine."""
 
         async def probe() -> bool:
-            groups = await self._observer.xinfo_groups(STREAM)
-            return all(one["lag"] == 0 and one["pending"] == 0 for one in groups)
+            return await waiting(self._observer) == 0
 
         await eventually(probe, 60)
 

@@ -113,7 +113,7 @@ class House:
         """Open everything, with an empty stream and empty tables."""
         settings = settings_for(folder, valkey, database, **changes)
         house = cls(settings, await open_pool(settings, "ingest"))
-        await house.client.delete(stream.STREAM)
+        await house.client.delete(*await stream.lanes(house.client), stream.LANES)
         tables = (
             "deliveries",
             "signals",
@@ -161,9 +161,12 @@ class House:
         return [row["disposition"] for row in await self.rows("SELECT disposition FROM signals ORDER BY record_time")]
 
     async def stored(self) -> list[pb.StreamEntry]:
-        """Return everything in the stream."""
-        found = cast("list[tuple[bytes, dict[bytes, bytes]]]", await self.client.xrange(stream.STREAM))
-        return [pb.StreamEntry.FromString(fields[stream.FIELD]) for _, fields in found]
+        """Return everything in the streams."""
+        kept = []
+        for lane in await stream.lanes(self.client):
+            found = cast("list[tuple[bytes, dict[bytes, bytes]]]", await self.client.xrange(lane))
+            kept += [pb.StreamEntry.FromString(fields[stream.FIELD]) for _, fields in found]
+        return kept
 
     async def idle(self) -> bool:
         """Say whether everything that was handed out is acknowledged."""
@@ -171,8 +174,8 @@ class House:
 
     async def pending(self) -> int:
         """Return how many entries were handed out and not acknowledged."""
-        summary = await self.client.xpending(stream.STREAM, stream.GROUP)
-        return int(summary["pending"])
+        lanes = await stream.lanes(self.client)
+        return sum([int((await self.client.xpending(one, stream.GROUP))["pending"]) for one in lanes])
 
 
 async def eventually(probe: Callable[[], Awaitable[Any]], seconds: float = 20.0) -> Any:

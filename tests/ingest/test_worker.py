@@ -160,10 +160,10 @@ async def test_only_what_has_its_rows_is_trimmed(house: House) -> None:
     await house.appender.append(contents([entry(notification(alert("late")))]))
     await reader.trim()
     assert await house.client.xlen(stream.STREAM) == 6
-    await reader.acknowledge([one.entry_id for one in taken[:3]])
+    await reader.acknowledge(taken[:3])
     await reader.trim()
     assert await house.client.xlen(stream.STREAM) == 3
-    await reader.acknowledge([one.entry_id for one in taken[3:]])
+    await reader.acknowledge(taken[3:])
     await reader.trim()
     assert await house.client.xlen(stream.STREAM) == 1
 
@@ -188,3 +188,74 @@ async def test_two_workers_share_the_stream(house: House, count: int) -> None:
     found = await house.dispositions()
     assert found.count("OPENED") == 7
     assert len(await house.rows("SELECT 1 FROM incidents")) == 7
+
+
+async def append(house: House, source: str, count: int) -> None:
+    """Append single alerts of a source, each of another cause, as the servicer does."""
+    made = contents([entry(notification(alert(f"{source}{number}")), source) for number in range(count)])
+    await house.appender.append(made, [source] * count)
+
+
+async def test_what_waits_of_one_source_delays_no_other(house: House) -> None:
+    """Hundreds of deliveries of one source wait, then comes one of another: it is recorded with the first of them."""
+    for source in ("alertmanager", "grafana"):
+        await append(house, source, 1)
+    await append(house, "alertmanager", 500)
+    await append(house, "grafana", 1)
+    async with running(house.worker()):
+        await eventually(lambda: house.rows("SELECT 1 FROM signals HAVING count(*) = 503"))
+        await eventually(house.idle)
+    late = "SELECT count(*) FROM signals WHERE record_time <= (SELECT max(record_time) FROM signals WHERE source = $1)"
+    assert (await house.rows(late, "grafana"))[0][0] <= 2 * stream.READ_COUNT
+
+
+async def test_sources_take_turns_in_what_is_read(house: House) -> None:
+    """Of each source come as many entries as are asked for, one after the other in turns."""
+    reader = house.reader()
+    await reader.ensure_group()
+    for source in ("alertmanager", "grafana"):
+        await append(house, source, 1)
+    assert len(await reader.read()) == 2
+    await append(house, "alertmanager", 10)
+    await append(house, "grafana", 2)
+    names = [one.stream.partition(":")[2] for one in await reader.read(4)]
+    assert sorted(names[:2]) == sorted(names[2:4]) == ["alertmanager", "grafana"]
+    assert names[4:] == ["alertmanager"] * 2
+
+
+async def test_a_new_source_is_heard_of_by_who_waits_already(house: House) -> None:
+    """A worker that waits gets the first delivery of a source that it did not know, and those that follow it."""
+    total = 0
+    async with running(house.worker()):
+        for source in ("alertmanager", "grafana"):
+            for count in (1, 2):
+                await append(house, source, count)
+                total += count
+                await eventually(lambda: house.rows("SELECT 1 FROM signals HAVING count(*) = $1", total))  # noqa: B023  called at once
+        await eventually(house.idle)
+    assert await stream.waiting(house.client) == 0
+
+
+async def test_every_stream_is_trimmed_and_taken_over(house: House) -> None:
+    """What a dead consumer had of a source's own stream is processed by another, and trimmed when it has its rows."""
+    dead = house.reader()
+    await append(house, "alertmanager", 1)
+    await append(house, "alertmanager", 9)
+    assert len(await dead.read()) == 10
+    assert await stream.waiting(house.client) == 10
+    async with running(house.worker()):
+
+        async def none_left() -> bool:
+            return await stream.left(house.client) == 0
+
+        await eventually(none_left)
+    assert len(await house.dispositions()) == 10
+
+
+async def test_what_an_older_version_left_is_processed(house: House) -> None:
+    """Entries of the one stream that was there before there was one a source get their rows, beside new ones."""
+    await house.client.xadd(stream.STREAM, {stream.FIELD: entry(notification(alert("old"))).SerializeToString()})
+    await append(house, "alertmanager", 2)
+    async with running(house.worker()):
+        await eventually(lambda: house.rows("SELECT 1 FROM signals HAVING count(*) = 3"))
+        await eventually(house.idle)
