@@ -46,11 +46,28 @@ sources:
   - source: signed
     parser: alertmanager
     hmac_github: {secret_file: alertmanager}
+  - source: pagerduty-events
+    routing_key: {secret_file: routed}
+  - source: tokened
+    parser: alertmanager
+    url_token: {secret_file: routed}
 """
-SECRETS = {"alertmanager": "old-secret\nnew-secret\n", "grafana": "grafana:pass:word\n", "headed": "s3cret\n"}
+KEY = "R0123456789abcdef0123456789abcde"
+SECRETS = {
+    "alertmanager": "old-secret\nnew-secret\n",
+    "grafana": "grafana:pass:word\n",
+    "headed": "s3cret\n",
+    "routed": f"{KEY}\n",
+}
 BEARER = {"Authorization": "Bearer new-secret"}
 BASIC = {"Authorization": "Basic " + base64.b64encode(b"grafana:pass:word").decode()}
-PARSER_OF = {"headed": "generic", "open": "generic", "patient": "alertmanager", "signed": "alertmanager"}
+PARSER_OF = {
+    "headed": "generic",
+    "open": "generic",
+    "patient": "alertmanager",
+    "signed": "alertmanager",
+    "tokened": "alertmanager",
+}
 
 
 def unavailable(code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> grpc.aio.AioRpcError:

@@ -21,7 +21,7 @@ from services.local.process import Program
 from services.local.signing import proof_of
 from tests import stores
 from tests.bridge.bad import BAD
-from tests.bridge.house import BASIC, BEARER, write_config
+from tests.bridge.house import BASIC, BEARER, KEY, write_config
 from tests.ingest.house import ROOT, alert, eventually, notification
 from tests.ingest.test_faults import Machine
 
@@ -169,6 +169,29 @@ async def test_a_replay_at_another_bridge_has_no_second_effect(mesh: Mesh) -> No
     assert [row["signal_count"] for row in await rows(mesh, more)] == [2]
     kept = await rows(mesh, "SELECT authenticity, verified FROM ingest.deliveries WHERE source = 'signed'")
     assert [tuple(row) for row in kept] == [("HMAC", True)] * 2
+
+
+async def test_what_a_client_of_the_events_api_resolves_joins_its_alert(mesh: Mesh) -> None:
+    """An alert without a key, and its end with the key of the answer: one incident. No store or log has the secret."""
+    payload = {"summary": "Disk full, told by routing key", "source": "web-9", "severity": "critical"}
+    event = {"routing_key": KEY, "event_action": "trigger", "payload": payload}
+    answer = await mesh.http.post("/v2/enqueue", json=event)
+    assert (answer.status_code, answer.json()["status"]) == (202, "success")
+    key = answer.json()["dedup_key"]
+    over = {"routing_key": KEY, "event_action": "resolve", "dedup_key": key}
+    answer = await mesh.http.post("/v1/webhooks/pagerduty-events", json=over)
+    assert (answer.status_code, answer.json()["dedup_key"]) == (202, key)
+    told = [await mesh.http.post(f"/v1/webhooks/{source}/{KEY}", content=GOOD) for source in ("tokened", "signed")]
+    assert [one.status_code for one in told] == [202, 404]
+    joined = "SELECT incident_id FROM ingest.incidents WHERE title LIKE '%told by routing key%' AND signal_count = 2"
+    assert len(await eventually(lambda: rows(mesh, joined))) == 1
+    kept = await rows(mesh, "SELECT authenticity, body FROM ingest.deliveries WHERE source = 'pagerduty-events'")
+    assert {row["authenticity"] for row in kept} == {"ROUTING_KEY"}
+    assert not [row for row in kept if KEY.encode() in row["body"]]
+    for name in ("bridge", "ingest"):
+        log = (mesh.folder / f"{name}.log").read_text()
+        assert log
+        assert KEY not in log
 
 
 @pytest.mark.parametrize("name", sorted(BAD))
