@@ -13,7 +13,7 @@ import asyncpg
 import psutil
 from redis.asyncio import Redis
 
-from services.ingest.stream import STREAM
+from services.ingest import stream
 from services.local import postgres as pg
 from services.local import valkey as vk
 from services.local.files import free_port
@@ -108,8 +108,7 @@ class Town:
         seen: list[int] = []
 
         async def nothing_waits() -> bool:
-            (group,) = await self._redis.xinfo_groups(STREAM)
-            waits = int(group["pending"]) + int(group["lag"] or 0)
+            waits = await stream.waiting(self._redis)
             if seen[-1:] != [waits]:
                 say(f"waiting for rows: {waits} deliveries")
                 seen.append(waits)
@@ -125,7 +124,7 @@ class Town:
 
     async def left_in_stream(self) -> int:
         """Return how many entries trimming has left."""
-        return int(await self._redis.xlen(STREAM))
+        return await stream.left(self._redis)
 
     async def rows(self, query: str, *arguments: Any) -> Sequence[asyncpg.Record]:
         """Read from the stores."""
