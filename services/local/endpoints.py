@@ -88,7 +88,8 @@ def webhook_headers(hook: dict[str, str], body: bytes) -> dict[str, str]:
     """Return the headers with which a sender proves itself at HOOK, an entry of endpoints.json's `webhooks`."""
     if hook["auth"] in {"none", "mtls", "url-token"}:
         return {}
-    secret = Path(hook["secret_file"]).read_text(encoding="utf-8").splitlines()[0].strip()
+    # The first that is one: the bridge passes over empty lines, too.
+    secret = Path(hook["secret_file"]).read_text(encoding="utf-8").strip().splitlines()[0].strip()
     return proof_of(hook, secret, body)
 
 
