@@ -120,13 +120,15 @@ async def watch_incidents(
     over = {ingest.Incident.STATE_RESOLVED, ingest.Incident.STATE_STALE}
     states = [state for state in ingest.Incident.State.values() if state and state not in over]
     loop, out, watch = asyncio.get_running_loop(), console(), Watch()
-    until = loop.time() + seconds if seconds else float("inf")
+    until = 0.0
     at_terminal = out.is_terminal and not session.as_json
     with Live(console=out, auto_refresh=False) if at_terminal else nullcontext() as live:
         while True:
             began = loop.time()
             request = ingest.ListIncidentsRequest(states=states)
             answer = await pages(stub.ListIncidents, request, "incidents", limit)
+            # From the first answer on: that took as long as the connection did.
+            until = until or (loop.time() + seconds if seconds else float("inf"))
             if session.as_json:
                 print_json(answer, one_line=True)
             else:

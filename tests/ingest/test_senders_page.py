@@ -1,4 +1,4 @@
-"""What README and docs/senders.md say of senders is what the code does: the table, the templates, the example parser."""
+"""What README and docs/senders.md say of senders is what the code does: the table, the templates, the example."""
 
 import json
 import re
