@@ -91,9 +91,11 @@ def _broken(alert: Any, path: str, *, shared: bool) -> FieldError | None:
     if not isinstance(alert, Mapping):
         return FieldError(path, "must be an object")
     labels = alert.get("labels")
+    if text_of(alert.get("fingerprint")):
+        return None
     if labels is not None and not isinstance(labels, Mapping):
         return FieldError(f"{path}.labels", "must be an object of texts")
-    if not labels and not shared and not text_of(alert.get("fingerprint")):
+    if not labels and not shared:
         return FieldError(f"{path}.labels", "is required: without labels or fingerprint the alert has no identity")
     return None
 

@@ -25,7 +25,7 @@ from services.ingest.signal import (
     hashed,
     unreadable,
 )
-from services.ingest.sources.fields import links_of
+from services.ingest.sources.fields import line_of, links_of
 from services.ingest.sources.reading import Notes, bounded, read_json, text_of, time_of, word_of, words_of
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -75,7 +75,7 @@ def _change(value: Any, place: str, pointer: str, notes: Notes) -> ParsedSignal:
     status = bounded(value.get("status"), RAW_MAX, "status", notes)
     moment = time_of(value.get("time"), "time", notes)
     what = labels.get("version", "")
-    title = bounded(value.get("title"), SUMMARY_MAX, "title", notes)
+    title = line_of(value.get("title"), "title", notes)
     identity = word_of(value.get("id"), ID_MAX, "id", notes)
     keys = [one.key for one in targets]
     return ParsedSignal(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from services.ingest.resources import CLOUD_ID, CLUSTER, HOST, NAMESPACE, SERVICE, resource_of, target_keys
+from services.ingest.resources import CLOUD_ID, CLUSTER, HOST, NAMESPACE, SERVICE, VALUE_MAX, resource_of, target_keys
 from services.ingest.signal import (
     DESCRIPTION_MAX,
     RAW_MAX,
@@ -174,10 +174,15 @@ def _moment(value: Any, name: str, notes: Notes) -> int | None:
     return None if text_of(value) == "0" else time_of(value, name, notes)
 
 
+def _word(value: Any) -> str:
+    return word_of(value, VALUE_MAX, "resource", Notes())
+
+
 def _attributes(incident: Mapping[str, Any], monitored: Mapping[str, Any], system: Mapping[str, Any]) -> dict[str, str]:
     """Return what the monitored resource is, in OpenTelemetry's words."""
     kind = text_of(monitored.get("type"))
-    labels = {name: text_of(value) for name, value in object_of(monitored.get("labels")).items()}
+    # a template's placeholder is noted where labels and keys are made of these
+    labels = {name: _word(value) for name, value in object_of(monitored.get("labels")).items()}
     found = {"cloud.provider": "aws" if kind.startswith("aws_") else "gcp"}
     found |= {ATTRIBUTES[name]: value for name, value in labels.items() if name in ATTRIBUTES and value}
     place = labels.get("location") or labels.get("zone", "")
@@ -188,12 +193,12 @@ def _attributes(incident: Mapping[str, Any], monitored: Mapping[str, Any], syste
         found.setdefault("cloud.region", match["region"])
     elif place:
         found.setdefault("cloud.region", place)
-    project = found.get("cloud.account.id") or text_of(incident.get("scoping_project_id"))
+    project = found.get("cloud.account.id") or _word(incident.get("scoping_project_id"))
     found["cloud.account.id"] = project
     controller = CONTROLLERS.get(text_of(system.get("top_level_controller_type")))
-    if controller and (name := text_of(system.get("top_level_controller_name"))):
+    if controller and (name := _word(system.get("top_level_controller_name"))):
         found[controller] = name
-    instance = labels.get("instance_id") or text_of(incident.get("resource_id"))
+    instance = labels.get("instance_id") or _word(incident.get("resource_id"))
     if kind in MACHINES or (not kind and instance):
         found["host.id"] = instance
         found[HOST] = _host(incident, system, project)

@@ -216,7 +216,8 @@ def _deployment(value: Mapping[str, Any], event: str, notes: Notes, _: DeliveryF
     facts = _Facts(value, event, notes)
     deployment, told = (object_of(value.get(name)) for name in ("deployment", "deployment_status"))
     state = word_of(told.get("state"), RAW_MAX, "deployment_status.state", notes) or ("" if told else "requested")
-    environment = text_of(told.get("environment")) or text_of(deployment.get("environment"))
+    named = (word_of(one.get("environment"), RULE_MAX, "environment", notes) for one in (told, deployment))
+    environment = next(filter(None, named), "")
     ref = word_of(deployment.get("ref"), RULE_MAX, "deployment.ref", notes)
     number = key_of(deployment.get("id"), "deployment.id", notes)
     return _change(

@@ -181,7 +181,8 @@ def _kind(reason: str, severity: Severity) -> Kind:
 def _key(event: Mapping[str, Any], about: Mapping[str, Any], kind: Kind, notes: Notes) -> str:
     """Return object, reason and message without numbers; of what is only kept, each event has its own."""
     uid = key_of(about.get("uid"), "involvedObject.uid", notes)
-    reason, message = (bounded(one, RULE_MAX, "reason", Notes()) for one in (event.get("reason"), _message(event)))
+    reason = word_of(event.get("reason"), RULE_MAX, "reason", Notes())
+    message = bounded(_message(event), RULE_MAX, "message", Notes())
     if not uid:
         notes.add("no involvedObject.uid: the key is made of kind, namespace and name")
         uid = hashed(*(text_of(about.get(one)) for one in ("kind", "namespace", "name")))
