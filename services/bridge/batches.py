@@ -4,7 +4,8 @@ No timer: an idle bridge sends at once, a busy one fills its batches by itself.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections import Counter
+from collections.abc import Awaitable, Container
 from typing import Protocol
 
 import structlog
@@ -14,7 +15,11 @@ from services.bridge.waiting import FairQueue, Waiting
 
 ITEMS_MAX = 128
 BYTES_MAX = 3 << 20
+# Of bodies in a call: as much as is parsed in some 50 ms, for whoever comes next waits for it.
+BODIES_MAX = 256 << 10
 LANES = 2
+# Beside these, for sources that have nothing on its way: they do not wait for those that have.
+FRESH_LANES = 2
 # Worth a second call beside the first: a call costs as much as some ten deliveries in it.
 SECOND_ITEMS = 32
 SECOND_BYTES = 1 << 20
@@ -42,6 +47,8 @@ class Batches:
         self._target = target
         self._waiting = FairQueue(items_max, bytes_max)
         self._tasks: set[asyncio.Task[None]] = set()
+        # How many deliveries of each source are on their way.
+        self._away: Counter[str] = Counter()
         self._scheduled = False
 
     async def submit(self, delivery: ingest.Delivery) -> ingest.DeliveryResult:
@@ -62,9 +69,15 @@ class Batches:
     def _flush(self) -> None:
         self._scheduled = False
         while self._waiting and len(self._tasks) < LANES and (not self._tasks or self._many()):
-            task = asyncio.create_task(self._send(self._take()))
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
+            self._start(self._take(()))
+        while len(self._tasks) < LANES + FRESH_LANES and self._waiting.first(self._away):
+            self._start(self._take(self._away))
+
+    def _start(self, batch: list[Waiting]) -> None:
+        self._away.update(one.delivery.source for one in batch)
+        task = asyncio.create_task(self._send(batch))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
 
     def _many(self) -> bool:
         """Say whether what waits is worth a call of its own while another is on its way."""
@@ -74,15 +87,16 @@ class Batches:
         self._tasks.discard(task)
         self._flush()
 
-    def _take(self) -> list[Waiting]:
+    def _take(self, away: Container[str]) -> list[Waiting]:
         batch: list[Waiting] = []
-        size = 0
-        while len(batch) < ITEMS_MAX and (following := self._waiting.first()):
+        size = bodies = 0
+        while len(batch) < ITEMS_MAX and (following := self._waiting.first(away)):
             weight = following.size + ANSWER_BYTES * min(SIGNALS_MAX, following.size // SIGNAL_BYTES_MIN)
-            if batch and size + weight > BYTES_MAX:
+            if batch and (size + weight > BYTES_MAX or bodies + following.size > BODIES_MAX):
                 break
-            batch.append(self._waiting.take())
+            batch.append(self._waiting.take(away))
             size += weight
+            bodies += following.size
         return batch
 
     async def _send(self, batch: list[Waiting]) -> None:
@@ -99,9 +113,15 @@ class Batches:
             log.warning("a batch was not accepted", deliveries=len(batch), error=repr(error)[:500])
             outcome = [error] * len(batch)
         for one, result in zip(batch, outcome, strict=True):
+            self._back(one.delivery.source)
             if one.answer.done():
                 continue
             if isinstance(result, Exception):
                 one.answer.set_exception(result)
             else:
                 one.answer.set_result(result)
+
+    def _back(self, source: str) -> None:
+        self._away[source] -= 1
+        if not self._away[source]:
+            del self._away[source]

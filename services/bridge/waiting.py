@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
@@ -50,14 +51,19 @@ class FairQueue:
         self._items += 1
         self.bytes += one.size
 
-    def first(self) -> Waiting | None:
-        """Return whose turn it is."""
-        source = next(iter(self._queues), None)
+    def first(self, away: Container[str] = ()) -> Waiting | None:
+        """Return whose turn it is, of the sources that are not away."""
+        source = self._turn(away)
         return None if source is None else self._queues[source][0]
 
-    def take(self) -> Waiting:
+    def _turn(self, away: Container[str]) -> str | None:
+        return next((one for one in self._queues if one not in away), None)
+
+    def take(self, away: Container[str] = ()) -> Waiting:
         """Take whose turn it is; its source is last from then on."""
-        source = next(iter(self._queues))
+        source = self._turn(away)
+        if source is None:
+            raise LookupError("nobody's turn")
         queue = self._queues.pop(source)
         one = queue.popleft()
         if queue:

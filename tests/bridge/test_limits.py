@@ -8,7 +8,7 @@ import pytest
 
 from opsmesh.config.v1 import sources_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
-from services.bridge.batches import Batches
+from services.bridge.batches import BODIES_MAX, Batches
 from services.bridge.limits import CLIENTS_MAX, Limits
 from services.bridge.waiting import FairQueue, FullError, Waiting
 from services.mesh.config import load_yaml
@@ -165,3 +165,50 @@ async def test_a_quiet_source_does_not_wait_behind_a_loud_one() -> None:
 
 async def _some(tasks: list["asyncio.Task[pb.DeliveryResult]"]) -> bool:
     return any(one.done() for one in tasks)
+
+
+class HeldIngest(MemoryIngest):
+    """Tells which sources came with each call, before it is held back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate.clear()
+        self.calls: list[tuple[set[str], int]] = []
+
+    async def SubmitSignals(self, request: pb.SubmitSignalsRequest, *, timeout: float) -> pb.SubmitSignalsResponse:  # noqa: ASYNC109, N802  as the stub has it
+        """Note the call."""
+        self.calls.append(
+            ({one.source for one in request.deliveries}, sum(len(one.body) for one in request.deliveries))
+        )
+        return await super().SubmitSignals(request, timeout=timeout)
+
+
+async def test_who_has_nothing_on_the_way_waits_for_nobody() -> None:
+    """While every call of a loud source is held back, another source's delivery goes at once, its second one waits."""
+    ingest = HeldIngest()
+    batches = Batches(ingest, 1000, 64 << 20)
+    sent = [asyncio.create_task(batches.submit(delivery(BODY, "generic"))) for _ in range(500)]
+    await eventually(lambda: _calls(ingest, 2))
+    for _ in range(2):
+        sent.append(asyncio.create_task(batches.submit(delivery(BODY, "alertmanager"))))
+        await eventually(lambda: _calls(ingest, 3))
+    assert [one for one, _ in ingest.calls] == [{"generic"}, {"generic"}, {"alertmanager"}]
+    ingest.gate.set()
+    await asyncio.gather(*sent)
+    assert len(ingest.entries) == 502
+
+
+async def test_a_call_carries_no_more_bodies_than_are_parsed_soon() -> None:
+    """Large deliveries go in several calls, so that who comes next does not wait for all of them."""
+    ingest = HeldIngest()
+    batches = Batches(ingest, 1000, 64 << 20)
+    large = notification(*[alert(pod=str(number)) for number in range(100)])
+    sent = [asyncio.create_task(batches.submit(delivery(large, "generic"))) for _ in range(40)]
+    await eventually(lambda: _calls(ingest, 2))
+    ingest.gate.set()
+    await asyncio.gather(*sent)
+    assert max(size for _, size in ingest.calls) <= BODIES_MAX
+
+
+async def _calls(ingest: HeldIngest, count: int) -> bool:
+    return len(ingest.calls) >= count
