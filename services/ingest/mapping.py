@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha1
+from itertools import islice
 from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -29,13 +30,14 @@ from services.ingest.signal import (
     bounded_key,
 )
 from services.ingest.sources import Parser
-from services.ingest.sources.reading import clean
+from services.ingest.sources.reading import PAIRS_MAX, clean
 
 NANOS: Final = 1_000_000_000
 # By how much the clock of a sender may be ahead of ours.
 AHEAD: Final = 300 * NANOS
 TIMES: Final = ("event_time", "start_time", "end_time")
 TARGETS_MAX: Final = 32
+RESOURCE_MAX: Final = 64
 # Statuses whose words describe what is wrong now.
 DESCRIBING: Final = frozenset(
     {Status.UNSPECIFIED, Status.FIRING, Status.ACKNOWLEDGED, Status.NO_DATA, Status.OCCURRENCE}
@@ -102,9 +104,20 @@ def _errors(errors: Iterable[FieldError]) -> list[pb.DeliveryError]:
     ]
 
 
+def _capped(parsed: ParsedSignal) -> ParsedSignal:
+    """Return a signal whose maps the IDL can hold, however many names came together; that some are left out is said."""
+    for name, most in (("resource", RESOURCE_MAX), ("labels", PAIRS_MAX), ("annotations", PAIRS_MAX)):
+        pairs = getattr(parsed, name)
+        if len(pairs) > most:
+            said = (*parsed.warnings[: WARNINGS_MAX - 1], f"{name} has more than {most} entries")
+            changes: dict[str, Any] = {name: dict(islice(pairs.items(), most)), "warnings": said}
+            parsed = replace(parsed, **changes)
+    return parsed
+
+
 def _signal(delivery: pb.Delivery, received: int, index: int, parsed: ParsedSignal) -> signal_pb2.Signal:
     """Return a parsed signal as the IDL's message."""
-    parsed = _not_ahead(parsed, received)
+    parsed = _capped(_not_ahead(parsed, received))
     signal = signal_pb2.Signal(
         signal_id=signal_id_of(delivery.delivery_id, index),
         delivery_id=delivery.delivery_id,
