@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: setup demo test lint types house unit faults bench up clean
+.PHONY: setup demo test lint types house unit faults fuzz bench up clean
 
 setup: .venv/.ready
 
@@ -43,6 +43,10 @@ unit: setup
 faults: setup
 	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(ALERTS),--alerts $(ALERTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CALLS),--calls $(CALLS)) $(if $(RUN_CALLS),--run-calls $(RUN_CALLS)) $(if $(KILLS),--kills $(KILLS)) $(if $(INTAKE_ALERTS),--intake-alerts $(INTAKE_ALERTS)) $(WRITE)
 	@$(BIN)/python -m tests.gateway.pauses
+
+# SECONDS for all targets together, or EXAMPLES for each, SEED and ONLY (a word of a target's name) are optional.
+fuzz: setup
+	@$(BIN)/python -W ignore -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only "$(ONLY)")
 
 bench: setup
 	@$(BIN)/python -m tests.bench
