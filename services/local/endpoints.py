@@ -55,7 +55,7 @@ def _webhook(mesh: Mesh, source: sources_pb2.Source) -> dict[str, str]:
     else:
         ensure_secret(secret_file, prefix=f"{source.source}:" if auth in {"basic", "sns"} else "")
     if auth == "url-token":
-        secret = secret_file.read_text(encoding="utf-8").splitlines()[0].strip()
+        secret = secret_file.read_text(encoding="utf-8").strip().splitlines()[0].strip()
         return {"url": f"{url}/{secret}", "auth": auth, "header": "", "secret_file": str(secret_file)}
     header = settings.header if auth in {"header", "hmac-grafana"} else ""
     hook = {"url": url, "auth": auth, "header": header or HEADERS[auth], "secret_file": str(secret_file)}
