@@ -72,14 +72,15 @@ class Book:
         """Say what becomes of a signal. The same (alert, start, status) again is a duplicate, whatever came since."""
         if signal.test or signal.change:
             return Verdict(Disposition.TEST) if signal.test else self._changed(signal)
+        self._end_overlapped(signal)
         known = self.alerts.get((*signal.alert, episode_of(signal.start_time)))
         if known and not self._is_afresh(known, signal):
             return self._again(known, signal)
         latest = self.alerts.get(self._latest.get(signal.alert, ("", "", "")))
         if latest is known:
             latest = None
-        if latest and _is_older(signal, latest):
-            return self._joined(Disposition.STALE, latest.incident_id)
+        if latest and (found := self._of_before(signal, latest)):
+            return found
         if signal.status is Status.SUPPRESSED:
             found = latest or known
             return self._joined(Disposition.SUPPRESSED, found.incident_id if found and not found.over else None)
@@ -91,6 +92,26 @@ class Book:
                 self._put(replace(before, over=True))
         over = next((one for one in (latest, known) if one and one.over and one.incident_id), None)
         return self._begin(signal, over)
+
+    def _of_before(self, signal: SignalFacts, latest: Alert) -> Verdict | None:
+        """Judge what is of the newest firing that is known, or of an older one; None for what is news."""
+        if _is_within(signal, latest):
+            return self._again(latest, signal)
+        return self._joined(Disposition.STALE, latest.incident_id) if _is_older(signal, latest) else None
+
+    def _end_overlapped(self, signal: SignalFacts) -> None:
+        """End a firing that began while another, that is over now, went on: both are one, told by two peers.
+
+        No alert begins anew before it was over, but peers of a pair may differ by seconds in when it began, and agree
+        on the earlier time before they tell the end.
+        """
+        latest = self.alerts.get(self._latest.get(signal.alert, ("", "", "")))
+        if latest is None or latest.over or None in (latest.start_time, signal.start_time, signal.end_time):
+            return
+        if (signal.start_time or 0) < (latest.start_time or 0) < (signal.end_time or 0):
+            self._put(replace(latest, over=True, end_time=signal.end_time))
+            self._turn(signal, self.incidents.get(latest.incident_id or ""), signal.event_time)
+            self._revise(latest.incident_id)
 
     def _changed(self, signal: SignalFacts) -> Verdict:
         """Judge word of a change: it is kept once and touches no incident."""
@@ -131,7 +152,8 @@ class Book:
             return self._joined(Disposition.STALE, known.incident_id)
         event_time = max(known.event_time, signal.event_time)
         seen = known.seen | 1 << signal.status
-        self._put(replace(known, seen=seen, over=known.over or resolved, event_time=event_time))
+        end_time = signal.end_time if known.end_time is None else known.end_time
+        self._put(replace(known, seen=seen, over=known.over or resolved, event_time=event_time, end_time=end_time))
         if resolved and not known.over:
             self._turn(signal, self.incidents.get(known.incident_id or ""), signal.event_time)
         self._revise(known.incident_id)
@@ -143,7 +165,8 @@ class Book:
         self._put(_alert_of(signal, incident_id, self.now, over=True))
         if latest is None or latest.over:
             return Verdict(Disposition.STALE)
-        self._put(replace(latest, over=True, event_time=max(latest.event_time, signal.event_time)))
+        event_time = max(latest.event_time, signal.event_time)
+        self._put(replace(latest, over=True, event_time=event_time, end_time=signal.end_time))
         self._turn(signal, self.incidents.get(incident_id or ""), signal.event_time)
         self._revise(incident_id)
         return self._joined(Disposition.JOINED, incident_id, speaks=True)
@@ -245,6 +268,13 @@ class Book:
         incident.revised |= incident.state not in CLOSED | ACTING
 
 
+def _is_within(signal: SignalFacts, latest: Alert) -> bool:
+    """Say whether a signal is of a firing that began before the newest one was over, so that both are one."""
+    if signal.start_time is None or latest.start_time is None or latest.end_time is None:
+        return False
+    return latest.start_time <= signal.start_time < latest.end_time
+
+
 def _is_older(signal: SignalFacts, latest: Alert) -> bool:
     """Say whether a signal is of a time before the newest episode of its alert, or before the resolve that ended it."""
     if signal.start_time and latest.start_time:
@@ -262,4 +292,5 @@ def _alert_of(signal: SignalFacts, incident_id: str | None, now: datetime, *, ov
         over=over,
         event_time=signal.event_time,
         first_seen=now,
+        end_time=signal.end_time,
     )

@@ -106,6 +106,8 @@ class SignalFacts:
     test: bool = False
     change: bool = False
     timed: bool = True
+    # When its sender says that it was over; only of a resolve.
+    end_time: int | None = None
     grouping: Grouping = PLAIN
     correlation_rule_id: str = ""
 
@@ -127,6 +129,8 @@ class Alert:
     over: bool
     event_time: int
     first_seen: datetime
+    # When its sender said that it was over; None while it is not, or where the sender does not say.
+    end_time: int | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -194,6 +194,7 @@ def words_of(signal: signal_pb2.Signal, targets: Sequence[Resolved]) -> Words:
 def facts_of(signal: signal_pb2.Signal, targets: Sequence[Resolved], correlation: Correlation) -> SignalFacts:
     """Return what deduplication needs to know of a signal."""
     correlated = correlation.of(words_of(signal, targets))
+    over = Status(signal.status) is Status.RESOLVED
     return SignalFacts(
         signal_id=signal.signal_id,
         source=signal.source,
@@ -206,6 +207,7 @@ def facts_of(signal: signal_pb2.Signal, targets: Sequence[Resolved], correlation
         test=signal.test,
         change=signal.kind != signal_pb2.Signal.KIND_UNSPECIFIED,
         timed=signal.event_time != signal.receive_time,
+        end_time=signal.end_time.ToNanoseconds() if over and signal.HasField("end_time") else None,
         grouping=correlated.grouping,
         correlation_rule_id=correlated.rule_id,
     )

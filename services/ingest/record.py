@@ -114,7 +114,9 @@ async def _load(
     )
     book.turns |= {(row["source"], row["dedup_key"]): Turns(tuple(row["times"])) for row in rows}
     keys = {(one.source, one.dedup_key, "" if one.start_time is None else str(one.start_time)) for one in facts}
-    columns = "x.source, x.dedup_key, x.start_time, x.incident_id, x.seen, x.over, x.event_time, x.first_seen"
+    columns = (
+        "x.source, x.dedup_key, x.start_time, x.incident_id, x.seen, x.over, x.event_time, x.first_seen, x.end_time"
+    )
     rows = await connection.fetch(
         "SELECT DISTINCT a.* FROM unnest($1::text[], $2::text[], $3::text[]) AS k (source, dedup_key, episode) "  # noqa: S608  constants only
         f"CROSS JOIN LATERAL ((SELECT {columns} FROM alerts x WHERE (x.source, x.dedup_key, x.episode) = "
@@ -161,6 +163,7 @@ def _alert(row: Any) -> Alert:
         over=row["over"],
         event_time=row["event_time"],
         first_seen=row["first_seen"],
+        end_time=row["end_time"],
     )
 
 
@@ -257,17 +260,20 @@ async def _write_alerts(connection: Connection, book: Book) -> None:
             alert.over,
             alert.event_time,
             alert.first_seen,
+            alert.end_time,
         )
         for key in book.changed
         for alert in (book.alerts[key],)
     ]
     await connection.execute(
-        "INSERT INTO alerts (source, dedup_key, episode, start_time, incident_id, seen, over, event_time, first_seen) "
-        "SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::uuid[], $6::integer[], "
-        "$7::boolean[], $8::bigint[], $9::timestamptz[]) ON CONFLICT (source, dedup_key, episode) DO UPDATE SET "
+        "INSERT INTO alerts (source, dedup_key, episode, start_time, incident_id, seen, over, event_time, first_seen, "
+        "end_time) SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::uuid[], $6::integer[], "
+        "$7::boolean[], $8::bigint[], $9::timestamptz[], $10::bigint[]) "
+        "ON CONFLICT (source, dedup_key, episode) DO UPDATE SET "
         "incident_id = excluded.incident_id, seen = excluded.seen, over = excluded.over, "
-        "event_time = excluded.event_time, first_seen = excluded.first_seen, update_time = now()",
-        *_columns(rows, 9),
+        "event_time = excluded.event_time, first_seen = excluded.first_seen, end_time = excluded.end_time, "
+        "update_time = now()",
+        *_columns(rows, 10),
     )
 
 
