@@ -117,3 +117,49 @@ def test_a_test_is_marked_only_when_it_says_so() -> None:
     """`test: true` marks a test; the word alone does not."""
     assert one({"id": "1", "test": True}).test
     assert not one({"id": "1", "test": "no"}).test
+
+
+def test_a_list_called_alerts_is_several_signals() -> None:
+    """What the batch says once holds for each that does not say it; what is no object is named."""
+    body = {
+        "status": "down",
+        "env": "prod",
+        "team": "shop",
+        "alerts": [{"id": "1", "service": "cart"}, {"id": "2", "status": "up", "env": "demo"}, 7],
+    }
+    first, second = parse(json.dumps(body).encode(), FACTS)
+    assert (first.dedup_key, first.status, first.targets[0].key) == ("1", Status.FIRING, "svc:prod/cart")
+    assert (second.dedup_key, second.status, second.labels["env"]) == ("2", Status.RESOLVED, "demo")
+    assert (first.body_pointer, second.body_pointer) == ("/alerts/0", "/alerts/1")
+    assert "must be a JSON object" in " ".join(first.warnings)
+
+
+def test_alerts_of_prometheus_are_read_as_such() -> None:
+    """Whoever points an Alertmanager at the door for anything."""
+    alert = {"status": "firing", "labels": {"alertname": "A", "severity": "page"}, "startsAt": "2026-01-01T00:00:00Z"}
+    signal = one({"version": "4", "status": "firing", "alerts": [{**alert, "fingerprint": "f1"}]})
+    assert (signal.dedup_key, signal.rule_name, signal.severity) == ("f1", "A", Severity.CRITICAL)
+
+
+def test_without_key_and_name_what_varies_is_no_part_of_the_key() -> None:
+    """Times, values and the status differ from one message to the next; the order of names says nothing."""
+    first = one({"msg": "it broke", "ts": 1772359200, "value": 3, "at": {"stage": "prod", "lastSeenTime": "x"}})
+    again = one({"at": {"lastSeenTime": "y", "stage": "prod"}, "value": 4, "msg": "it broke", "ts": 1772359299})
+    over = one({"msg": "it broke", "status": "ok", "at": {"stage": "prod"}})
+    other = one({"msg": "it broke", "at": {"stage": "demo"}})
+    assert first.dedup_key == again.dedup_key == over.dedup_key != other.dedup_key
+    assert one({"value": 3}).dedup_key != one({"value": 4}).dedup_key
+
+
+def test_constants_are_words() -> None:
+    """A name in capitals with the field's own before it; any other word with lines in it is not understood."""
+    signal = one({"id": "1", "status": "STATUS_FIRING", "severity": "ALERT_CRITICALITY_LEVEL_WARNING"})
+    assert (signal.status, signal.severity) == (Status.FIRING, Severity.WARNING)
+    assert signal.severity_raw == "ALERT_CRITICALITY_LEVEL_WARNING"
+    assert one({"id": "1", "severity": "NOT_CRITICAL"}).severity is Severity.UNSPECIFIED
+
+
+def test_a_reason_has_the_rules_name_before_it() -> None:
+    """Alone it says why, and not what."""
+    assert one({"id": "1", "MONITORNAME": "shop", "INCIDENT_REASON": "timeout"}).summary == "shop: timeout"
+    assert one({"id": "1", "msg": "it broke"}).summary == "it broke"

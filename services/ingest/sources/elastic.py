@@ -159,7 +159,8 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
     signals = each([one for _, one in found], notes, _signal)
     # Where each stands in its list is not where it stands in the body.
     places = {f"/{index}": place for index, (place, _) in enumerate(found)}
-    return [replace(one, body_pointer=_placed(one.body_pointer, places)) for one in signals]
+    signals[:] = [replace(one, body_pointer=_placed(one.body_pointer, places)) for one in signals]
+    return signals
 
 
 def _documents(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

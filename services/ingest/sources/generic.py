@@ -1,5 +1,7 @@
 """Any other JSON: read by the names that most senders use; what they do not say stays unspecified."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -25,7 +27,8 @@ from services.ingest.signal import (
     hashed,
     unreadable,
 )
-from services.ingest.sources.fields import links_of
+from services.ingest.sources.alerts import read_alerts
+from services.ingest.sources.fields import each, links_of
 from services.ingest.sources.names import (
     ANNOTATIONS,
     CONTAINERS,
@@ -35,13 +38,17 @@ from services.ingest.sources.names import (
     KEYS,
     LABELS,
     LINKS,
+    REASONS,
     RULE,
     SEVERITY,
+    SHARED,
     START,
     STATUS,
     SUMMARY,
     TIME,
     TITLES,
+    VOLATILE,
+    VOLATILE_ENDINGS,
 )
 from services.ingest.sources.reading import (
     NAME_MAX,
@@ -57,6 +64,8 @@ from services.ingest.sources.reading import (
 from services.ingest.words import read_severity, read_status
 
 LABEL_LENGTH_MAX: Final = 256
+BATCH: Final = "alerts"
+ENUM: Final = re.compile(r"(?:[A-Z]{1,32}_){0,8}(?:STATUS|STATE|SEVERITY|LEVEL|PRIORITY)_(?P<word>[A-Z0-9_]{1,32})")
 # The summary of what has none.
 NOTHING: Final = "a signal that says nothing about itself"
 
@@ -66,7 +75,7 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
     notes = Notes()
     value = read_json(body, notes)
     if isinstance(value, Mapping):
-        return [read_object(value, "", notes)]
+        return _batch(value, notes) or [read_object(value, "", notes)]
     if not isinstance(value, list):
         raise unreadable("", "must be a JSON object or a list of objects")
     if not value:
@@ -82,6 +91,23 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
     notes.leave_out(left_out)
     readable = ((at, one) for at, one in enumerate(value[:SIGNALS_MAX]) if _is_signal(one))
     return Signals((read_object(one, f"/{at}", Notes(*notes.texts)) for at, one in readable), left_out)
+
+
+def _batch(body: Mapping[str, Any], notes: Notes) -> list[ParsedSignal]:
+    """Return the signals of a list called `alerts`, of Alertmanager or in-house; none if it is none."""
+    found = body.get(BATCH)
+    if not isinstance(found, list) or not any(_is_signal(one) for one in found):
+        return []
+    if any(isinstance(one, Mapping) and isinstance(one.get("labels"), Mapping) and "startsAt" in one for one in found):
+        return read_alerts(body, notes)
+    shared = {name: one for name, one in body.items() if _plain(name) in SHARED and isinstance(one, str | int | float)}
+
+    def read(alert: Mapping[str, Any], pointer: str, said: Notes) -> ParsedSignal:
+        own = {_plain(name) for name in alert}
+        lent = {name: one for name, one in shared.items() if _plain(name) not in own}
+        return read_object({**alert, **lent}, f"/{BATCH}{pointer}", said)
+
+    return each(found, notes, read)
 
 
 def _is_signal(value: Any) -> bool:
@@ -158,7 +184,7 @@ def read_object(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSi
     fields = _Fields(body)
     status, status_raw = _status(fields, notes)
     severity_raw = bounded(fields.first(SEVERITY), RAW_MAX, "severity", notes)
-    severity = read_severity(severity_raw)
+    severity = read_severity(severity_raw) or read_severity(_of_enum(severity_raw))
     if severity is Severity.UNSPECIFIED:
         notes.add(f"severity is not understood: {severity_raw or '(absent)'}")
     labels = _labels(body, fields, notes)
@@ -167,8 +193,10 @@ def read_object(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSi
     ended = _time(fields, END, notes) if status is Status.RESOLVED else None
     rule_name = word_of(fields.first(RULE), RULE_MAX, "name", notes)
     summary = text_of(fields.first(SUMMARY)) or NOTHING
+    if rule_name and fields.first(SUMMARY) in list(fields.values(REASONS)) and rule_name not in summary:
+        summary = f"{rule_name}: {summary}"
     return ParsedSignal(
-        dedup_key=_key(fields, body, labels, notes),
+        dedup_key=_key(fields, body, notes),
         status=status,
         status_raw=status_raw,
         severity=severity,
@@ -195,11 +223,17 @@ def _status(fields: _Fields, notes: Notes) -> tuple[Status, str]:
     """Return the first word we know; else nothing is assumed, and the sender's word is kept."""
     raws = [bounded(value, RAW_MAX, "status", notes) for value in fields.values(STATUS) if not isinstance(value, bool)]
     for raw in raws:
-        if (status := read_status(raw)) is not Status.UNSPECIFIED:
+        if status := read_status(raw) or read_status(_of_enum(raw)):
             return status, raw
     raw = raws[0] if raws else ""
     notes.add(f"status is not understood: {raw or '(absent)'}")
     return Status.UNSPECIFIED, raw
+
+
+def _of_enum(raw: str) -> str:
+    """Return the word of a constant, such as SEVERITY_CRITICAL; nothing for what is written in another way."""
+    match = ENUM.fullmatch(raw)
+    return match["word"] if match else ""
 
 
 def _labels(body: Mapping[str, Any], fields: _Fields, notes: Notes) -> dict[str, str]:
@@ -226,7 +260,7 @@ def _time(fields: _Fields, names: Sequence[str], notes: Notes) -> int | None:
     return None
 
 
-def _key(fields: _Fields, body: Mapping[str, Any], labels: Mapping[str, str], notes: Notes) -> str:
+def _key(fields: _Fields, body: Mapping[str, Any], notes: Notes) -> str:
     """Return what stays the same from firing to resolved: the sender's key, else a hash of what names the thing."""
     for value in fields.values(KEYS):
         key = text_of(value)
@@ -241,9 +275,20 @@ def _key(fields: _Fields, body: Mapping[str, Any], labels: Mapping[str, str], no
     if identity := identity + ([] if fields.named(RULE) else fields.named(TITLES)):
         notes.add("no key of the sender: the key is a hash of names and labels")
         return hashed(*identity)
-    notes.add("no key of the sender and no name: the key is a hash of the whole")
-    content = {**{name: text_of(value) for name, value in body.items()}, **labels}
-    return hashed(*(part for pair in sorted(content.items()) for part in pair))
+    notes.add("no key of the sender and no name: the key is a hash of the whole, without what varies")
+    return hashed(json.dumps(_steady(body) or body, sort_keys=True, default=str))
+
+
+def _steady(value: Any) -> Any:
+    """Return a JSON value without what differs from one message about a thing to the next."""
+    if isinstance(value, Mapping):
+        kept = {name: _steady(one) for name, one in value.items() if not _varies(_plain(name))}
+        return {name: one for name, one in kept.items() if one not in (None, "", {}, [])}
+    return [_steady(one) for one in value] if isinstance(value, list) else value
+
+
+def _varies(plain: str) -> bool:
+    return plain in VOLATILE or plain.endswith(VOLATILE_ENDINGS)
 
 
 def _links(fields: _Fields, notes: Notes) -> tuple[Link, ...]:

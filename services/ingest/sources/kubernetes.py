@@ -62,7 +62,8 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
     value = read_json(body, notes)
     if isinstance(value, Mapping) and text_of(value.get("kind")) in LISTS and isinstance(value.get("items"), list):
         found = each(value["items"], notes, read_event)
-        return [replace(one, body_pointer=f"/items{one.body_pointer}") for one in found]
+        found[:] = [replace(one, body_pointer=f"/items{one.body_pointer}") for one in found]
+        return found
     return each(value, notes, read_event)
 
 

@@ -26,13 +26,41 @@ KEYS: Final = (
     "incidentid",
     "monitorid",
     "checkid",
+    "triggerid",
+    "eventdefinitionid",
     "ruleid",
     "alias",
     "id",
 )
-RULE: Final = ("alertname", "rulename", "alertrule", "rule", "monitorname", "checkname", "check", "name")
+RULE: Final = (
+    "alertname",
+    "rulename",
+    "alertrule",
+    "rule",
+    "monitorname",
+    "monitorfriendlyname",
+    "eventdefinitiontitle",
+    "checkname",
+    "check",
+    "name",
+)
 TITLES: Final = ("title", "summary", "subject")
-SUMMARY: Final = ("summary", "title", "subject", "message", "text", "description", "reason", "incidentreason", *RULE)
+# What says why, and not what: with a rule's name before it.
+REASONS: Final = ("reason", "incidentreason", "cause", "alertdetails")
+SUMMARY: Final = (
+    "summary",
+    "title",
+    "subject",
+    "message",
+    "text",
+    "msg",
+    "description",
+    *REASONS,
+    *RULE,
+    "event",
+    "info",
+    "resultdescription",
+)
 DESCRIPTION: Final = ("description", "details", "message", "text", "body", "resultdescription")
 START: Final = (
     "startsat",
@@ -45,7 +73,7 @@ START: Final = (
     "openedat",
 )
 END: Final = ("endsat", "endedat", "endtime", "resolvedat", "closedat", "canceldate")
-TIME: Final = ("eventtime", "timestamp", "time", "date", "updatedat", "updatedate", "ts")
+TIME: Final = ("eventtime", "timestamp", "time", "date", "updatedat", "updatedate", "ts", "when")
 LABELS: Final = ("labels", "tags", "attributes", "dimensions")
 ANNOTATIONS: Final = ("annotations", "customdetails", "details", "values", "fields")
 LINKS: Final[Mapping[Rel, tuple[str, ...]]] = {
@@ -56,6 +84,43 @@ LINKS: Final[Mapping[Rel, tuple[str, ...]]] = {
     Rel.IMAGE: ("imageurl",),
 }
 # Objects whose fields count as if they stood at the top, where these do not say it themselves.
-CONTAINERS: Final = ("payload", "alert", "incident", "event", "data", "check", "checkresult", "monitor")
+CONTAINERS: Final = ("payload", "alert", "incident", "event", "data", "check", "checkresult", "monitor", "heartbeat")
 # What names the thing and stays the same from one message about it to the next.
 IDENTITY: Final = (*RULE, "service", "host", "hostname", "instance", "resource", "resourceid", "resourcename")
+# What differs from one message about a thing to the next: no part of a key that is made of a whole body.
+VOLATILE: Final = frozenset(
+    {
+        *STATUS,
+        *SEVERITY,
+        *START,
+        *END,
+        *TIME,
+        "createdat",
+        "created",
+        "receivedat",
+        "sentat",
+        "lastseen",
+        "firstseen",
+        "value",
+        "values",
+        "currentvalue",
+        "metricvalue",
+        "metric",
+        "count",
+        "duration",
+        "elapsed",
+        "sequence",
+        "seq",
+        "requestid",
+        "deliveryid",
+        "eventid",
+        "messageid",
+        "uuid",
+        "nonce",
+        "attempt",
+        "retry",
+    }
+)
+VOLATILE_ENDINGS: Final = ("timestamp", "time", "timems", "timeiso", "duration")
+# What a batch says once for all of its alerts.
+SHARED: Final = frozenset({*STATUS, *SEVERITY, "env", "environment", "cluster", "region", "team"})
