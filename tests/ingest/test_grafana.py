@@ -123,3 +123,46 @@ def test_the_test_button_of_the_old_shape(rule: int, org: int | None) -> None:
     """Early versions send rule 0, later ones a random rule of no organisation."""
     assert legacy(ruleId=rule, orgId=org, ruleName="Test notification").test
     assert not legacy(ruleName="Test notification").test
+
+
+def parsed(body: Any) -> Any:
+    """Parse a body with one alert."""
+    (signal,) = parse(json.dumps(body).encode(), DeliveryFacts("grafana"))
+    return signal
+
+
+def test_the_old_alerting_names_its_series() -> None:
+    """What all series have in common is meant; of several hosts none is the one."""
+    tags = [{"host": "db-1", "env": "prod", "Severity": "critical"}, {"host": "db-2", "env": "prod"}]
+    series = [{"metric": str(at), "value": 1, "tags": one} for at, one in enumerate(tags)]
+    signal = parsed({"ruleId": 3, "ruleName": "Disk", "state": "alerting", "evalMatches": series, "tags": None})
+    assert signal.resource == {"deployment.environment.name": "prod"}
+    assert (signal.labels["host"], signal.severity) == ("db-1,db-2", Severity.CRITICAL)
+
+
+def test_a_severity_in_any_case_or_as_an_annotation() -> None:
+    """People call it as they like in the page of a rule."""
+    alert = {"status": "firing", "labels": {"alertname": "x", "Severity": "Critical"}}
+    assert parsed({"alerts": [alert]}).severity is Severity.CRITICAL
+    alert = {"status": "firing", "labels": {"alertname": "x"}, "annotations": {"priority": "P2"}}
+    assert parsed({"alerts": [alert]}).severity is Severity.ERROR
+
+
+def test_a_story_survives_a_place_that_was_not_filled_in() -> None:
+    """An annotation is for people: it is kept and noted; one that is nothing else is absent."""
+    annotations = {"summary": "CPU of {{ $labels.host }} is <no value> %", "description": "{{ $labels.x }}"}
+    signal = parsed({"alerts": [{"status": "firing", "labels": {"alertname": "x"}, "annotations": annotations}]})
+    assert signal.summary == annotations["summary"]
+    assert not signal.description
+    assert "annotations.summary holds an unrendered placeholder" in signal.warnings
+
+
+def test_the_group_of_a_test_says_so_without_labels() -> None:
+    """Versions 8 and 9 name the alert of the button in the key of its group."""
+    alert = {"status": "resolved", "labels": {}, "fingerprint": "57c6d9296de2ad39"}
+    assert parsed({"alerts": [alert], "groupKey": '{alertname="TestAlert", instance="Grafana"}2026'}).test
+
+
+def test_the_labels_of_the_group_tell_its_alert() -> None:
+    """An alert without labels of its own has those."""
+    assert parsed({"alerts": [{"status": "firing"}], "commonLabels": {"alertname": "x"}}).rule_name == "x"

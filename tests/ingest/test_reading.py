@@ -12,6 +12,7 @@ from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.ingest.mapping import entry_of
 from services.ingest.signal import DeliveryFacts, Unreadable
 from services.ingest.sources import PARSERS, chat
+from services.ingest.sources.reading import is_placeholder
 from services.mesh import policy
 from tests.bridge.bad import BAD
 from tests.ingest.house import delivery
@@ -113,6 +114,20 @@ def test_hostile_bodies_cost_no_more_than_their_length(body: bytes) -> None:
         began = time.perf_counter()
         check(name, body)
         assert time.perf_counter() - began < 5, name
+
+
+@pytest.mark.parametrize("text", ["{{" * 500_000, "}}" * 500_000 + "{{", "${" * 500_000, "{A" * 500_000, "cost 5$ {a}"])
+def test_no_placeholder_is_told_in_one_pass(text: str) -> None:
+    """However long the text that pretends to be one: what costs the square of this length would not end here."""
+    assert not is_placeholder(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["{{" * 500_000 + "}}", "$TAGS[service]", "{EVENT.TAGSJSON}", "a <no value> b", "${x}"]
+)
+def test_placeholders(text: str) -> None:
+    """What templates of several senders leave where a value should be."""
+    assert is_placeholder(text)
 
 
 def test_unreadable_is_bounded() -> None:

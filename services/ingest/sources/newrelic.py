@@ -40,6 +40,9 @@ ISSUE_URL: Final = re.compile(
     r"https?://[^/?#]{1,255}/(?:[^?#/]{0,255}/){0,8}?issues/(?P<id>[0-9A-Za-z-]{8,64})(?:[/?#].*)?", re.DOTALL
 )
 LEGACY: Final = frozenset({"current_state", "incident_id", "violation_callback_url", "condition_id"})
+ISSUES: Final = frozenset(
+    {"impactedEntities", "alertConditionNames", "issueUrl", "issueId", "totalIncidents", "createdAt"}
+)
 STATES: Final = frozenset({Status.FIRING, Status.ACKNOWLEDGED, Status.RESOLVED})
 HOST_TYPES: Final = frozenset({"host", "server", "infrastructure host", "infra host"})
 NAMES_MAX: Final = 64
@@ -60,7 +63,7 @@ OWN: Final = frozenset(
         *("title", "details", "description", "conditionDescription", "labels", "tags", "targets", "impactedEntities"),
         *("entityNames", "alertPolicyNames", "alertConditionNames", "sources", "workflowName", "trigger", "owner"),
         *("isCorrelated", "totalIncidents", "accountId", "account_id", "condition_name", "conditionName"),
-        *("policy_name", "createdAt", "updatedAt", "timestamp", "timestamp_utc_string"),
+        *("policy_name", "createdAt", "updatedAt", "closedAt", "acknowledgedAt", "timestamp", "timestamp_utc_string"),
     ]
 )
 
@@ -72,10 +75,9 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
 
 
 def _notification(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
-    """Read a notification by the shape that it has."""
-    return (
-        _incident(body, pointer, notes) if "state" not in body and LEGACY & set(body) else _issue(body, pointer, notes)
-    )
+    """Read a notification by the shape that it has; templates of workflows may use the older channels' names."""
+    older = "state" not in body and LEGACY & set(body) and not ISSUES & set(body)
+    return _incident(body, pointer, notes) if older else _issue(body, pointer, notes)
 
 
 def _status(value: Any, name: str, notes: Notes, event: Any = None) -> tuple[Status, str]:
@@ -92,13 +94,14 @@ def _status(value: Any, name: str, notes: Notes, event: Any = None) -> tuple[Sta
 
 def _issue(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
     """Read an issue: its key is its id, whatever it was merged with."""
-    status, status_raw = _status(body.get("state"), "state", notes)
+    status, status_raw = _status(_first(body, "state", "current_state"), "state", notes)
     severity, severity_raw = severity_of(body.get("priority") or body.get("severity"), "priority", notes)
     if not severity_raw:
         notes.add("priority is not understood: (absent)")
     began = time_of(_first(body, "createdAt", "activatedAt"), "createdAt", notes)
-    ended = time_of(_first(body, "closedAt", "updatedAt"), "updatedAt", notes) if status is Status.RESOLVED else None
-    updated = time_of(body.get("updatedAt"), "updatedAt", notes)
+    updated = time_of(_first(body, "updatedAt", "timestamp", "lastReceived"), "updatedAt", notes)
+    ended = time_of(body.get("closedAt"), "closedAt", notes) or updated if status is Status.RESOLVED else None
+    acked = time_of(body.get("acknowledgedAt"), "acknowledgedAt", notes) if status is Status.ACKNOWLEDGED else None
     conditions = list(_names(_first(body, "alertConditionNames", "condition_name", "conditionName")))
     entities = list(dict.fromkeys(_names(_first(body, "impactedEntities", "entityNames"))))
     labels = _labels(body, conditions, entities, notes)
@@ -115,7 +118,7 @@ def _issue(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
         description=text_in(body, ("description", "details", "conditionDescription"), DESCRIPTION_MAX, notes),
         rule_name=", ".join(conditions)[:RULE_MAX],
         # Closed without a time of its own: it was not closed when it began.
-        event_time=ended or updated or (began if status is not Status.RESOLVED else None),
+        event_time=ended or acked or updated or (began if status is not Status.RESOLVED else None),
         start_time=began,
         end_time=ended,
         resource=resource,
@@ -145,7 +148,7 @@ def _rest(body: Mapping[str, Any]) -> dict[str, str]:
 def _issue_key(body: Mapping[str, Any], notes: Notes) -> str:
     """Return the issue's id: the one in its link is it for sure."""
     url = text_of(_first(body, "issueUrl", "issuePageUrl", "issueLink", "url"))
-    own = key_of(_first(body, "issueId", "issue_id", "id"), "id", notes)
+    own = key_of(_first(body, "issueId", "issue_id", "id", "incident_id"), "id", notes)
     if match := ISSUE_URL.fullmatch(url[:DESCRIPTION_MAX].strip()):
         if own and own != match["id"]:
             notes.add("id differs from the issue's in issueUrl, which was taken")

@@ -69,7 +69,9 @@ def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
 
 
 def _action(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
-    """Read one action."""
+    """Read one action; queues hand it on within a `payload`."""
+    if "alert" not in body and isinstance(body.get("payload"), Mapping):
+        body, pointer = body["payload"], f"{pointer}/payload"
     alert = object_of(body.get("alert")) or (body if "alertId" in body else {})
     identity = key_of(alert.get("alertId"), "alert.alertId", notes)
     if not identity and (identity := key_of(alert.get("alias"), "alert.alias", notes)):

@@ -171,8 +171,12 @@ def _metric(alert: Mapping[str, Any], data: Mapping[str, Any], action: str, note
     if status is Status.UNSPECIFIED:
         notes.add(f"status is not understood: {action or '(absent)'}")
     identity = key_of(alert.get("id"), "data.metric_alert.id", notes)
-    if not identity:
+    title = line_of(alert.get("title"), "title", notes)
+    if not identity and not title:
         raise unreadable("data.metric_alert.id", "is required: without it the alert cannot be told from others")
+    if not identity:
+        notes.add("no id: the key is a hash of the title")
+        identity = hashed(title)
     rule = object_of(alert.get("alert_rule"))
     projects = [text for one in items_of(alert.get("projects") or rule.get("projects")) if (text := text_of(one))]
     name = word_of(rule.get("name"), RULE_MAX, "alert_rule.name", notes)
@@ -195,7 +199,7 @@ def _metric(alert: Mapping[str, Any], data: Mapping[str, Any], action: str, note
         severity_raw=action if severity is not Severity.UNSPECIFIED else "",
         summary=line_of(data.get("description_title"), "description_title", notes)
         or name
-        or line_of(alert.get("title"), "title", notes)
+        or title
         or f"metric alert {identity} of Sentry",
         description=bounded(data.get("description_text"), DESCRIPTION_MAX, "description_text", notes),
         rule_name=name,
@@ -205,7 +209,7 @@ def _metric(alert: Mapping[str, Any], data: Mapping[str, Any], action: str, note
         resource=resource,
         targets=target_keys(resource),
         labels=labels,
-        links=links_of([(Rel.SOURCE, data.get("web_url"))], notes),
+        links=links_of([(Rel.SOURCE, data.get("web_url") or alert.get("web_url"))], notes),
         warnings=notes.texts,
         body_pointer="/data/metric_alert",
     )

@@ -184,11 +184,10 @@ class _Alarm:
         yield from ((name, text_of(value)) for name, value in list(self.attributes.items())[:DIMENSIONS_MAX])
         for holder in (self.trigger, *self._metrics()):
             held = _first(holder, "Dimensions", "dimensions")
-            for one in items_of(held)[:DIMENSIONS_MAX]:
-                yield (
-                    text_of(_first(object_of(one), "name", "Name")),
-                    text_of(_first(object_of(one), "value", "Value")),
-                )
+            for one in map(object_of, items_of(held)[:DIMENSIONS_MAX]):
+                name = _first(one, "name", "Name")
+                named = [(name, _first(one, "value", "Value"))] if name is not None else list(one.items())[:1]
+                yield from ((text_of(left), text_of(right)) for left, right in named)
             for name, value in list(object_of(held).items())[:DIMENSIONS_MAX]:
                 yield name, text_of(value)
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from services.ingest.resources import HOST, RANKED, resource_of, target_keys
+from services.ingest.resources import CLUSTER, ENVIRONMENT, HOST, NAMESPACE, RANKED, SERVICE, resource_of, target_keys
 from services.ingest.signal import (
     DESCRIPTION_MAX,
     KEY_MAX,
@@ -57,11 +57,26 @@ NO: Final = frozenset({"no", "0", "false"})
 EVENT_IDS: Final = ("eventid", "problemid", "problemeventid", "originalproblemid", "alertuid", "id")
 SEVERITY: Final = ("eventnseverity", "nseverity", "triggernseverity", "eventseverity", "triggerseverity", "severity")
 SEVERITY_OTHERS: Final = ("severityid", "triggerseveritytext", "severitytext", "priority")
-# A template's fields may name these; the host has more names than that.
-PLACES: Final = frozenset(name for name, (attribute, _) in RANKED.items() if attribute != HOST)
+# A template's fields may name these; ids are Zabbix' own, and a zone is one of the clock.
+PLACES: Final = frozenset(
+    name for name, (attribute, _) in RANKED.items() if attribute in (SERVICE, ENVIRONMENT, CLUSTER, NAMESPACE)
+)
 HOSTS: Final = ("hosthost", "host", "hostname", "hostdns", "hostip")
-RULES: Final = ("triggername", "eventname", "problemname", "trigger", "name", "problem")
-TITLES: Final = ("eventname", "triggername", "trigger", "title", "subject", "alertsubject", "name", "problem")
+RULES: Final = ("triggername", "eventname", "problemname", "trigger", "name", "problem", "alert", "alertname")
+TITLES: Final = (
+    *(
+        "eventname",
+        "triggername",
+        "trigger",
+        "title",
+        "subject",
+        "alertsubject",
+        "name",
+        "problem",
+        "alert",
+        "alertname",
+    ),
+)
 TEXTS: Final = (
     "message",
     "alertmessage",
@@ -250,7 +265,9 @@ def _links(fields: Filled, notes: Notes) -> tuple[Link, ...]:
     found: list[tuple[Rel, Any]] = [(rel, value) for rel, names in LINKS for value in fields.values(*names)]
     base = fields.text(URL_MAX, "zabbixurl").rstrip("/")
     event, trigger = (fields.text(RAW_MAX, name) for name in ("eventid", "triggerid"))
-    if base and event.isdecimal() and trigger.isdecimal():
+    if EVENT_IN_LINK.search(base):
+        found.append((Rel.SOURCE, base))
+    elif base and event.isdecimal() and trigger.isdecimal():
         found.append((Rel.SOURCE, f"{base}/tr_events.php?triggerid={trigger}&eventid={event}"))
     return links_of(found, notes)
 

@@ -193,3 +193,27 @@ def test_mutants(body: bytes) -> None:
     """Whatever is left of a good payload: signals or Unreadable."""
     check("datadog", body)
     check("datadog", body, "application/x-www-form-urlencoded")
+
+
+def test_the_type_of_an_alert_is_its_severity_for_want_of_a_priority() -> None:
+    """It is the sender's own word; the priority of the event stream is none, and a success says nothing of how bad."""
+    body = {"alert_id": "7", "alert_transition": "Triggered", "title": "x", "priority": "normal", "alert_type": "error"}
+    assert one(body).severity is Severity.ERROR
+    assert one(body | {"alert_priority": "P4"}).severity is Severity.INFO
+    assert one(body | {"alert_type": "success"}).severity is Severity.UNSPECIFIED
+
+
+def test_variables_in_an_object_of_their_own() -> None:
+    """Templates put them under `metadata`, some in capitals; what has no field is kept as an annotation."""
+    variables = {"ALERT_CYCLE_KEY": "99", "ALERT_TRANSITION": "Recovered", "HOSTNAME": "db-1", "ALERT_METRIC": "disk"}
+    signal = one({"title": "[Triggered] x", "body": "b", "metadata": variables})
+    assert (signal.dedup_key, signal.status) == ("99", Status.RESOLVED)
+    assert [key.key for key in signal.targets] == ["host:db-1"]
+    assert signal.annotations["metadata.ALERT_METRIC"] == "disk"
+
+
+def test_a_tag_that_was_not_filled_in_is_no_label() -> None:
+    """`$TAGS[service]` of a monitor without that tag stays as it is."""
+    signal = one({"alert_cycle_key": "1", "title": "x", "service": "$TAGS[service]", "occurred_at_posix": "1772359200"})
+    assert not signal.labels
+    assert signal.event_time == 1_772_359_200_000_000_000

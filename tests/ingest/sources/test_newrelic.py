@@ -164,3 +164,41 @@ def test_what_names_nothing_is_unreadable(body: Any) -> None:
 def test_mutants(body: bytes) -> None:
     """Whatever is left of a good payload: signals or Unreadable."""
     check("newrelic", body)
+
+
+def test_a_workflow_with_the_names_of_the_older_channels() -> None:
+    """A template for another service: the issue's id is called incident_id, its conditions are a list."""
+    body = {
+        "incident_id": "98441886-dfc8-4090-afc2-bfd7a1ac8e59",
+        "condition_name": ["Disk"],
+        "details": "disk of orders",
+        "severity": "CRITICAL",
+        "current_state": "CLOSED",
+        "impactedEntities": ["orders"],
+        "createdAt": 1_772_359_200_000,
+        "updatedAt": 1_772_359_800_000,
+    }
+    (signal,) = parse(json.dumps(body).encode(), DeliveryFacts("newrelic"))
+    assert (signal.dedup_key, signal.status, signal.rule_name) == (body["incident_id"], Status.RESOLVED, "Disk")
+    assert (signal.start_time, signal.end_time) == (1_772_359_200_000_000_000, 1_772_359_800_000_000_000)
+
+
+def test_the_sample_of_a_channel_is_a_test() -> None:
+    """Its target is one of the product TESTING; incident and condition are 0."""
+    body = {"current_state": "open", "incident_id": 0, "condition_id": 0, "condition_name": "New Relic Alert - Test"}
+    body |= {"targets": [{"id": "0", "name": "", "product": "TESTING"}]}
+    assert parse(json.dumps(body).encode(), DeliveryFacts("newrelic"))[0].test
+
+
+def test_the_kind_of_event_says_it_when_the_state_was_left_unfilled() -> None:
+    """As older templates do."""
+    body = {"incident_id": "44", "account_id": "1", "current_state": "$EVENT_STATE", "event_type": "INCIDENT_RESOLVED"}
+    (signal,) = parse(json.dumps(body).encode(), DeliveryFacts("newrelic"))
+    assert (signal.status, signal.status_raw) == (Status.RESOLVED, "INCIDENT_RESOLVED")
+
+
+def test_a_list_where_a_text_belongs() -> None:
+    """A template without an index sends all titles, and a tag with all its values."""
+    body = {"id": "i-1", "state": "ACTIVATED", "title": ["Disk is full"], "labels": {"env": ["prod"]}}
+    (signal,) = parse(json.dumps(body).encode(), DeliveryFacts("newrelic"))
+    assert (signal.summary, signal.resource) == ("Disk is full", {"deployment.environment.name": "prod"})

@@ -257,3 +257,31 @@ def test_mutants(body: bytes) -> None:
 def test_mutants_in_an_envelope(message: bytes) -> None:
     """The same for what stands as text in a good envelope."""
     check("sns", json.dumps(envelope(message.decode("utf-8", "replace"))).encode())
+
+
+def test_each_series_of_an_alarm_has_a_state_of_its_own() -> None:
+    """An alarm over many series tells which one changed: it is another alert than the others."""
+    arn = "arn:aws:cloudwatch:eu-west-1:123456789012:alarm:tables"
+    event = {
+        "detail-type": "CloudWatch Alarm Contributor State Change",
+        "source": "aws.cloudwatch",
+        "account": "123456789012",
+        "region": "eu-west-1",
+        "resources": [arn],
+        "detail": {
+            "alarmName": "tables",
+            "alarmContributor": {"id": "c-1", "attributes": {"TableName": "orders"}},
+            "state": {"value": "ALARM", "timestamp": "2026-03-01T10:00:00.000+0000"},
+        },
+    }
+    (signal,) = parse(json.dumps(event).encode(), DeliveryFacts("sns"))
+    assert (signal.dedup_key, signal.status) == (f"{arn}|c-1", Status.FIRING)
+    assert signal.labels["TableName"] == "orders"
+
+
+def test_an_alarm_that_is_no_text_is_read_too() -> None:
+    """Some hand on the message as an object, and dimensions by their name."""
+    alarm = {"AlarmName": "q", "NewStateValue": "OK", "Trigger": {"Dimensions": [{"QueueName": "orders"}]}}
+    (signal,) = parse(json.dumps({"Message": alarm}).encode(), DeliveryFacts("sns"))
+    assert (signal.rule_name, signal.status, signal.labels["QueueName"]) == ("q", Status.RESOLVED, "orders")
+    assert signal.warnings

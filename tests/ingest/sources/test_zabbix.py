@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from services.ingest.signal import DeliveryFacts, Rel, Severity, Status, Unreadable
+from services.ingest.signal import DeliveryFacts, Kind, Rel, Severity, Status, Unreadable
 from services.ingest.sources.zabbix import parse
 from tests.ingest.house import ROOT
 from tests.ingest.sources.mutants import check, mutants
@@ -219,3 +219,61 @@ def test_mending_costs_no_more_than_the_length(body: bytes) -> None:
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:
     """Whatever is left of a good message, the answer is bounded and soon."""
     check("zabbix", body)
+
+
+PROBLEM = """Problem started at 10:00:00 on 2026.03.01\r
+Problem name: Disk is full\r
+Host: Zabbix server\r
+Severity: High\r
+Operational data: 93 %\r
+Original problem ID: 23\r
+"""
+OVER_TEXT = PROBLEM.replace("Problem started at", "Problem has been resolved at")
+
+
+def spoken(subject: str, message: str, **fields: str) -> Any:
+    """Parse what a media type sends that has no more than the two default texts."""
+    (signal,) = parse(json.dumps({"to": "ops", "subject": subject, "message": message, **fields}).encode(), FACTS)
+    return signal
+
+
+def test_zabbix_own_words_say_what_no_field_says() -> None:
+    """Key, status, severity and time of the default texts; the host in them is free text and no target."""
+    signal = spoken("Problem: Disk is full", PROBLEM)
+    assert (signal.dedup_key, signal.status, signal.severity) == ("23", Status.FIRING, Severity.ERROR)
+    assert (signal.rule_name, signal.event_time) == ("Disk is full", 1_772_359_200_000_000_000)
+    assert not signal.targets
+    over = spoken("Resolved in 5m 3s: Disk is full", OVER_TEXT)
+    assert (over.dedup_key, over.status, over.end_time) == ("23", Status.RESOLVED, signal.event_time)
+    assert "was read from the words of the message" in " ".join(over.warnings)
+
+
+def test_an_update_that_names_no_problem_is_a_note() -> None:
+    """As an alert it would be another one than the problem that somebody works on."""
+    text = "Ann acknowledged problem at 2026.03.01 10:05:00.\n\nCurrent problem status is PROBLEM, acknowledged: Yes."
+    signal = spoken("Updated problem in 2m: Disk is full", text)
+    assert (signal.kind, signal.status) == (Kind.NOTE, Status.ACKNOWLEDGED)
+    assert spoken("Updated problem in 2m: Disk is full", text, event_id="23").kind is Kind.ALERT
+
+
+def test_fields_go_before_words() -> None:
+    """A title is kept as it was when the problem began; its number says that it is over."""
+    signal = spoken("Problem: Disk is full", PROBLEM, event_id="99", event_value="0", event_nseverity="2")
+    assert (signal.dedup_key, signal.status, signal.severity) == ("99", Status.RESOLVED, Severity.WARNING)
+    assert signal.end_time is None
+
+
+def test_a_template_may_name_service_and_environment_and_a_zone_with_its_time() -> None:
+    """The ids of Zabbix are none of the machine's."""
+    body = {"eventId": "7", "status": "OK", "title": "x", "hostName": "db-1", "host_id": "1", "service": "orders"}
+    body |= {"env": "prod", "startsAt": "2026.03.01T10:00:00+01:00", "endsAt": "2026.03.01T10:10:00+01:00"}
+    (signal,) = parse(json.dumps(body).encode(), FACTS)
+    assert [key.key for key in signal.targets] == ["svc:prod/orders", "host:db-1"]
+    assert "host.id" not in signal.resource
+    assert (signal.start_time, signal.end_time) == (1_772_355_600_000_000_000, 1_772_356_200_000_000_000)
+
+
+def test_the_button_of_any_template_is_a_test() -> None:
+    """Whatever the field with the event's id is called, it was left unfilled."""
+    body = {"id": "{EVENT.ID}", "name": "{EVENT.NAME}", "status": "{TRIGGER.STATUS}", "tags": "{EVENT.TAGSJSON}"}
+    assert parse(json.dumps(body).encode(), FACTS)[0].test
