@@ -26,6 +26,7 @@ from tests.ingest.test_faults import Machine
 
 MORTALS = ("bridge", "ingest", "valkey")
 PAUSE_SECONDS = 0.1
+READY_SECONDS = 120
 QUIET_SECONDS = 300
 
 
@@ -74,7 +75,7 @@ class Town:
             stack.push_async_callback(self._stop)
             for program in self.programs.values():
                 self._tasks[program.name] = asyncio.create_task(self._keep(program))
-            await self.mesh.says(200)
+            await self.ready()
             yield self
 
     async def _keep(self, program: Program) -> None:
@@ -93,18 +94,26 @@ class Town:
             process.terminate()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
+    async def ready(self) -> None:
+        """Wait until webhooks are taken and nothing is degraded; a busy machine takes its time."""
+
+        async def probe() -> bool:
+            return await self.mesh.readiness() == (200, [])
+
+        await eventually(probe, READY_SECONDS)
+
     async def kill(self, name: str) -> None:
         """Kill -9 a process, as soon as there is one to kill."""
 
         async def there() -> bool:
             return name in self.running
 
-        await eventually(there, 30)
+        await eventually(there, READY_SECONDS)
         self.running.pop(name).send_signal(signal.SIGKILL)
 
     async def quiet(self, say: Callable[[str], None]) -> None:
         """Wait until everything that was accepted has its row and every incident its decision."""
-        await self.mesh.says(200)
+        await self.ready()
         seen: list[int] = []
 
         async def nothing_waits() -> bool:
