@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.local.demo import TARGET
-from tests.flows.world import RESTART, Incident, World
+from tests.flows.world import RESTART, Incident, World, until
 from tests.mesh.world import ROOT
 
 pytestmark = pytest.mark.xdist_group("mesh")
@@ -45,13 +45,17 @@ async def typed(script: str, folder: Path) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(), 100)
+    out, err = await asyncio.wait_for(process.communicate(), 240)
     return process.returncode or 0, out.decode(), err.decode()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not all(map(shutil.which, NEEDED)), reason="bash or curl is not installed")
 async def test_the_commands_do_what_the_readme_says(world: World, tmp_path: Path) -> None:
-    """All blocks in their order succeed; the alert sent by hand opens an incident, the restart by hand happens once."""
+    """All blocks succeed in their order: an alert sent by hand opens an incident, a restart by hand happens once.
+
+    A storm of four causes is four incidents, and over when its sender says so.
+    """
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / ".opsmesh").symlink_to(world.mesh.state)
     _, script = commands()
@@ -73,5 +77,11 @@ async def test_the_commands_do_what_the_readme_says(world: World, tmp_path: Path
     _, incident_id = await world.recorded(signal_id)
     await world.reaches(incident_id, Incident.STATE_AWAITING_MODEL)
 
+    storm = "SELECT state FROM ingest.incidents WHERE title LIKE '%trial storm'"
+
+    async def over() -> bool:
+        return [row["state"] for row in await world.rows(storm)] == ["RESOLVED"] * 4
+
+    await until(over, "the end of the storm")
     held = "SELECT count(*) FROM guardrails.locks WHERE target_id = $1 AND expire_time > now()"
     assert await world.value(held, TARGET) == 0
