@@ -1,8 +1,8 @@
 """The streams of accepted deliveries in Redis or Valkey: appended in coalesced batches, on disk before any answer.
 
-Each source has a stream of its own, `signals:SOURCE`, and they are read in turns, so that what waits of one delays none
-of the others. `signals` itself takes what has no source of its own, what an older version left, and the first delivery
-of a source: every reader listens there, and so hears of a new stream at once.
+Each source has a stream of its own, `signals:SOURCE`, read in turns: what waits of one delays none of the others.
+`signals` itself takes what has no source, what an older version left, and the first delivery of a source: every reader
+listens there, and so hears of a new stream at once.
 """
 
 import asyncio
@@ -283,16 +283,16 @@ class Reader:
                     raise
         self._lanes = found
 
-    async def read(self, count: int = READ_COUNT) -> list[Claimed]:
-        """Wait a bounded time for new entries, at most `count` of each stream; the streams take turns in the answer."""
+    async def read(self, counts: Mapping[str, int] | None = None) -> list[Claimed]:
+        """Wait a bounded time for new entries, in turns; `counts` says how many at most of streams that are busy."""
         if not self._lanes:
             await self.ensure_group()
-        streams: dict[bytes | str | memoryview, int | bytes | str | memoryview] = dict.fromkeys(self._lanes, ">")
-        answer = await self._blocking.xreadgroup(
-            GROUP, self.consumer, streams, count=count, block=int(BLOCK_SECONDS * 1000)
-        )
-        pairs = answer.items() if isinstance(answer, Mapping) else answer or ()
-        found = {_text(name): list(_flat(entries)) for name, entries in pairs}
+        found = await self._read_busy(counts) if counts else {}
+        if not found:
+            streams: dict[Any, Any] = dict.fromkeys(self._lanes, ">")
+            block = int(BLOCK_SECONDS * 1000)
+            answer = await self._blocking.xreadgroup(GROUP, self.consumer, streams, count=READ_COUNT, block=block)
+            found = _entries(answer)
         if STREAM in found:
             await self._listen()
         turns = max(map(len, found.values()), default=0)
@@ -302,6 +302,16 @@ class Reader:
             for name, entries in found.items()
             if turn < len(entries)
         ]
+
+    async def _read_busy(self, counts: Mapping[str, int]) -> dict[str, list[Any]]:
+        """Read what is there: of busy streams so many, of the others an equal share."""
+        pipeline = self._client.pipeline(transaction=False)
+        for name, count in counts.items():
+            pipeline.xreadgroup(GROUP, self.consumer, {name: ">"}, count=count)
+        others: dict[Any, Any] = {one: ">" for one in self._lanes if one not in counts}
+        if others:
+            pipeline.xreadgroup(GROUP, self.consumer, others, count=max(1, READ_COUNT // (len(counts) + 1)))
+        return {name: entries for answer in await pipeline.execute() for name, entries in _entries(answer).items()}
 
     async def _listen(self) -> None:
         """Listen to the streams of new sources, too."""
@@ -374,9 +384,10 @@ class Reader:
             return False
 
 
-def _flat(pairs: Any) -> Any:
-    """Return (id, fields) pairs, one level less where the protocol nests them."""
-    return pairs[0] if pairs and isinstance(pairs[0], list) else pairs
+def _entries(answer: Any) -> dict[str, list[Any]]:
+    """Return (id, fields) pairs by stream, one level less where the protocol nests them."""
+    pairs = answer.items() if isinstance(answer, Mapping) else answer or ()
+    return {_text(name): list(found[0] if found and isinstance(found[0], list) else found) for name, found in pairs}
 
 
 def _text(value: Any) -> str:

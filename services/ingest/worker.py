@@ -1,7 +1,8 @@
 """From the stream into PostgreSQL: a row per signal, acknowledged after the commit, poison put aside."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import Counter as Tally
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
 from uuid import NAMESPACE_OID, uuid5
@@ -36,6 +37,7 @@ AWAY: Final = (*postgres.ABSENT, asyncpg.InterfaceError)
 RECORDED: Final = Counter("opsmesh_ingest_entries_total", "Stream entries that were processed.", ["outcome"])
 Readable = tuple[Claimed, pb.StreamEntry]
 Failed = tuple[Claimed, str]
+Counts = Tally[str]
 log = structlog.get_logger("opsmesh.worker")
 
 
@@ -45,8 +47,8 @@ class Queue(Protocol):
     async def ensure_group(self) -> None:
         """Make stream and group where they are missing."""
 
-    async def read(self, count: int) -> list[Claimed]:
-        """Wait a bounded time for new entries, at most `count` of each stream, in turns."""
+    async def read(self, counts: Mapping[str, int]) -> list[Claimed]:
+        """Wait a bounded time for new entries, in turns; `counts` says how many at most of streams that are busy."""
 
     async def claim(self) -> list[Claimed]:
         """Take over entries that were not acknowledged for too long."""
@@ -91,7 +93,7 @@ class Worker:
         self._decide = decide
         self._claim_period = min(CLAIM_PERIOD_MAX, claim_seconds / 2)
         self._stop = asyncio.Event()
-        self._count = stream.READ_COUNT
+        self._counts: Mapping[str, int] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`; every lane outlives its mistakes."""
@@ -116,17 +118,11 @@ class Worker:
 
     async def take_new(self) -> None:
         """Process what was never handed out; under load a short pause makes batches of what comes meanwhile."""
-        taken = await self._queue.read(self._count)
-        if not taken:
-            return
-        signals = await self.process(taken)
-        sources = len({one.stream for one in taken})
-        # As many of each stream as make a batch together, if the next ones carry as much as these.
-        share = BATCH_SIGNALS * len(taken) // max(signals, len(taken))
-        self._count = min(stream.READ_COUNT, max(1, share // sources))
+        taken = await self._queue.read(self._counts)
+        self._counts = shares(taken, await self.process(taken))
         if len(taken) >= BUSY_COUNT:
             # Where several wait, somebody is waited for.
-            await wait(self._stop, BUSY_SECONDS / sources)
+            await wait(self._stop, BUSY_SECONDS / len(self._counts))
 
     async def take_over(self) -> None:
         """Process what a dead or failing consumer left, as long as there is any."""
@@ -137,10 +133,10 @@ class Worker:
             if not claimed:
                 return
 
-    async def process(self, claimed: Sequence[Claimed]) -> int:
+    async def process(self, claimed: Sequence[Claimed]) -> Counts:
         """Give each entry its rows, then acknowledge it; one that fails waits for its next delivery, up to five.
 
-        Returns how many signals they carried.
+        Returns how many signals each stream's entries carried.
         """
         readable: list[Readable] = []
         bad: list[Failed] = []
@@ -160,7 +156,10 @@ class Worker:
             RECORDED.labels("recorded").inc(len(good))
         for one, reason in bad:
             await self._failed(one, reason)
-        return sum(len(entry.signals) for _, entry in readable)
+        signals: Counts = Tally()
+        for one, entry in readable:
+            signals[one.stream] += len(entry.signals)
+        return signals
 
     async def _record_or_part(self, batch: list[Readable]) -> tuple[list[Readable], list[Failed]]:
         """Record a batch; when that fails, its halves apart, until only the culprits are left waiting.
@@ -211,6 +210,16 @@ class Worker:
             reraise=True,
         )
         return await retrying(work, *arguments)
+
+
+def shares(taken: Sequence[Claimed], signals: Counts) -> dict[str, int]:
+    """Return how many entries of each stream make a batch together, if the next ones carry as much as these."""
+    entries = Tally(one.stream for one in taken)
+    room = BATCH_SIGNALS // max(1, len(entries))
+    return {
+        name: min(stream.READ_COUNT, max(1, room * count // max(signals[name], count)))
+        for name, count in entries.items()
+    }
 
 
 def batches(entries: Sequence[Readable]) -> Iterator[list[Readable]]:

@@ -1,6 +1,7 @@
 """From the stream into PostgreSQL, on the real stores."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,7 @@ from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.ingest import stream
 from services.ingest.domain import Inventory
 from services.ingest.letters import DeadLetter
-from services.ingest.worker import Worker
+from services.ingest.worker import Worker, shares
 from tests.ingest.house import House, alert, contents, delivery, entry, eventually, notification
 
 
@@ -210,7 +211,7 @@ async def test_what_waits_of_one_source_delays_no_other(house: House) -> None:
 
 
 async def test_sources_take_turns_in_what_is_read(house: House) -> None:
-    """Of each source come as many entries as are asked for, one after the other in turns."""
+    """Of a busy source come as many entries as are asked for, of others what they have, one after the other."""
     reader = house.reader()
     await reader.ensure_group()
     for source in ("alertmanager", "grafana"):
@@ -218,9 +219,10 @@ async def test_sources_take_turns_in_what_is_read(house: House) -> None:
     assert len(await reader.read()) == 2
     await append(house, "alertmanager", 10)
     await append(house, "grafana", 2)
-    names = [one.stream.partition(":")[2] for one in await reader.read(4)]
+    names = [one.stream.partition(":")[2] for one in await reader.read({f"{stream.STREAM}:alertmanager": 6})]
     assert sorted(names[:2]) == sorted(names[2:4]) == ["alertmanager", "grafana"]
-    assert names[4:] == ["alertmanager"] * 2
+    assert names[4:] == ["alertmanager"] * 4
+    assert len(await reader.read()) == 4
 
 
 async def test_a_new_source_is_heard_of_by_who_waits_already(house: House) -> None:
@@ -250,6 +252,14 @@ async def test_every_stream_is_trimmed_and_taken_over(house: House) -> None:
 
         await eventually(none_left)
     assert len(await house.dispositions()) == 10
+
+
+def test_who_tells_much_at_once_has_a_smaller_share() -> None:
+    """Streams have as many signals each in a batch, whatever a delivery of theirs carries, and never none."""
+    taken = [stream.Claimed(b"1-0", b"", stream=name) for name in ("groups", "singles", "singles", "huge")]
+    assert shares(taken, Counter(groups=50, singles=2, huge=1000)) == {"groups": 1, "singles": 85, "huge": 1}
+    assert shares(taken[1:3], Counter(singles=2)) == {"singles": stream.READ_COUNT}
+    assert shares([], Counter()) == {}
 
 
 async def test_what_an_older_version_left_is_processed(house: House) -> None:
