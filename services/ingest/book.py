@@ -79,17 +79,17 @@ class Book:
         latest = self.alerts.get(self._latest.get(signal.alert, ("", "", "")))
         if latest is known:
             latest = None
-        if latest and (found := self._of_before(signal, latest)):
-            return found
+        if latest and (before := self._of_before(signal, latest)):
+            return before
         if signal.status is Status.SUPPRESSED:
             found = latest or known
             return self._joined(Disposition.SUPPRESSED, found.incident_id if found and not found.over else None)
         if signal.status is Status.RESOLVED:
             return self._resolved_unseen(signal, latest)
-        for before in (latest, known):
-            if before and not before.over:
+        for one in (latest, known):
+            if one and not one.over:
                 # The sender has begun anew without saying that the last one was over.
-                self._put(replace(before, over=True))
+                self._put(replace(one, over=True))
         over = next((one for one in (latest, known) if one and one.over and one.incident_id), None)
         return self._begin(signal, over)
 

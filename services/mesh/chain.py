@@ -153,6 +153,8 @@ async def identity_link(visit: Visit, proceed: Proceed) -> Any:
     if identity is None:
         raise Refusal(error_reason_pb2.ERROR_REASON_UNAUTHENTICATED)
     call.identity = identity
+    # Before the permission: what is refused costs, too.
+    served.shares.pace(identity, served.name)
     if identity not in served.allowed:
         raise Refusal(
             error_reason_pb2.ERROR_REASON_PERMISSION_DENIED,
@@ -166,7 +168,6 @@ async def identity_link(visit: Visit, proceed: Proceed) -> Any:
             wrong = FieldViolation(f"metadata.{ON_BEHALF_OF}", "must be an identity such as human/operator")
             raise Refusal(error_reason_pb2.ERROR_REASON_INVALID_ARGUMENT, violations=[wrong])
         call.on_behalf_of = behalf
-    served.shares.pace(identity, served.name)
     served.shares.enter(identity, stream=served.streams)
     try:
         return await proceed(visit)

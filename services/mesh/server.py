@@ -123,7 +123,9 @@ class Server:
                 found[f"{name}/{rpc}"] = method
         policy.check_policies(found.values())
         methods: dict[str, Served] = {}
-        shares = Shares(self._settings.rate_limit_per_minute)
+        shares = Shares(
+            self._settings.rate_limit_per_minute, service_per_minute=self._settings.service_rate_limit_per_minute
+        )
         for name, handlers in registrar.services.items():
             wrapped: dict[str, Handler] = {}
             for rpc, handler in handlers.items():

@@ -43,6 +43,11 @@ class MeshSettings(BaseSettings):
         ge=0,
         description="most calls a minute of one client (a person, or a sender's address); 0: no limit",
     )
+    service_rate_limit_per_minute: int = Field(
+        default=60_000,
+        ge=0,
+        description="most calls a minute of one service, where OPSMESH_RATE_LIMIT_PER_MINUTE is set; 0: no limit",
+    )
 
 
 class PostgresSettings(MeshSettings):
