@@ -161,6 +161,9 @@ def _signal(alert: Mapping[str, Any], index: int, group: Group, shape: Shape | N
 
 def severity_in(words: Mapping[str, str]) -> str:
     """Return how bad it is, in whatever case people write the name of the label or annotation."""
+    for name in SEVERITY_LABELS:
+        if name in words:
+            return words[name][:RAW_MAX]
     plain = {name.lower(): value for name, value in reversed(list(words.items()))}
     return next((plain[name] for name in SEVERITY_LABELS if name in plain), "")[:RAW_MAX]
 

@@ -190,3 +190,27 @@ def test_a_list_or_object_of_another_kind_costs_itself_only(name: str, value: An
         if ".".join(map(str, path)) not in NEEDED.get(name, []):
             assert entry.signals, (path, entry.errors)
             assert entry.signals[0].status == good(name).status, path
+
+
+@pytest.mark.parametrize("bad", [None, 5, "x", [], {}])
+@pytest.mark.parametrize(
+    "name",
+    ["alertmanager", "datadog", "generic", "grafana", "newrelic", "opsgenie", "pagerduty-events", "sns", "zabbix"],
+)
+def test_one_bad_alert_among_good_ones_costs_itself_only(name: str, bad: Any) -> None:
+    """Each is a signal of its own that points to its place in the body; the bad one is left out with its reason."""
+    sample = SAMPLES[name]
+    if "alerts" in sample:
+        shared: dict[str, Any] = {"groupLabels": {}, "commonLabels": {}}
+        body: Any = sample | shared | {"alerts": [sample["alerts"][0], bad, sample["alerts"][0]]}
+    elif name == "sns":
+        body = {"Records": [{"Sns": sample}, {"Sns": bad if isinstance(bad, dict) else {"Type": "x"}}, {"Sns": sample}]}
+    else:
+        body = [sample, bad, sample]
+    entry = parsed(name, json.dumps(body).encode())
+    assert [signal.dedup_key for signal in entry.signals] == [good(name).dedup_key] * 2
+    assert len({signal.body_pointer for signal in entry.signals}) == 2
+    (left_out,) = entry.left_out
+    assert left_out.index == 1
+    assert left_out.error.description
+    assert all("left out" in " ".join(signal.warnings) for signal in entry.signals)

@@ -115,6 +115,13 @@ def test_a_priority_may_be_a_number(sent: Any, severity: Severity) -> None:
     assert one(priority=sent).severity is severity
 
 
+def test_a_queue_hands_the_action_on_within_a_payload() -> None:
+    """As the connector of Opsgenie's edge does."""
+    (signal,) = parse(json.dumps({"payload": BODY | {"action": "Close"}}).encode(), DeliveryFacts("opsgenie"))
+    assert (signal.dedup_key, signal.status) == (ALERT["alertId"], Status.RESOLVED)
+    assert signal.body_pointer == "/payload"
+
+
 def test_without_an_action_nobody_can_say() -> None:
     """A body without action never fires."""
     (signal,) = parse(json.dumps({"alert": ALERT}).encode(), DeliveryFacts("opsgenie"))

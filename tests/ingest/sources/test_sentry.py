@@ -203,6 +203,13 @@ def test_metric_alerts(action: str, status: Status, severity: Severity) -> None:
     assert [key.key for key in signal.targets] == ["svc:production/checkout"]
 
 
+def test_a_metric_alert_without_id_is_known_by_its_title() -> None:
+    """Which is noted, for the next one of its rule has the same."""
+    firing, over = one(metric("critical", id=None, title="p95")), one(metric("resolved", id=None, title="p95"))
+    assert firing.dedup_key == over.dedup_key
+    assert "no id" in " ".join(firing.warnings)
+
+
 def test_the_end_of_a_metric_alert() -> None:
     """It is told when it is known."""
     closed = one(metric("resolved", date_closed="2026-03-01T11:00:00Z"))
