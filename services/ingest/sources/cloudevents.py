@@ -59,6 +59,9 @@ NUMBERS: Final = (
     (1, Severity.INFO),
 )
 NUMBER_MAX: Final = 24
+QUOTED: Final = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*+)"', re.DOTALL)
+ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
+DATA: Final = "/data"
 
 
 def parse(body: bytes, facts: DeliveryFacts) -> list[ParsedSignal]:
@@ -66,7 +69,9 @@ def parse(body: bytes, facts: DeliveryFacts) -> list[ParsedSignal]:
     notes = Notes()
     content_type = facts.content_type.strip().lower()
     if not content_type.startswith(STRUCTURED) and any(name.startswith(PREFIX) for name in facts.headers):
-        return [_signal(_from_headers(body, facts, notes), "", notes)]
+        signal = _signal(_from_headers(body, facts, notes), "", notes)
+        # The body is the data, and holds nothing else.
+        return [replace(signal, body_pointer=signal.body_pointer.removeprefix(DATA))]
     value = read_json(body, notes)
     if content_type.startswith(BATCH) and not isinstance(value, list):
         raise unreadable_batch()
@@ -81,7 +86,7 @@ def unreadable_batch() -> Unreadable:
 def _from_headers(body: bytes, facts: DeliveryFacts, notes: Notes) -> dict[str, Any]:
     """Return an event in binary mode as the structured mode would have it."""
     event: dict[str, Any] = {
-        name[len(PREFIX) :]: unquote(value) for name, value in facts.headers.items() if name.startswith(PREFIX)
+        name[len(PREFIX) :]: _decoded(value) for name, value in facts.headers.items() if name.startswith(PREFIX)
     }
     event.pop("data", None)
     event.pop("data_base64", None)
@@ -90,6 +95,13 @@ def _from_headers(body: bytes, facts: DeliveryFacts, notes: Notes) -> dict[str, 
     if body:
         event["data"] = read_json(body, notes) if JSON_TYPE.fullmatch(facts.content_type) else _text(body, notes)
     return event
+
+
+def _decoded(value: str) -> str:
+    """Return an attribute out of its header: without the quotation marks it may stand in, and percent-decoded."""
+    if match := QUOTED.fullmatch(value):
+        value = ESCAPED.sub(r"\1", match["text"])
+    return unquote(value)
 
 
 def _text(body: bytes, notes: Notes) -> str:
@@ -110,12 +122,13 @@ def _signal(event: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSigna
     if version != VERSION:
         notes.add(f"specversion is {version[:32]}, and was read as {VERSION}")
     data = _data(event, notes)
+    place = DATA if event.get("data") is not None else "/data_base64"
     if kubernetes.is_event(data):
-        return _enveloped(event, kubernetes.read_event(need_object(data, "data"), f"{pointer}/data", notes), notes)
+        return _enveloped(event, kubernetes.read_event(need_object(data, "data"), pointer + place, notes), notes)
     inner = None
     if isinstance(data, Mapping) and data:
         inner_notes = Notes()
-        inner = generic.read_object(data, f"{pointer}/data", inner_notes)
+        inner = generic.read_object(data, pointer + place, inner_notes)
         for text in inner_notes.texts:
             # An event need not have a status or a severity, nor a key of its own.
             if "(absent)" not in text and not text.startswith("no key of the sender"):

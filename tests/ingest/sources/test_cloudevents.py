@@ -139,6 +139,30 @@ def test_what_is_no_event_is_unreadable(body: bytes, content_type: str) -> None:
         parse(body, DeliveryFacts("cloudevents", content_type))
 
 
+def test_an_attribute_in_a_header_is_decoded() -> None:
+    """Percent signs, and quotation marks around it with what they escape."""
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": "7",
+        "ce-source": '"/a \\"b\\""',
+        "ce-type": "t",
+        "ce-subject": "caf%C3%A9%20%22x%22",
+    }
+    (signal,) = parse(b'{"status": "ok", "id": "x"}', DeliveryFacts("cloudevents", "application/json", headers))
+    assert (signal.labels["ce.subject"], signal.labels["ce.source"]) == ('café "x"', '/a "b"')
+    # The body is the data itself.
+    assert signal.body_pointer == ""
+
+
+def test_a_bad_event_of_a_batch_costs_itself_only() -> None:
+    """It is named to the others."""
+    good = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}
+    body = json.dumps([good, {"id": "2"}, {**good, "id": "3"}]).encode()
+    signals = parse(body, DeliveryFacts("cloudevents", BATCH))
+    assert [one.dedup_key for one in signals] == ["/s|1", "/s|3"]
+    assert "left out [1].source: is required of a CloudEvent" in signals[0].warnings
+
+
 @settings(max_examples=300, deadline=None)
 @given(body=mutants([EVENT, ALERT, [EVENT, ALERT]]), content_type=st.sampled_from([STRUCTURED, BATCH, "text/plain"]))
 def test_any_damage_gives_signals_or_unreadable(body: bytes, content_type: str) -> None:
