@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.ingest import stream
+from services.ingest.correlation import Calm
+from services.ingest.store import PostgresIncidents
 from services.local import postgres as pg
 from services.local import valkey as vk
 from services.local.files import free_port
@@ -125,6 +128,29 @@ async def test_intake_goes_on_without_postgresql_and_catches_up(machine: Machine
         await eventually(house.idle)
     assert await house.dispositions() == ["OPENED"] * 51
     assert not await house.rows("SELECT 1 FROM dead_letters")
+    await house.close()
+
+
+async def test_a_debounce_outlives_every_crash(machine: Machine, tmp_path: Path) -> None:
+    """What gathers waits in PostgreSQL: after a crash of it, or of who had claimed it, it is due again."""
+    await machine.start("postgres")
+    await pg.provision(machine.postgres)
+    await pg.migrate(machine.postgres.dsn(pg.OWNER))
+    house = await House.build(tmp_path, machine.valkey, stores.Database(machine.postgres))
+    house.store = PostgresIncidents(house.pool, Calm(timedelta(hours=1), timedelta(minutes=30)))
+    await house.take(entry(notification(alert())))
+    (due,) = await house.rows("SELECT due_time FROM incidents WHERE due_time > open_time + interval '29 minutes'")
+    await machine.stop("postgres", signal.SIGQUIT)
+    await machine.start("postgres")
+    await eventually(lambda: answers(house.pool))
+    assert await house.rows("SELECT due_time FROM incidents WHERE needs_decision") == [due]
+    assert await house.store.claim_undecided(10) == []
+    for attempts in (1, 2):
+        # Its time has come; whoever claimed it before died with it, and its lease is over.
+        await house.pool.execute("UPDATE incidents SET due_time = now()")
+        (claimed,) = await house.store.claim_undecided(10)
+        assert (claimed.attempts, claimed.incident.revision) == (attempts, 1)
+        assert await house.store.claim_undecided(10) == []
     await house.close()
 
 
