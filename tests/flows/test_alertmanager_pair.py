@@ -51,12 +51,18 @@ class Told:
 
     async def has(self, status: str, count: int) -> Sequence[asyncpg.Record]:
         """Wait for at least COUNT signals of this status."""
+        found: Sequence[asyncpg.Record] = []
 
-        async def enough() -> Sequence[asyncpg.Record]:
+        async def enough() -> bool:
+            nonlocal found
             found = await self.rows(status)
-            return found if len(found) >= count else []
+            return len(found) >= count
 
-        return await until(enough, f"{count} {status} of {self.fingerprint}", 40)
+        try:
+            await until(enough, f"{count} {status} of {self.fingerprint}", 40)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; there are {found}") from None
+        return found
 
     async def incidents(self) -> set[str]:
         """Return the incidents that any signal of it belongs to."""
