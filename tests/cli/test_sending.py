@@ -168,7 +168,11 @@ async def test_ctrl_c_shows_what_was_done(outside: Outside) -> None:
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"},
         stdout=asyncio.subprocess.PIPE,
     )
-    await eventually(lambda: asyncio.sleep(0, len(outside.ingest.entries) > 1), 30)
+
+    async def under_way() -> bool:
+        return len(outside.ingest.entries) > 1
+
+    await eventually(under_way, 30)
     process.send_signal(signal.SIGINT)
     out, _ = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 130
