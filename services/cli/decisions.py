@@ -70,6 +70,7 @@ def _absent(one: router.Decision) -> str:
 SHEET: list[Column] = [
     *COLUMNS,
     ("revision", "revision"),
+    ("kept back by", lambda one: cell(one, "brake") if one.brake else "nothing"),
     ("why", "reason"),
     ("confidence", _confidence),
     ("playbook", "playbook_id"),

@@ -34,6 +34,7 @@ SHEET: list[Column] = [
     ("source", "source"),
     ("rule of sender", "rule_name"),
     ("alerts", lambda one: f"{one.alert_count}{', full: the next opens another' if one.sealed else ''}"),
+    ("flapping", lambda one: f"starts nothing; calm from {one.calm_time.ToJsonString()}" if one.flapping else "no"),
     ("joined by", lambda one: f"{one.correlation_key} ({one.correlation_rule_id or 'no rule'})"),
     ("in inventory", lambda one: ", ".join(t.target_id for t in one.targets if t.in_inventory) or "no target"),
     ("decision", "decision_id"),
