@@ -35,7 +35,8 @@ CALLS_A_BYTE: Final = 60
 OUTPUT_BASE: Final = 200_000
 OUTPUT_A_BYTE: Final = 64
 NOW: Final = 1_767_225_600.0
-SECRET: Final = b"0123456789abcdef0123456789abcdef"
+# In nobody's test payload: who sends it there would rightly be let in.
+SECRET: Final = b"onlytheFuzzerKnowsThisOne0000042"
 TOPIC: Final = "arn:aws:sns:eu-west-1:123456789012:alarms"
 
 
