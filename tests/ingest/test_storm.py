@@ -39,7 +39,8 @@ async def test_a_storm_of_twenty_causes_is_twenty_incidents(house: House) -> Non
     entries = [entry(body) for body in storm(SEED)]
     async with following(house, router), running(house.worker()), running(house.worker()):
         for at in range(0, len(entries), 50):
-            await house.appender.append(contents(entries[at : at + 50]))
+            batch = entries[at : at + 50]
+            await house.appender.append(contents(batch), [one.delivery.source for one in batch])
         await eventually(lambda: house.rows(f"SELECT 1 FROM signals HAVING count(*) = {ALERTS}"), 60)  # noqa: S608
         await eventually(house.idle)
         await eventually(lambda: house.rows("SELECT 1 FROM incidents WHERE needs_decision HAVING count(*) = 0"))
