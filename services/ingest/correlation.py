@@ -10,6 +10,8 @@ from services.ingest.signal import CHAT, bounded_key, hashed
 
 KEY_MAX: Final = 512
 FOLDER_LABEL: Final = "grafana_folder"
+NAME_LABEL: Final = "alertname"
+PLACES: Final = ("cluster", "namespace", "environment", "env", "region", "job")
 SEVERITIES: Final = ("critical", "error", "warning", "info", "unknown")
 FIELDS: Final = ("source", "severity", "environment", "region", "target", "rule", "alert", "signature")
 OPEN_FIELDS: Final = ("labels.", "resource.")
@@ -113,15 +115,21 @@ class Calm:
 def default_key(words: Words) -> str:
     """Return what joins signals without a rule: the same rule on the same target, else the same alert.
 
-    Grafana reports a missing data source as another alert, so without a target its rule and folder decide. The key of
-    what a person asked for is one that no sender's words can make.
+    Grafana reports a missing data source as another alert, so without a target its rule and folder decide; of other
+    alerts in Prometheus' shape the rule and where it looks, for their labels may differ in anything. The key of what a
+    person asked for is one that no sender's words can make.
     """
     if words.source == CHAT:
         return hashed(words.source, words.dedup_key)
+    places = [f"{name}={words.labels[name]}" for name in PLACES if words.labels.get(name)]
     if words.target and words.rule_name:
-        return bounded_key(words.target, words.rule_name, limit=KEY_MAX)
+        # A service without an environment may be another one elsewhere.
+        more = places if words.target.startswith("svc:") and "/" not in words.target else []
+        return bounded_key(words.target, words.rule_name, *more, limit=KEY_MAX)
     if words.rule_name and (folder := words.labels.get(FOLDER_LABEL)):
         return bounded_key(words.source, folder, words.rule_name, limit=KEY_MAX)
+    if words.rule_name and words.labels.get(NAME_LABEL):
+        return bounded_key(words.source, words.rule_name, *places, limit=KEY_MAX)
     return bounded_key(words.source, words.dedup_key, limit=KEY_MAX)
 
 

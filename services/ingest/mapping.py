@@ -37,6 +37,7 @@ NANOS: Final = 1_000_000_000
 AHEAD: Final = 300 * NANOS
 TIMES: Final = ("event_time", "start_time", "end_time")
 TARGETS_MAX: Final = 32
+SERVICE: Final = "svc:"
 RESOURCE_MAX: Final = 64
 # Statuses whose words describe what is wrong now.
 DESCRIBING: Final = frozenset(
@@ -174,8 +175,10 @@ def targets_of(signal: signal_pb2.Signal, inventory: Inventory) -> list[Resolved
 
 
 def words_of(signal: signal_pb2.Signal, targets: Sequence[Resolved]) -> Words:
-    """Return what correlation looks at."""
-    match = targets[0].match if targets else None
+    """Return what correlation looks at: where the inventory knows no target, a service rather than one of its pods."""
+    known = (one for one in targets if one.match or one.target_id.startswith(SERVICE))
+    first = next(known, targets[0] if targets else None)
+    match = first.match if first else None
     severity = signal_pb2.Signal.Severity.Name(signal.severity).removeprefix("SEVERITY_").lower()
     return Words(
         source=signal.source,
@@ -183,7 +186,7 @@ def words_of(signal: signal_pb2.Signal, targets: Sequence[Resolved]) -> Words:
         rule_name=signal.rule_name,
         title=signal.summary,
         severity=severity if signal.severity else "unknown",
-        target=targets[0].target_id if targets else "",
+        target=first.target_id if first else "",
         environment=match.environment if match else "",
         region=match.region if match else "",
         labels=signal.labels,

@@ -1,6 +1,7 @@
 """Which alerts are one incident: rules, their limits, what opens again, and what flaps."""
 
 import asyncio
+import uuid
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,8 @@ from opsmesh.config.v1 import correlation_pb2
 from services.ingest.book import Book
 from services.ingest.correlating import correlation_of, load_correlation
 from services.ingest.correlation import Calm, Correlation, Grouping, Rule, Words, default_key, problems, signature
-from services.ingest.domain import REVISIONS_MAX, Disposition, State, Tally
+from services.ingest.domain import REVISIONS_MAX, Disposition, Inventory, State, Tally
+from services.ingest.mapping import targets_of, words_of
 from services.ingest.signal import Status
 from services.ingest.store import PostgresIncidents
 from services.mesh.config import ConfigError, load_yaml
@@ -58,6 +60,29 @@ def test_a_signature_is_without_what_differs() -> None:
     assert signature("Disk full") != signature("Disk slow")
     rules = Correlation((Rule("s", ("signature",)),))
     assert rules.of(replace(WORDS, rule_name="Http5xx")).key != rules.of(replace(WORDS, rule_name="Http4xx")).key
+
+
+def key_of(**labels: str) -> str:
+    """Return the key of an alert with these labels, of which no inventory knows anything."""
+    one = alert() | {"labels": {"alertname": "Down"} | labels, "fingerprint": uuid.uuid4().hex}
+    (signal,) = entry(notification(one)).signals
+    return Correlation().of(words_of(signal, targets_of(signal, Inventory([], 0)))).key
+
+
+def test_a_thousand_pods_of_a_service_are_one_trouble() -> None:
+    """Who names a service means it, whichever pod, host or scrape tells of it; elsewhere it is another service."""
+    place = {"service": "payments", "namespace": "shop"}
+    keys = {key_of(**place, pod=f"payments-{n}", instance=f"10.0.0.{n}:80") for n in range(3)}
+    assert keys == {"svc:payments|Down|namespace=shop"}
+    assert key_of(**place | {"namespace": "bank"}) not in keys
+    assert key_of(**place, env="prod", pod="x") == "svc:prod/payments|Down"
+
+
+def test_alerts_that_name_nothing_are_joined_by_their_rule_and_place() -> None:
+    """Whatever else their labels say; hosts stay for themselves, for each may need its own repair."""
+    assert key_of(shard="1", cluster="c1") == key_of(shard="2", cluster="c1") == "alertmanager|Down|cluster=c1"
+    assert key_of(shard="1", cluster="c2") != key_of(shard="1", cluster="c1")
+    assert key_of(instance="a:9100", job="node") != key_of(instance="b:9100", job="node")
 
 
 @pytest.mark.parametrize(
