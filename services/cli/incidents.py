@@ -85,10 +85,12 @@ async def show_incident(session: Session, incident_id: str) -> None:
     """Show one incident with its newest signals."""
     stub = ingest_grpc.IngestServiceStub(session.channel("ingest"))
     answer = await stub.GetIncident(ingest.GetIncidentRequest(incident_id=incident_id))
+    if session.as_json:
+        print_json(answer.incident, signals=answer.signals)
+        return
     show_one(session, answer.incident, SHEET)
-    if not session.as_json:
-        console().print()
-        show_list(session, answer, "signals", SIGNAL_COLUMNS)
+    console().print()
+    show_list(session, answer, "signals", SIGNAL_COLUMNS)
 
 
 @command(app, "resolve")

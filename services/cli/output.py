@@ -66,13 +66,17 @@ def error_console() -> Console:
     return Console(file=sys.stderr, highlight=False)
 
 
-def print_json(message: Message, *, one_line: bool = False) -> None:
-    """Print proto3 JSON with default values and proto field names, and nothing else."""
-    content = json_format.MessageToDict(
-        message, always_print_fields_with_no_presence=True, preserving_proto_field_name=True
-    )
+def print_json(message: Message, *, one_line: bool = False, **lists: Sequence[Message]) -> None:
+    """Print proto3 JSON with default values and proto field names, and nothing else; LISTS are further members."""
+    content = _plain_json(message) | {name: [_plain_json(one) for one in items] for name, items in lists.items()}
     sys.stdout.write(json.dumps(content, indent=None if one_line else 2, ensure_ascii=False) + "\n")
     sys.stdout.flush()
+
+
+def _plain_json(message: Message) -> dict[str, Any]:
+    return json_format.MessageToDict(
+        message, always_print_fields_with_no_presence=True, preserving_proto_field_name=True
+    )
 
 
 def show_list(session: Session, response: Message, field: str, columns: Sequence[Column], title: str = "") -> None:

@@ -1,4 +1,4 @@
-"""`opsmesh signals`: post what a sender would, and see what could not be understood."""
+"""`opsmesh signals`: post what a sender would, see what became of it, and what could not be understood."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ import typer
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from opsmesh.ingest.v1 import letters_pb2
-from services.cli import replay
+from services.cli import lookup, replay
 from services.cli.command import REFUSED, Limit, PageToken, RequestId, command, group
 from services.cli.output import Column, console, show_list
 from services.cli.posting import Posting, Postman, next_step, reason, signals_of
@@ -79,6 +79,8 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
+command(app, "list")(lookup.list_signals)
+command(app, "show")(lookup.show_signal)
 command(app, "replay")(replay.replay)
 command(app, "storm")(replay.storm)
 

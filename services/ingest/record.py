@@ -190,7 +190,7 @@ def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
 
 
 async def _write_deliveries(connection: Connection, entries: Sequence[pb.StreamEntry]) -> None:
-    """Keep the exact bytes of each delivery."""
+    """Keep the exact bytes of each delivery, and the headers that say what they are."""
     rows = [
         (
             UUID(one.delivery_id),
@@ -202,14 +202,15 @@ async def _write_deliveries(connection: Connection, entries: Sequence[pb.StreamE
             one.authenticity.verified,
             one.traceparent,
             moment(one.receive_time.ToNanoseconds()),
+            pb.Delivery(headers=one.headers).SerializeToString() if one.headers else b"",
         )
         for one in (entry.delivery for entry in entries)
     ]
     await connection.execute(
         "INSERT INTO deliveries (delivery_id, source, body, sha256, content_type, authenticity, verified, "
-        "traceparent, receive_time) SELECT * FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::bytea[], "
-        "$5::text[], $6::text[], $7::boolean[], $8::text[], $9::timestamptz[]) ON CONFLICT DO NOTHING",
-        *_columns(rows, 9),
+        "traceparent, receive_time, headers) SELECT * FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::bytea[], "
+        "$5::text[], $6::text[], $7::boolean[], $8::text[], $9::timestamptz[], $10::bytea[]) ON CONFLICT DO NOTHING",
+        *_columns(rows, 10),
     )
 
 

@@ -11,6 +11,8 @@ from opsmesh.ingest.v1 import signal_pb2
 from services.ingest.domain import State
 
 ANSWER_BYTES: Final = 3 * 1024 * 1024
+SIGNAL_COLUMNS: Final = "signal_id, delivery_id, index, source, disposition, record_time, signal"
+RECORD_COLUMNS: Final = f"{SIGNAL_COLUMNS}, incident_id"
 M = TypeVar("M", bound=Message)
 
 
@@ -47,10 +49,16 @@ def incident_of(row: asyncpg.Record) -> pb.Incident:
     return incident
 
 
-def record_of(row: asyncpg.Record) -> pb.SignalRecord:
-    """Return a row as the IDL's record of a signal."""
-    disposition = pb.SignalRecord.Disposition.Value(f"DISPOSITION_{row['disposition']}")
-    found = pb.SignalRecord(signal=signal_pb2.Signal.FromString(row["signal"]), disposition=disposition)
+def record_of(row: asyncpg.Record) -> signal_pb2.SignalRecord:
+    """Return a row as the IDL's record of a signal: without its incident; what was not understood has its ids.
+
+    The row has SIGNAL_COLUMNS.
+    """
+    disposition = signal_pb2.SignalRecord.Disposition.Value(f"DISPOSITION_{row['disposition']}")
+    signal = signal_pb2.Signal.FromString(row["signal"])
+    signal.signal_id, signal.delivery_id = str(row["signal_id"]), str(row["delivery_id"])
+    signal.index, signal.source = row["index"], row["source"]
+    found = signal_pb2.SignalRecord(signal=signal, disposition=disposition)
     found.record_time.FromDatetime(row["record_time"])
     return found
 

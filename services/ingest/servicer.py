@@ -9,7 +9,7 @@ from uuid import UUID
 import grpc.aio
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
-from opsmesh.ingest.v1 import ingest_service_pb2_grpc, letters_pb2, signal_pb2
+from opsmesh.ingest.v1 import ingest_service_pb2_grpc, letters_pb2, signal_pb2, signals_pb2
 from services.ingest.book import moment
 from services.ingest.mapping import entry_of, result_of
 from services.ingest.redrive import details, discard, redrive
@@ -75,6 +75,23 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             last = page[-1]
             token = write_token(request, last.open_time.ToDatetime().isoformat() + "+00:00", last.incident_id)
         return pb.ListIncidentsResponse(incidents=page, next_page_token=token)
+
+    async def GetSignal(self, request: pb.GetSignalRequest, _: Context) -> pb.GetSignalResponse:  # noqa: N802  the IDL's name
+        """Read what became of one signal, with the exact bytes that it came as."""
+        return await self._incidents.get_signal(request.signal_id)
+
+    async def ListSignals(  # noqa: N802  the IDL's name
+        self, request: signals_pb2.ListSignalsRequest, _: Context
+    ) -> signals_pb2.ListSignalsResponse:
+        """List signals with what became of each, newest first."""
+        size = page_size(request.page_size)
+        found = await self._incidents.list_signals(request, size, _position(request))
+        page = fit(found[:size])
+        token = ""
+        if len(page) < len(found):
+            last = page[-1]
+            token = write_token(request, moment(last.record_time.ToNanoseconds()), UUID(last.signal.signal_id))
+        return signals_pb2.ListSignalsResponse(signals=page, next_page_token=token)
 
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, _: Context) -> pb.ListDeadLettersResponse:  # noqa: N802  the IDL's name
         """List deliveries that could not be understood or processed, newest first."""
@@ -163,7 +180,10 @@ async def _read(
 
 
 def _position(
-    request: pb.ListIncidentsRequest | pb.ListDeadLettersRequest | pb.ListChangesRequest,
+    request: pb.ListIncidentsRequest
+    | pb.ListDeadLettersRequest
+    | pb.ListChangesRequest
+    | signals_pb2.ListSignalsRequest,
 ) -> tuple[datetime, UUID] | None:
     """Return where the page begins."""
     position = read_token(request, datetime, UUID)

@@ -8,15 +8,17 @@ from uuid import UUID
 
 from opsmesh.config.v1 import inventory_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
+from opsmesh.ingest.v1 import signal_pb2, signals_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.ingest.changes import read_changes
 from services.ingest.correlation import Calm
 from services.ingest.decisions import Step
 from services.ingest.domain import REVISIONS_MAX, Inventory, State
 from services.ingest.letters import DeadLetter, put_aside
+from services.ingest.lookup import list_signals, read_signal
 from services.ingest.mapping import inventory_of, relocate
 from services.ingest.record import record
-from services.ingest.rows import ANSWER_BYTES, fit, incident_of, letter_of, record_of
+from services.ingest.rows import ANSWER_BYTES, SIGNAL_COLUMNS, fit, incident_of, letter_of, record_of
 from services.mesh.errors import Refusal
 from services.mesh.postgres import Connection, Pool, answers
 
@@ -65,7 +67,7 @@ class Due:
 class Incidents(Protocol):
     """What the servicer needs of the store."""
 
-    async def get(self, incident_id: str) -> tuple[pb.Incident, list[pb.SignalRecord]]:
+    async def get(self, incident_id: str) -> tuple[pb.Incident, list[signal_pb2.SignalRecord]]:
         """Return an incident with its newest signals; a Refusal when there is none."""
 
     async def list_incidents(
@@ -82,6 +84,14 @@ class Incidents(Protocol):
         self, request: pb.ListChangesRequest, size: int, after: tuple[datetime, UUID] | None
     ) -> list[pb.Change]:
         """Return changes after a position, newest first, one more than `size` if there are more."""
+
+    async def get_signal(self, signal_id: str) -> pb.GetSignalResponse:
+        """Return a signal with what it came as; a Refusal when there is none."""
+
+    async def list_signals(
+        self, request: signals_pb2.ListSignalsRequest, size: int, after: tuple[datetime, UUID] | None
+    ) -> list[signal_pb2.SignalRecord]:
+        """Return signals after a position, newest first, one more than `size` if there are more."""
 
     async def resolve(self, connection: Connection, incident_id: str, reason: str) -> pb.Incident:
         """Close an incident in the caller's transaction; a Refusal when there is none or it is closed."""
@@ -108,7 +118,7 @@ class PostgresIncidents:
         async with self._pool.acquire() as connection, connection.transaction():
             await put_aside(connection, [letter])
 
-    async def get(self, incident_id: str) -> tuple[pb.Incident, list[pb.SignalRecord]]:
+    async def get(self, incident_id: str) -> tuple[pb.Incident, list[signal_pb2.SignalRecord]]:
         """Return an incident with its newest signals; a Refusal when there is none."""
         async with self._pool.acquire() as connection:
             sql = f"SELECT {COLUMNS} FROM incidents WHERE incident_id = $1"  # noqa: S608  constants only
@@ -116,7 +126,7 @@ class PostgresIncidents:
             if row is None:
                 raise _unknown(incident_id)
             signals = await connection.fetch(
-                "SELECT signal, disposition, record_time FROM signals WHERE incident_id = $1 "
+                f"SELECT {SIGNAL_COLUMNS} FROM signals WHERE incident_id = $1 "  # noqa: S608  constants only
                 "ORDER BY record_time DESC, delivery_id, index LIMIT $2",
                 UUID(incident_id),
                 SIGNALS_SHOWN,
@@ -162,6 +172,16 @@ class PostgresIncidents:
     ) -> list[pb.Change]:
         """Return changes after a position, newest first, one more than `size` if there are more."""
         return await read_changes(self._pool, request, size, after)
+
+    async def get_signal(self, signal_id: str) -> pb.GetSignalResponse:
+        """Return a signal with what it came as; a Refusal when there is none."""
+        return await read_signal(self._pool, signal_id)
+
+    async def list_signals(
+        self, request: signals_pb2.ListSignalsRequest, size: int, after: tuple[datetime, UUID] | None
+    ) -> list[signal_pb2.SignalRecord]:
+        """Return signals after a position, newest first, one more than `size` if there are more."""
+        return await list_signals(self._pool, request, size, after)
 
     async def resolve(self, connection: Connection, incident_id: str, reason: str) -> pb.Incident:
         """Close an incident in the caller's transaction; the router hears of it by a new revision."""

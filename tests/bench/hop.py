@@ -16,7 +16,7 @@ import grpc.aio
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as rpc
-from opsmesh.ingest.v1 import letters_pb2
+from opsmesh.ingest.v1 import letters_pb2, signals_pb2
 from tests.bench import telemetry
 from tests.bench.table import Row
 from tests.ingest.house import alert, delivery, notification
@@ -55,6 +55,14 @@ class Echo(rpc.IngestServiceServicer):
     async def ListChanges(self, _: pb.ListChangesRequest, __: Any) -> pb.ListChangesResponse:
         """Stand where nobody calls."""
         return pb.ListChangesResponse()
+
+    async def GetSignal(self, _: pb.GetSignalRequest, __: Any) -> pb.GetSignalResponse:
+        """Answer nothing."""
+        return pb.GetSignalResponse()
+
+    async def ListSignals(self, _: signals_pb2.ListSignalsRequest, __: Any) -> signals_pb2.ListSignalsResponse:
+        """Answer nothing."""
+        return signals_pb2.ListSignalsResponse()
 
     async def ListDeadLetters(self, _: pb.ListDeadLettersRequest, __: Any) -> pb.ListDeadLettersResponse:
         """Stand where nobody calls."""

@@ -15,6 +15,7 @@ from opsmesh.guardrails.v1 import target_lock_service_pb2_grpc as locks_grpc
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from opsmesh.ingest.v1 import letters_pb2 as letters
+from opsmesh.ingest.v1 import signal_pb2, signals_pb2
 from opsmesh.router.v1 import decision_service_pb2 as router
 from opsmesh.router.v1 import decision_service_pb2_grpc as router_grpc
 from opsmesh.tools.workload.v1 import workload_tool_service_pb2 as workload
@@ -35,6 +36,19 @@ class Incidents(ingest_grpc.IngestServiceServicer):
     page_sizes: list[int] = field(default_factory=list)
     resolved: list[ingest.ResolveIncidentRequest] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
+    signals: list[ingest.GetSignalResponse] = field(default_factory=list)
+
+    async def GetSignal(self, request: ingest.GetSignalRequest, _: Any) -> ingest.GetSignalResponse:
+        """Answer one signal."""
+        for one in self.signals:
+            if one.record.signal.signal_id == request.signal_id:
+                return one
+        raise Refusal(error_reason_pb2.ERROR_REASON_SIGNAL_NOT_FOUND, signal_id=request.signal_id)
+
+    async def ListSignals(self, request: signals_pb2.ListSignalsRequest, _: Any) -> signals_pb2.ListSignalsResponse:
+        """Remember the request; answer all."""
+        self.asked.append(request)
+        return signals_pb2.ListSignalsResponse(signals=[one.record for one in self.signals])
 
     async def ListIncidents(self, request: ingest.ListIncidentsRequest, _: Any) -> ingest.ListIncidentsResponse:
         """Answer a page, at most 40 incidents."""
@@ -50,7 +64,8 @@ class Incidents(ingest_grpc.IngestServiceServicer):
         """Answer one incident."""
         for one in self.incidents:
             if one.incident_id == request.incident_id:
-                return ingest.GetIncidentResponse(incident=one)
+                signals = [found.record for found in self.signals if found.record.incident_id == one.incident_id]
+                return ingest.GetIncidentResponse(incident=one, signals=signals)
         raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="incident", id=request.incident_id)
 
     async def ResolveIncident(self, request: ingest.ResolveIncidentRequest, _: Any) -> ingest.ResolveIncidentResponse:
@@ -104,6 +119,19 @@ def incident(number: int) -> ingest.Incident:
         duplicate_count=2,
     )
     made.open_time.GetCurrentTime()
+    return made
+
+
+def signal(number: int, body: bytes) -> ingest.GetSignalResponse:
+    """Return a signal of incident 1 that came as BODY; its words are what a hostile sender might write."""
+    made = ingest.GetSignalResponse(body_size=len(body))
+    made.record.signal.signal_id, made.record.signal.source = str(uuid.UUID(int=number)), "alertmanager"
+    made.record.signal.summary = "[red]disk[/red]\x1b[31m"
+    made.record.disposition = signal_pb2.SignalRecord.DISPOSITION_JOINED
+    made.record.incident_id = str(uuid.UUID(int=1))
+    made.delivery.body, made.delivery.content_type = body, "application/json"
+    made.delivery.authenticity.method, made.delivery.authenticity.verified = signal_pb2.Authenticity.METHOD_BEARER, True
+    made.delivery.headers["x-github-event"] = "push\x1b[31m"
     return made
 
 

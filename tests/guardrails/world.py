@@ -155,7 +155,7 @@ class FakeIngest(ingest_service_pb2_grpc.IngestServiceServicer):
         raise NotImplementedError
 
     # So do these.
-    ListDeadLetters = RedriveDeadLetters = DiscardDeadLetters = ListChanges  # type: ignore[assignment]
+    ListDeadLetters = RedriveDeadLetters = DiscardDeadLetters = GetSignal = ListSignals = ListChanges  # type: ignore[assignment]
 
 
 class FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):

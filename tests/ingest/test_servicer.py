@@ -115,8 +115,8 @@ async def test_an_incident_is_shown_with_its_signals(served: Served) -> None:
         ("svc:demo/checkout", "demo", True)
     ]
     assert sorted(one.disposition for one in answer.signals) == [
-        pb.SignalRecord.DISPOSITION_OPENED,
-        pb.SignalRecord.DISPOSITION_DUPLICATE,
+        signal_pb2.SignalRecord.DISPOSITION_OPENED,
+        signal_pb2.SignalRecord.DISPOSITION_DUPLICATE,
     ]
 
 

@@ -17,7 +17,7 @@ from opsmesh.automation.v1 import (
     playbook_service_pb2_grpc,
 )
 from opsmesh.guardrails.v1 import kill_switch_service_pb2, kill_switch_service_pb2_grpc
-from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc, letters_pb2, signal_pb2
+from opsmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc, letters_pb2, signal_pb2, signals_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.mesh.errors import Refusal
 from tests.mesh import fakes
@@ -173,7 +173,7 @@ class FakeIngest(ingest_service_pb2_grpc.IngestServiceServicer):
         found = self.incidents.get(request.incident_id)
         if found is None:
             raise Refusal(error_reason_pb2.ERROR_REASON_NOT_FOUND, resource="incident", id=request.incident_id)
-        record = ingest_service_pb2.SignalRecord(signal=signal_pb2.Signal(status=signal_pb2.Signal.STATUS_FIRING))
+        record = signal_pb2.SignalRecord(signal=signal_pb2.Signal(status=signal_pb2.Signal.STATUS_FIRING))
         if moment := self.signalled.get(request.incident_id):
             record.record_time.FromDatetime(moment)
         return ingest_service_pb2.GetIncidentResponse(incident=found, signals=[record])
@@ -193,6 +193,14 @@ class FakeIngest(ingest_service_pb2_grpc.IngestServiceServicer):
     async def ListChanges(self, _: Any, __: Any) -> ingest_service_pb2.ListChangesResponse:
         """Answer nothing: not asked by the router."""
         return ingest_service_pb2.ListChangesResponse()
+
+    async def GetSignal(self, _: Any, __: Any) -> ingest_service_pb2.GetSignalResponse:
+        """Answer nothing."""
+        return ingest_service_pb2.GetSignalResponse()
+
+    async def ListSignals(self, _: Any, __: Any) -> signals_pb2.ListSignalsResponse:
+        """Answer nothing."""
+        return signals_pb2.ListSignalsResponse()
 
     async def ListDeadLetters(self, _: Any, __: Any) -> ingest_service_pb2.ListDeadLettersResponse:
         """Answer nothing: not asked by the router."""

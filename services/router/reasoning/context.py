@@ -10,7 +10,7 @@ import grpc.aio
 import structlog
 from google.protobuf.message import Message
 
-from opsmesh.ingest.v1 import ingest_service_pb2
+from opsmesh.ingest.v1 import ingest_service_pb2, signal_pb2
 from opsmesh.router.v1 import decision_service_pb2
 from services.mesh.errors import Refusal, from_rpc_error
 from services.mesh.models.outcomes import Available
@@ -47,7 +47,7 @@ class About:
     """What the context is for. In a conversation there is no `incident`, no `decision_id`, and nothing to read with."""
 
     incident: ingest_service_pb2.Incident | None = None
-    signals: tuple[ingest_service_pb2.SignalRecord, ...] = ()
+    signals: tuple[signal_pb2.SignalRecord, ...] = ()
     decision_id: str = ""
     reads: Reads | None = None
 

@@ -61,7 +61,7 @@ class Delivery(_message.Message):
     source: _builtins.str
     """Source as configured."""
     body: _builtins.bytes
-    """Exact bytes."""
+    """Exact bytes; what secrets a sender writes into them, nobody knows."""
     content_type: _builtins.str
     """As sent."""
     traceparent: _builtins.str
@@ -587,85 +587,66 @@ class GetIncidentRequest(_message.Message):
 Global___GetIncidentRequest: _TypeAlias = GetIncidentRequest  # noqa: Y015
 
 @_typing.final
-class SignalRecord(_message.Message):
-    """One signal of an incident with what became of it."""
+class GetSignalRequest(_message.Message):
+    """Which signal."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    class _Disposition:
-        ValueType = _typing.NewType("ValueType", _builtins.int)
-        V: _TypeAlias = ValueType  # noqa: Y015
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    signal_id: _builtins.str
+    """Its id, as whoever sent it was told."""
+    def __init__(
+        self,
+        *,
+        signal_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signal_id", b"signal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    class _DispositionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SignalRecord._Disposition.ValueType], _builtins.type):
-        DESCRIPTOR: _descriptor.EnumDescriptor
-        DISPOSITION_UNSPECIFIED: SignalRecord._Disposition.ValueType  # 0
-        """Never sent."""
-        DISPOSITION_OPENED: SignalRecord._Disposition.ValueType  # 1
-        """Opened the incident."""
-        DISPOSITION_JOINED: SignalRecord._Disposition.ValueType  # 2
-        """Joined it."""
-        DISPOSITION_DUPLICATE: SignalRecord._Disposition.ValueType  # 3
-        """Repeated a state change that was known."""
-        DISPOSITION_STALE: SignalRecord._Disposition.ValueType  # 4
-        """Older than what is known."""
-        DISPOSITION_SUPPRESSED: SignalRecord._Disposition.ValueType  # 5
-        """Silenced at the sender."""
-        DISPOSITION_TEST: SignalRecord._Disposition.ValueType  # 6
-        """A test of the sender."""
-        DISPOSITION_DEAD_LETTER: SignalRecord._Disposition.ValueType  # 7
-        """Could not be processed."""
-        DISPOSITION_CHANGE: SignalRecord._Disposition.ValueType  # 8
-        """Told of a change: kept for who looks for causes."""
+Global___GetSignalRequest: _TypeAlias = GetSignalRequest  # noqa: Y015
 
-    class Disposition(_Disposition, metaclass=_DispositionEnumTypeWrapper):
-        """What became of it."""
+@_typing.final
+class GetSignalResponse(_message.Message):
+    """What became of a signal, and what it came as."""
 
-    DISPOSITION_UNSPECIFIED: SignalRecord.Disposition.ValueType  # 0
-    """Never sent."""
-    DISPOSITION_OPENED: SignalRecord.Disposition.ValueType  # 1
-    """Opened the incident."""
-    DISPOSITION_JOINED: SignalRecord.Disposition.ValueType  # 2
-    """Joined it."""
-    DISPOSITION_DUPLICATE: SignalRecord.Disposition.ValueType  # 3
-    """Repeated a state change that was known."""
-    DISPOSITION_STALE: SignalRecord.Disposition.ValueType  # 4
-    """Older than what is known."""
-    DISPOSITION_SUPPRESSED: SignalRecord.Disposition.ValueType  # 5
-    """Silenced at the sender."""
-    DISPOSITION_TEST: SignalRecord.Disposition.ValueType  # 6
-    """A test of the sender."""
-    DISPOSITION_DEAD_LETTER: SignalRecord.Disposition.ValueType  # 7
-    """Could not be processed."""
-    DISPOSITION_CHANGE: SignalRecord.Disposition.ValueType  # 8
-    """Told of a change: kept for who looks for causes."""
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SIGNAL_FIELD_NUMBER: _builtins.int
-    DISPOSITION_FIELD_NUMBER: _builtins.int
-    RECORD_TIME_FIELD_NUMBER: _builtins.int
-    disposition: Global___SignalRecord.Disposition.ValueType
-    """What became of it."""
+    RECORD_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    DEAD_LETTER_FIELD_NUMBER: _builtins.int
+    BODY_SIZE_FIELD_NUMBER: _builtins.int
+    body_size: _builtins.int
+    """Size of the whole body."""
     @_builtins.property
-    def signal(self) -> _signal_pb2.Signal:
-        """The signal."""
+    def record(self) -> _signal_pb2.SignalRecord:
+        """The signal; of a dead letter not more than its ids and its source."""
 
     @_builtins.property
-    def record_time(self) -> _timestamp_pb2.Timestamp:
-        """When it got its row."""
+    def delivery(self) -> Global___Delivery:
+        """What it came with, and its exact bytes; unset when these are not kept any more. The body is cut where the answer cannot carry it."""
+
+    @_builtins.property
+    def dead_letter(self) -> Global___DeadLetter:
+        """Why its delivery was put aside, without the body; unset unless it is a dead letter now."""
 
     def __init__(
         self,
         *,
-        signal: _signal_pb2.Signal | None = ...,
-        disposition: Global___SignalRecord.Disposition.ValueType = ...,
-        record_time: _timestamp_pb2.Timestamp | None = ...,
+        record: _signal_pb2.SignalRecord | None = ...,
+        delivery: Global___Delivery | None = ...,
+        dead_letter: Global___DeadLetter | None = ...,
+        body_size: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["record_time", b"record_time", "signal", b"signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "delivery", b"delivery", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disposition", b"disposition", "record_time", b"record_time", "signal", b"signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_size", b"body_size", "dead_letter", b"dead_letter", "delivery", b"delivery", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SignalRecord: _TypeAlias = SignalRecord  # noqa: Y015
+Global___GetSignalResponse: _TypeAlias = GetSignalResponse  # noqa: Y015
 
 @_typing.final
 class GetIncidentResponse(_message.Message):
@@ -680,14 +661,14 @@ class GetIncidentResponse(_message.Message):
         """The incident."""
 
     @_builtins.property
-    def signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignalRecord]:
+    def signals(self) -> _containers.RepeatedCompositeFieldContainer[_signal_pb2.SignalRecord]:
         """Its newest signals, at most 50."""
 
     def __init__(
         self,
         *,
         incident: Global___Incident | None = ...,
-        signals: _abc.Iterable[Global___SignalRecord] | None = ...,
+        signals: _abc.Iterable[_signal_pb2.SignalRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["incident", b"incident"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

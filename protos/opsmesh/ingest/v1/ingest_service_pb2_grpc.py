@@ -5,6 +5,7 @@ import warnings
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2
 from opsmesh.ingest.v1 import letters_pb2 as opsmesh_dot_ingest_dot_v1_dot_letters__pb2
+from opsmesh.ingest.v1 import signals_pb2 as opsmesh_dot_ingest_dot_v1_dot_signals__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -50,6 +51,16 @@ class IngestServiceStub:
                 '/opsmesh.ingest.v1.IngestService/ListIncidents',
                 request_serializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsRequest.SerializeToString,
                 response_deserializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsResponse.FromString,
+                _registered_method=True)
+        self.GetSignal = channel.unary_unary(
+                '/opsmesh.ingest.v1.IngestService/GetSignal',
+                request_serializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.GetSignalRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.GetSignalResponse.FromString,
+                _registered_method=True)
+        self.ListSignals = channel.unary_unary(
+                '/opsmesh.ingest.v1.IngestService/ListSignals',
+                request_serializer=opsmesh_dot_ingest_dot_v1_dot_signals__pb2.ListSignalsRequest.SerializeToString,
+                response_deserializer=opsmesh_dot_ingest_dot_v1_dot_signals__pb2.ListSignalsResponse.FromString,
                 _registered_method=True)
         self.ListChanges = channel.unary_unary(
                 '/opsmesh.ingest.v1.IngestService/ListChanges',
@@ -98,6 +109,20 @@ class IngestServiceServicer:
 
     def ListIncidents(self, request, context):
         """List incidents, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSignal(self, request, context):
+        """Read what became of one signal, with the exact bytes that it came as.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSignals(self, request, context):
+        """List signals with what became of each, newest first: also those of no incident.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +180,16 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.ListIncidents,
                     request_deserializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsRequest.FromString,
                     response_serializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsResponse.SerializeToString,
+            ),
+            'GetSignal': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSignal,
+                    request_deserializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.GetSignalRequest.FromString,
+                    response_serializer=opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.GetSignalResponse.SerializeToString,
+            ),
+            'ListSignals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSignals,
+                    request_deserializer=opsmesh_dot_ingest_dot_v1_dot_signals__pb2.ListSignalsRequest.FromString,
+                    response_serializer=opsmesh_dot_ingest_dot_v1_dot_signals__pb2.ListSignalsResponse.SerializeToString,
             ),
             'ListChanges': grpc.unary_unary_rpc_method_handler(
                     servicer.ListChanges,
@@ -264,6 +299,60 @@ class IngestService:
             '/opsmesh.ingest.v1.IngestService/ListIncidents',
             opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsRequest.SerializeToString,
             opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.ListIncidentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSignal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.ingest.v1.IngestService/GetSignal',
+            opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.GetSignalRequest.SerializeToString,
+            opsmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.GetSignalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSignals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/opsmesh.ingest.v1.IngestService/ListSignals',
+            opsmesh_dot_ingest_dot_v1_dot_signals__pb2.ListSignalsRequest.SerializeToString,
+            opsmesh_dot_ingest_dot_v1_dot_signals__pb2.ListSignalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from opsmesh.ingest.v1 import ingest_service_pb2 as _ingest_service_pb2
 from opsmesh.ingest.v1 import letters_pb2 as _letters_pb2
+from opsmesh.ingest.v1 import signals_pb2 as _signals_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -40,6 +41,10 @@ class IngestServiceStub:
     """Read one incident."""
     ListIncidents: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListIncidentsRequest, _ingest_service_pb2.ListIncidentsResponse]
     """List incidents, newest first."""
+    GetSignal: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.GetSignalRequest, _ingest_service_pb2.GetSignalResponse]
+    """Read what became of one signal, with the exact bytes that it came as."""
+    ListSignals: _grpc.UnaryUnaryMultiCallable[_signals_pb2.ListSignalsRequest, _signals_pb2.ListSignalsResponse]
+    """List signals with what became of each, newest first: also those of no incident."""
     ListChanges: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListChangesRequest, _ingest_service_pb2.ListChangesResponse]
     """List the deployments and configuration changes of a target, newest first."""
     ResolveIncident: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ResolveIncidentRequest, _ingest_service_pb2.ResolveIncidentResponse]
@@ -62,6 +67,10 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """Read one incident."""
     ListIncidents: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListIncidentsRequest, _ingest_service_pb2.ListIncidentsResponse]  # type: ignore[assignment]
     """List incidents, newest first."""
+    GetSignal: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.GetSignalRequest, _ingest_service_pb2.GetSignalResponse]  # type: ignore[assignment]
+    """Read what became of one signal, with the exact bytes that it came as."""
+    ListSignals: _aio.UnaryUnaryMultiCallable[_signals_pb2.ListSignalsRequest, _signals_pb2.ListSignalsResponse]  # type: ignore[assignment]
+    """List signals with what became of each, newest first: also those of no incident."""
     ListChanges: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListChangesRequest, _ingest_service_pb2.ListChangesResponse]  # type: ignore[assignment]
     """List the deployments and configuration changes of a target, newest first."""
     ResolveIncident: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ResolveIncidentRequest, _ingest_service_pb2.ResolveIncidentResponse]  # type: ignore[assignment]
@@ -99,6 +108,22 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.ListIncidentsResponse, _abc.Awaitable[_ingest_service_pb2.ListIncidentsResponse]]:
         """List incidents, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetSignal(
+        self,
+        request: _ingest_service_pb2.GetSignalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_service_pb2.GetSignalResponse, _abc.Awaitable[_ingest_service_pb2.GetSignalResponse]]:
+        """Read what became of one signal, with the exact bytes that it came as."""
+
+    @_abc_1.abstractmethod
+    def ListSignals(
+        self,
+        request: _signals_pb2.ListSignalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_signals_pb2.ListSignalsResponse, _abc.Awaitable[_signals_pb2.ListSignalsResponse]]:
+        """List signals with what became of each, newest first: also those of no incident."""
 
     @_abc_1.abstractmethod
     def ListChanges(

@@ -498,3 +498,88 @@ class Signal(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Signal: _TypeAlias = Signal  # noqa: Y015
+
+@_typing.final
+class SignalRecord(_message.Message):
+    """One signal with what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Disposition:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _DispositionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SignalRecord._Disposition.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        DISPOSITION_UNSPECIFIED: SignalRecord._Disposition.ValueType  # 0
+        """Never sent."""
+        DISPOSITION_OPENED: SignalRecord._Disposition.ValueType  # 1
+        """Opened its incident."""
+        DISPOSITION_JOINED: SignalRecord._Disposition.ValueType  # 2
+        """Joined it."""
+        DISPOSITION_DUPLICATE: SignalRecord._Disposition.ValueType  # 3
+        """Repeated a state change that was known."""
+        DISPOSITION_STALE: SignalRecord._Disposition.ValueType  # 4
+        """Older than what is known."""
+        DISPOSITION_SUPPRESSED: SignalRecord._Disposition.ValueType  # 5
+        """Silenced at the sender."""
+        DISPOSITION_TEST: SignalRecord._Disposition.ValueType  # 6
+        """A test of the sender."""
+        DISPOSITION_DEAD_LETTER: SignalRecord._Disposition.ValueType  # 7
+        """Could not be processed."""
+        DISPOSITION_CHANGE: SignalRecord._Disposition.ValueType  # 8
+        """Told of a change: kept for who looks for causes."""
+
+    class Disposition(_Disposition, metaclass=_DispositionEnumTypeWrapper):
+        """What became of it."""
+
+    DISPOSITION_UNSPECIFIED: SignalRecord.Disposition.ValueType  # 0
+    """Never sent."""
+    DISPOSITION_OPENED: SignalRecord.Disposition.ValueType  # 1
+    """Opened its incident."""
+    DISPOSITION_JOINED: SignalRecord.Disposition.ValueType  # 2
+    """Joined it."""
+    DISPOSITION_DUPLICATE: SignalRecord.Disposition.ValueType  # 3
+    """Repeated a state change that was known."""
+    DISPOSITION_STALE: SignalRecord.Disposition.ValueType  # 4
+    """Older than what is known."""
+    DISPOSITION_SUPPRESSED: SignalRecord.Disposition.ValueType  # 5
+    """Silenced at the sender."""
+    DISPOSITION_TEST: SignalRecord.Disposition.ValueType  # 6
+    """A test of the sender."""
+    DISPOSITION_DEAD_LETTER: SignalRecord.Disposition.ValueType  # 7
+    """Could not be processed."""
+    DISPOSITION_CHANGE: SignalRecord.Disposition.ValueType  # 8
+    """Told of a change: kept for who looks for causes."""
+
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    DISPOSITION_FIELD_NUMBER: _builtins.int
+    RECORD_TIME_FIELD_NUMBER: _builtins.int
+    INCIDENT_ID_FIELD_NUMBER: _builtins.int
+    disposition: Global___SignalRecord.Disposition.ValueType
+    """What became of it."""
+    incident_id: _builtins.str
+    """Incident it belongs to; empty for none, and within the answer about that incident, which models read."""
+    @_builtins.property
+    def signal(self) -> Global___Signal:
+        """The signal."""
+
+    @_builtins.property
+    def record_time(self) -> _timestamp_pb2.Timestamp:
+        """When it got its row."""
+
+    def __init__(
+        self,
+        *,
+        signal: Global___Signal | None = ...,
+        disposition: Global___SignalRecord.Disposition.ValueType = ...,
+        record_time: _timestamp_pb2.Timestamp | None = ...,
+        incident_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record_time", b"record_time", "signal", b"signal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disposition", b"disposition", "incident_id", b"incident_id", "record_time", b"record_time", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalRecord: _TypeAlias = SignalRecord  # noqa: Y015

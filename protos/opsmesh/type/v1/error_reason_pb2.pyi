@@ -166,6 +166,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A token that proves nobody."""
     ERROR_REASON_READ_NOT_GRANTED: _ErrorReason.ValueType  # 82
     """The read grant is for other tools or targets."""
+    ERROR_REASON_SIGNAL_NOT_FOUND: _ErrorReason.ValueType  # 83
+    """No row of that id: never accepted, not recorded yet, or older than what is kept."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of a google.rpc.ErrorInfo, without its prefix; its domain is `opsmesh.<service>`."""
@@ -314,4 +316,6 @@ ERROR_REASON_IDENTITY_TOKEN_INVALID: ErrorReason.ValueType  # 81
 """A token that proves nobody."""
 ERROR_REASON_READ_NOT_GRANTED: ErrorReason.ValueType  # 82
 """The read grant is for other tools or targets."""
+ERROR_REASON_SIGNAL_NOT_FOUND: ErrorReason.ValueType  # 83
+"""No row of that id: never accepted, not recorded yet, or older than what is kept."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
