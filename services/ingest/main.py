@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -98,6 +97,10 @@ def compose(
         """Say whether the stream answers and may be trusted with signals."""
         return appender.takes and await reader.answers()
 
+    async def rows_are_written() -> bool:
+        """Say whether PostgreSQL answers and takes what comes from the stream."""
+        return await worker.records() and await answers(pool)
+
     async def once_postgres_is_there(stop: asyncio.Event) -> None:
         """Begin to write rows when the schema is known to be the right one; signals are taken meanwhile."""
         while not await answers(pool):
@@ -113,7 +116,7 @@ def compose(
         [(ingest_service_pb2_grpc.add_IngestServiceServicer_to_server, servicer)],
         [once_postgres_is_there],
         stream_takes,
-        {"ingest/postgres": partial(answers, pool), "ingest/valkey": stream_takes, "ingest/durable": appender.durable},
+        {"ingest/postgres": rows_are_written, "ingest/valkey": stream_takes, "ingest/durable": appender.durable},
     )
 
 

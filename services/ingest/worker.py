@@ -12,7 +12,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from prometheus_client import Counter
 from redis.exceptions import ResponseError
-from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.ingest import stream
@@ -33,7 +33,24 @@ PAUSE_SECONDS: Final = 0.25
 BATCH_SIGNALS: Final = 256
 BUSY_COUNT: Final = 8
 BUSY_SECONDS: Final = 0.03
-AWAY: Final = (*postgres.ABSENT, asyncpg.InterfaceError)
+# PostgreSQL cannot be used now, whatever it is asked: it is away, refuses us, is full, only read, or lacks what a
+# migration makes (a bad deploy). None of it is the fault of an entry.
+AWAY: Final = (
+    *postgres.ABSENT,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.SyntaxOrAccessError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.PostgresSystemError,
+    # A migration has changed a table under a prepared statement; the next try prepares it anew.
+    asyncpg.InvalidCachedStatementError,
+)
 RECORDED: Final = Counter("opsmesh_ingest_entries_total", "Stream entries that were processed.", ["outcome"])
 Readable = tuple[Claimed, pb.StreamEntry]
 Failed = tuple[Claimed, str]
@@ -94,6 +111,11 @@ class Worker:
         self._claim_period = min(CLAIM_PERIOD_MAX, claim_seconds / 2)
         self._stop = asyncio.Event()
         self._counts: Mapping[str, int] = {}
+        self._refused: set[object] = set()
+
+    async def records(self) -> bool:
+        """Say whether rows can be written, for a `ready` check; a store that answers may lack a table or a right."""
+        return not self._refused
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`; every lane outlives its mistakes."""
@@ -127,7 +149,7 @@ class Worker:
     async def take_over(self) -> None:
         """Process what a dead or failing consumer left, as long as there is any."""
         # Without the store a delivery would count against an entry that has done nothing wrong.
-        while not self._stop.is_set() and await self._store.answers():
+        while not self._stop.is_set() and not self._refused and await self._store.answers():
             claimed = await self._queue.claim()
             await self.process(claimed)
             if not claimed:
@@ -169,7 +191,7 @@ class Worker:
         try:
             await self._record([entry for _, entry in batch])
         except Exception as error:
-            if is_away(error):
+            if is_away(error) and not (is_slow(error) and len(batch) > 1):
                 raise
             if len(batch) == 1:
                 one = batch[0][0]
@@ -196,20 +218,41 @@ class Worker:
         RECORDED.labels("dead_letter").inc()
 
     async def _record(self, entries: Sequence[pb.StreamEntry]) -> None:
-        """Record a batch, however long the store is away."""
-        if entries and await self._patiently(self._store.record, entries, self._inventory()):
+        """Record a batch, however long the store is away; what takes too long together is tried in parts."""
+        together = len(entries) > 1
+        if entries and await self._patiently(self._store.record, entries, self._inventory(), together=together):
             self._decide.set()
 
-    async def _patiently(self, work: Callable[..., Awaitable[bool | None]], *arguments: object) -> bool | None:
-        """Repeat work while PostgreSQL is away; the stream keeps what comes meanwhile."""
+    async def _patiently(
+        self, work: Callable[..., Awaitable[bool | None]], *arguments: object, together: bool = False
+    ) -> bool | None:
+        """Repeat work while PostgreSQL cannot be used; the stream keeps what comes meanwhile."""
+        whose = object()
+
+        def tell(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            if isinstance(error, postgres.ABSENT):
+                log.warning("PostgreSQL does not answer", tries=state.attempt_number)
+                return
+            self._refused.add(whose)
+            log.error(
+                "PostgreSQL CANNOT BE USED: signals are taken and wait in the stream",
+                tries=state.attempt_number,
+                error=repr(error)[:500],
+                next="opsmesh migrate; look at the rights of opsmesh_ingest and at the server's own log",
+            )
+
         retrying = AsyncRetrying(
-            retry=retry_if_exception(is_away),
+            retry=retry_if_exception(lambda error: is_away(error) and not (together and is_slow(error))),
             wait=wait_random_exponential(multiplier=0.1, max=1),
             stop=lambda _: self._stop.is_set(),
-            before_sleep=lambda state: log.warning("PostgreSQL does not answer", tries=state.attempt_number),
+            before_sleep=tell,
             reraise=True,
         )
-        return await retrying(work, *arguments)
+        try:
+            return await retrying(work, *arguments)
+        finally:
+            self._refused.discard(whose)
 
 
 def shares(taken: Sequence[Claimed], signals: Counts) -> dict[str, int]:
@@ -237,8 +280,13 @@ def batches(entries: Sequence[Readable]) -> Iterator[list[Readable]]:
 
 
 def is_away(error: BaseException) -> bool:
-    """Say whether PostgreSQL does not answer; what it cannot take (asyncpg's own ValueErrors) is another thing."""
+    """Say whether PostgreSQL cannot be used; what it cannot take (asyncpg's own ValueErrors) is another thing."""
     return isinstance(error, AWAY) and not isinstance(error, ValueError)
+
+
+def is_slow(error: BaseException) -> bool:
+    """Say whether it took too long: a lock of somebody else, or too much at once, of which parts may pass."""
+    return isinstance(error, asyncpg.QueryCanceledError | TimeoutError)
 
 
 def read_entry(content: bytes) -> pb.StreamEntry:
@@ -262,7 +310,9 @@ def letter_of(one: Claimed, reason: str) -> DeadLetter:
         entry = pb.StreamEntry()
     delivery = entry.delivery
     if policy.violations(delivery):
-        return DeadLetter(str(uuid5(NAMESPACE_OID, one.entry_id.decode())), "", reason, one.deliveries, one.content)
+        # Entries of two streams may have the same id.
+        made = uuid5(NAMESPACE_OID, f"{one.stream} {one.entry_id.decode()}")
+        return DeadLetter(str(made), "", reason, one.deliveries, one.content)
     ids = [signal.signal_id for signal in entry.signals if not policy.violations(signal)]
     if entry.errors:
         ids = [signal_id_of(delivery.delivery_id, 0)]

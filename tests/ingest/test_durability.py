@@ -176,10 +176,10 @@ async def test_nothing_unfinished_is_trimmed_whatever_is_done_meanwhile(house: H
         for start in range(0, 300, 20):
             sources = [f"source{number % 3}" for number in range(20)]
             await house.appender.append(contents(entries[start : start + 20]), sources)
-            # Somebody takes some and never finishes them.
+            # Somebody takes some of one stream and never finishes them.
             dead = house.reader()
             await dead.ensure_group()
-            await dead.read(1)
+            await dead.read({f"{stream.STREAM}:source{start % 3}": 1})
         await eventually(lambda: house.rows("SELECT 1 FROM signals HAVING count(*) = 300"))
         await eventually(house.idle)
     over.set()

@@ -2,17 +2,21 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from services.ingest import stream
 from services.ingest.correlation import Calm
+from services.ingest.domain import Inventory
+from services.ingest.letters import DeadLetter
 from services.ingest.store import PostgresIncidents
 from services.local import postgres as pg
 from services.local import valkey as vk
@@ -211,3 +215,107 @@ def lossy(machine: Machine) -> Program:
     config = path.read_text().replace("appendfsync always", "appendfsync everysec")
     path.write_text(config.replace("noeviction", "allkeys-lru"))
     return program
+
+
+BROKEN = {
+    "a missing table": ("ALTER TABLE ingest.turns RENAME TO gone", "ALTER TABLE ingest.gone RENAME TO turns"),
+    "a missing column": (
+        "ALTER TABLE ingest.incidents RENAME sealed TO gone",
+        "ALTER TABLE ingest.incidents RENAME gone TO sealed",
+    ),
+    "a missing right": (
+        "REVOKE INSERT ON ingest.signals FROM opsmesh_ingest",
+        "GRANT INSERT ON ingest.signals TO opsmesh_ingest",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+async def test_a_bad_deploy_is_no_poison(house: House, database: stores.Database, what: str) -> None:
+    """A store that answers but lacks what rows need is waited for, and told: nothing counts, nothing is put aside."""
+    broken, mended = BROKEN[what]
+    one = house.worker()
+    owner = await asyncpg.connect(database.dsn(pg.OWNER))
+    await house.appender.append(contents([entry(notification(alert(str(number)))) for number in range(20)]))
+    await owner.execute(broken)
+    with capture_logs() as logs:
+        try:
+            async with running(one):
+
+                async def told() -> bool:
+                    return sum("CANNOT BE USED" in line["event"] for line in logs) > 2
+
+                await eventually(told)
+                assert not await one.records()
+                assert await house.store.answers()
+        finally:
+            await owner.execute(mended)
+            await owner.close()
+    async with running(house.worker()):
+        await eventually(lambda: house.rows("SELECT 1 FROM signals HAVING count(*) = 20"))
+        await eventually(house.idle)
+    assert await house.dispositions() == ["OPENED"] * 20
+    assert not await house.rows("SELECT 1 FROM dead_letters")
+
+
+async def test_a_worker_goes_on_when_a_bad_deploy_is_mended(house: House, database: stores.Database) -> None:
+    """The same worker writes what waited as soon as it may, and says so."""
+    broken, mended = BROKEN["a missing right"]
+    owner = await asyncpg.connect(database.dsn(pg.OWNER))
+    one = house.worker()
+    await owner.execute(broken)
+    try:
+        async with running(one):
+
+            async def refused() -> bool:
+                return not await one.records()
+
+            await house.appender.append(contents([entry(notification(alert()))]))
+            await eventually(refused)
+            await owner.execute(mended)
+            await eventually(lambda: house.rows("SELECT 1 FROM signals"))
+            await eventually(one.records)
+    finally:
+        await owner.execute(mended)
+        await owner.close()
+
+
+class Locked:
+    """A store whose tables somebody else holds: what would write times out, what only asks is answered."""
+
+    def __init__(self, house: House) -> None:
+        self._store = house.store
+        self.held = True
+        self.tries = 0
+
+    async def record(self, entries: Sequence[pb.StreamEntry], inventory: Inventory) -> bool:
+        """Time out as the server does."""
+        self.tries += 1
+        if self.held:
+            raise asyncpg.QueryCanceledError("canceling statement due to statement timeout")
+        return await self._store.record(entries, inventory)
+
+    async def answers(self) -> bool:
+        """Answer as ever."""
+        return await self._store.answers()
+
+    async def put_aside(self, letter: DeadLetter) -> None:
+        """Put aside as ever."""
+        await self._store.put_aside(letter)
+
+
+async def test_who_holds_a_table_for_long_makes_no_poison(house: House) -> None:
+    """What times out is tried in parts, and then waited for, however often: no delivery counts as failed."""
+    locked = Locked(house)
+    await house.appender.append(contents([entry(notification(alert(str(number)))) for number in range(20)]))
+    async with running(house.worker(store=locked)):
+
+        async def often() -> bool:
+            return locked.tries > 20
+
+        await eventually(often)
+        locked.held = False
+        await eventually(lambda: house.rows("SELECT 1 FROM signals HAVING count(*) = 20"))
+        await eventually(house.idle)
+    assert await house.dispositions() == ["OPENED"] * 20
+    assert not await house.rows("SELECT 1 FROM dead_letters")
