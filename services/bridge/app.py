@@ -19,6 +19,7 @@ from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from services.bridge import cloudevents
 from services.bridge.answers import EVENTS, JSON, AnswerError, answer_to, invalid
 from services.bridge.batches import Batches
+from services.bridge.connections import CERTIFICATE
 from services.bridge.domain import BODY_MAX, DISCARD_MAX
 from services.bridge.health import Readiness
 from services.bridge.kept import kept_headers
@@ -33,8 +34,6 @@ from services.mesh.client import refusal_of
 
 CLOSE = {"Connection": "close"}
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="webhooks"'}
-# Where the TLS listener puts the certificate of a connection, in the scope's state.
-CERTIFICATE = "client_certificate"
 RETRY_SECONDS = 2
 RETRY = {"Retry-After": str(RETRY_SECONDS)}
 BODY_SECONDS = 20
@@ -229,6 +228,9 @@ def build(
             Route("/metrics", metrics),
         ]
     )
+
+    # A sender follows no redirection to another spelling of a path, or sends its secret after it.
+    app.router.redirect_slashes = False
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
         """Take webhooks past the framework's layers, which cost as much as the rest of a webhook; it has the others."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.bridge.listener import HEADERS_MAX
+from services.bridge.connections import HEADERS_MAX
 from services.bridge.senders.memory import ENTRY_BYTES, Answers, delivery_id_of, key_of
 from services.bridge.senders.proof import Proof
 from services.local.signing import HEADERS, proof_of
