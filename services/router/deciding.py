@@ -1,8 +1,8 @@
 """How one revision of an incident is decided: pure, standard library only.
 
 Two brakes keep automation back and put people in its place: a cap on how often the same is started for the same
-trouble, whoever chose it, and an alert that flaps, as monitoring systems have it (Nagios and Icinga tell once that a
-service flaps, keep quiet while it does, and tell when it stopped).
+trouble, whoever chose it, and an alert that flaps, after monitoring systems (Nagios and Icinga tell when a service
+begins to flap, keep quiet while it does, and tell when it stopped; here what is calm is decided anew instead).
 """
 
 from dataclasses import replace
@@ -82,7 +82,7 @@ def _unknown(version: int, history: History) -> Verdict:
     if history.started:
         reason += f"; started before and not again: {', '.join(sorted(history.started))}"
     if often := [f"{name} ({times} times)" for name, times in sorted(history.starts.items()) if times >= MAX_PER_HOUR]:
-        reason += f"; started within an hour for the same trouble, and not again by a model: {', '.join(often)}"
+        reason += f"; started often within an hour for the same trouble: {', '.join(often)}"
     if history.killed:
         reason = f"a kill ended what was done about it: whether it is repeated is for people to say; {reason}"
         return _await(reason, version, for_people=True)
@@ -110,7 +110,7 @@ def _beforehand(snapshot: Snapshot, version: int, history: History) -> Verdict |
     if snapshot.flapping and snapshot.facts.get("source") != CHAT:
         return flapping(version, told=history.flapping)
     if not snapshot.firing:
-        return _respond("the sender resolved every alert", version)
+        return _respond(snapshot.why_over or "the sender resolved every alert", version)
     return None
 
 

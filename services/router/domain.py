@@ -115,7 +115,7 @@ class Rule:
 class Snapshot:
     """What the router needs to know of one revision of an incident; `facts` maps field names of rules to values.
 
-    `target_ids` are those that the inventory knows.
+    `target_ids` are those that the inventory knows. `why_over`: why it does not fire, where its sender told no resolve.
     """
 
     incident_id: uuid.UUID
@@ -128,6 +128,7 @@ class Snapshot:
     target_ids: tuple[str, ...] = ()
     correlation_key: str = ""
     flapping: bool = False
+    why_over: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class History:
     `started` are rules that started a playbook, or asked a person and got the answer. `killed` says that people stopped
     what the newest of them had started, `escalated` is the run that it started and that handed over to a person.
     `starts` says how often each playbook, or template of an agent, was started within the last hour, for it or for
-    others of its correlation key. `flapping`: its newest decision was made because it flaps, so people were told.
+    others of its correlation key. `flapping`: people were told of it since it began to flap.
     """
 
     started: frozenset[str] = frozenset()

@@ -1,6 +1,7 @@
 """Rows of the decisions table: which columns there are, and what they mean."""
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 import asyncpg
@@ -97,18 +98,25 @@ def history_of(known: Sequence[Decision], snapshot: Snapshot) -> History:
     earlier = [one for one in own if one.revision < snapshot.revision]
     started = frozenset(one.rule_id for one in earlier if one.rule_id and _used(one))
     newest = max((one.revision for one in own), default=0)
-    ended = [one for one in earlier if one.result is not Result.SUPERSEDED]
+    # What is open still has no end that could take the place of the last one: a brake, a question nobody answered.
+    ended = [one for one in earlier if one.state is State.CLOSED and one.result is not Result.SUPERSEDED]
     last = max(ended, key=lambda one: one.revision, default=None)
     escalated = last.run_id if last and last.result is Result.ESCALATED else ""
-    before = max(earlier, key=lambda one: one.revision, default=None)
     return History(
         started,
         newest,
         _failed(earlier),
         killed=last is not None and last.killed,
         escalated=escalated,
-        flapping=before is not None and before.brake is Brake.FLAPPING,
+        flapping=_told_of_flapping(earlier),
     )
+
+
+def _told_of_flapping(earlier: Sequence[Decision]) -> bool:
+    """Say whether people got a notice since it began to flap: one that was superseded before told nobody."""
+    newest_first = sorted(earlier, key=lambda one: one.revision, reverse=True)
+    flapping = takewhile(lambda one: one.brake is Brake.FLAPPING, newest_first)
+    return any(one.notice_execution_id for one in flapping)
 
 
 def _used(one: Decision) -> bool:

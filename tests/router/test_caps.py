@@ -250,3 +250,15 @@ async def test_what_began_to_flap_while_it_waited_is_not_put_to_a_model(scene: S
     (decision,) = await scene.router.decide(one)
     assert (await scene.router.until(decision.decision_id, made)).brake == Decision.BRAKE_FLAPPING
     assert scene.village.models.asked == []
+
+
+async def test_who_could_not_be_told_that_it_flaps_is_told_with_the_next_revision(town: Town) -> None:
+    """Automation is away for the first revision: the second is not quiet, and the notice comes once it is back."""
+    async with town.serve_agents(), town.serve_audit(), town.router() as router:
+        one = incident(correlation_key=KEY, flapping=True)
+        await router.decide(one)
+        one.revision = 2
+        (second,) = await router.decide(one)
+        async with town.serve_automation():
+            told = await router.until(second.decision_id, lambda now: now.notice_execution_id)
+            assert told.brake == Decision.BRAKE_FLAPPING
