@@ -162,6 +162,8 @@ def _tell(error: Exception) -> bool:
 
 
 def fail(text: str, code: int) -> NoReturn:
-    """Write TEXT to stderr and leave with CODE."""
-    sys.stderr.write(text.rstrip() + "\n")
+    """Write TEXT, which may hold a stranger's words, to stderr and leave with CODE."""
+    from services.cli.output import plain  # noqa: PLC0415  rich and protobuf are paid for only by who fails
+
+    sys.stderr.write(plain(text.rstrip().expandtabs()) + "\n")
     raise typer.Exit(code)

@@ -96,7 +96,7 @@ async def migrate(
 async def status(session: Session) -> None:
     """Say how each service and store is, which was given up and why, and what waits for whom, since when."""
     from services.cli import waits  # noqa: PLC0415  the other commands here need no gRPC
-    from services.cli.output import COLOURS, print_table  # noqa: PLC0415  nor tables
+    from services.cli.output import COLOURS, json_text, print_table  # noqa: PLC0415  nor tables
     from services.local.up import read_status  # noqa: PLC0415  only this command pays for it
 
     is_up = (session.state / "endpoints.json").exists()
@@ -120,7 +120,7 @@ async def status(session: Session) -> None:
         if lossy and row["name"] == "ingest":
             row["why"] = "\n".join(filter(None, [row["why"], LOSSY]))
     if session.as_json:
-        sys.stdout.write(json.dumps({"processes": rows, **waiting.document()}, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text({"processes": rows, **waiting.document()}, indent=2) + "\n")
     else:
         COLOURS.update({"SERVING": "green", **dict.fromkeys(("FATAL", "BACKOFF", "NOT_SERVING", "UNAVAILABLE"), "red")})
         shown = [row | {"why": _short(row["why"])} for row in rows]

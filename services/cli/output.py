@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,6 +23,8 @@ Column = tuple[str, str | Callable[[Any], object]]
 AGE_DIGITS = 8
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 PIPE_WIDTH = 240
+# Candidates only: most letters beyond ASCII are printable.
+UNPRINTABLE = re.compile(r"[^\n -~]")
 COLOURS = {
     "RESOLVED": "green",
     "SUCCEEDED": "green",
@@ -69,8 +72,18 @@ def error_console() -> Console:
 def print_json(message: Message, *, one_line: bool = False, **lists: Sequence[Message]) -> None:
     """Print proto3 JSON with default values and proto field names, and nothing else; LISTS are further members."""
     content = _plain_json(message) | {name: [_plain_json(one) for one in items] for name, items in lists.items()}
-    sys.stdout.write(json.dumps(content, indent=None if one_line else 2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(content, indent=None if one_line else 2) + "\n")
     sys.stdout.flush()
+
+
+def json_text(content: Any, indent: int | None) -> str:
+    """Return JSON in which every letter can be read, and what a terminal would obey is escaped, also beyond ASCII."""
+    return UNPRINTABLE.sub(_escaped, json.dumps(content, indent=indent, ensure_ascii=False))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    letter = found[0]
+    return letter if letter.isprintable() else json.dumps(letter)[1:-1]
 
 
 def _plain_json(message: Message) -> dict[str, Any]:

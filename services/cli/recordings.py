@@ -5,6 +5,7 @@ import base64
 import binascii
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +22,8 @@ LINES: Final = frozenset({".jsonl", ".ndjson"})
 BODIES: Final = frozenset({".json"})
 # A body of 1 MiB in base64, with its headers.
 LINE_MAX: Final = 2 << 20
+HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_TEXT: Final = re.compile(r"[\t -~]*")
 
 
 def recorded(path: Path, source: str) -> Iterator[Posting]:
@@ -50,7 +53,7 @@ def posting_of(line: bytes, source: str, where: str) -> Posting:
     """Return what one line says; WHERE is its place, for who has to mend it. Raises UsageError."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if isinstance(found, dict) and found.keys() <= OWN and (BODY in found) != (BASE64 in found):
         return _wrapped(found, source, where)
@@ -58,13 +61,26 @@ def posting_of(line: bytes, source: str, where: str) -> Posting:
 
 
 def _file(path: Path, source: str) -> Iterator[Posting]:
-    if path.suffix in BODIES:
-        yield _bare(path.read_bytes(), source, str(path))
-        return
-    with path.open("rb") as lines:
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file\nNEXT: `-` reads lines from standard input, as they come")
+    with path.open("rb") as content:
+        if path.suffix in BODIES:
+            yield _bare(_bounded(content.read(LINE_MAX + 1), str(path)), source, str(path))
+            return
+        lines = iter(lambda: content.readline(LINE_MAX + 1), b"")
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield posting_of(line.strip(), source, f"{path}:{number}")
+            where = f"{path}:{number}"
+            if stripped := _bounded(line, where).strip():
+                yield posting_of(stripped, source, where)
+
+
+def _bounded(found: bytes, where: str) -> bytes:
+    """Return what was read. Raises UsageError when it is more than any bridge takes."""
+    if len(found) > LINE_MAX:
+        raise UsageError(
+            f"{where}: more than {LINE_MAX} bytes\nNEXT: a bridge takes 1 MiB in one body; send less at once"
+        )
+    return found
 
 
 def _bare(body: bytes, source: str, where: str) -> Posting:
@@ -83,13 +99,21 @@ def _wrapped(found: dict[str, Any], source: str, where: str) -> Posting:
         raise UsageError(f"{where}: no source\nNEXT: name it in the line as `source`, or with --source")
     if not isinstance(headers, dict) or not all(isinstance(one, str) for one in headers.values()):
         raise UsageError(f"{where}: headers are not texts by name\nNEXT: write them as {{'Name': 'text'}}")
+    for key, text in headers.items():
+        if not HEADER_NAME.fullmatch(key) or not HEADER_TEXT.fullmatch(text):
+            raise UsageError(
+                f"{where}: {key!r} is no header that can be sent\nNEXT: one line of ASCII, or leave it out"
+            )
     if BASE64 in found:
         try:
             content = base64.b64decode(found[BASE64], validate=True)
         except (binascii.Error, TypeError, ValueError):
             raise UsageError(f"{where}: body_base64 is not base64\nNEXT: correct it, or write `body`") from None
     else:
-        content = (body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)).encode()
+        try:
+            content = (body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{where}: half a character in the body\nNEXT: send the bytes as body_base64") from None
     return Posting(name, content, headers)
 
 

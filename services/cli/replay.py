@@ -31,7 +31,8 @@ from services.cli.session import Session, UsageError
 from services.cli.storming import Storm
 from services.cli.tallies import Tallies, Tally
 
-TRIES: Final = 20
+# Patience ends it long before, but for who is patient without end.
+TRIES: Final = 1000
 PAUSE_MAX: Final = 60.0
 PAUSE_DEFAULT: Final = 2.0
 # A pace that fell behind catches up no further than this: whoever is slow must not be hit by a burst.
@@ -67,8 +68,15 @@ class Replay:
             self._show(task)
 
     async def _send(self, postings: AsyncIterator[Posting], task: TaskID) -> None:
+        try:
+            await self._send_each(postings, task)
+        except BaseExceptionGroup as group:
+            # What went wrong first is told, as everywhere: what cannot be read fails each in the same way.
+            raise group.exceptions[0] from None
+
+    async def _send_each(self, postings: AsyncIterator[Posting], task: TaskID) -> None:
         gate = asyncio.Semaphore(self.concurrency)
-        unread: UsageError | None = None
+        unread: UsageError | OSError | None = None
         async with asyncio.TaskGroup() as tasks:
             due = time.monotonic()
             try:
@@ -80,7 +88,7 @@ class Replay:
                     sent.add_done_callback(lambda _: gate.release())
                     now = time.monotonic()
                     due = max(due + 1 / self.rate, now - BEHIND_MAX) if self.rate else now
-            except UsageError as error:
+            except (UsageError, OSError) as error:
                 unread = error
         if unread:
             raise unread

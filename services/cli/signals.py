@@ -16,6 +16,7 @@ from services.cli import lookup, replay
 from services.cli.command import REFUSED, Limit, PageToken, RequestId, command, group
 from services.cli.output import Column, console, show_list
 from services.cli.posting import Posting, Postman, next_step, reason, signals_of
+from services.cli.recordings import LINE_MAX
 from services.cli.session import RefusedError, Session, UnreachableError, UsageError, pages
 
 app = group("What senders say.")
@@ -52,7 +53,7 @@ async def send(
     """Post FILE to the bridge as SOURCE would, with the source's own proof."""
     async with Postman(session.endpoints) as postman:
         hook = postman.hook(source)
-        body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        body = _body(file)
         posting = Posting(source, body, dict(_header(one) for one in header or []))
         try:
             answer = await postman.post(posting, postman.headers(posting))
@@ -69,6 +70,14 @@ async def send(
         console().print(f"accepted [green]{one}[/green]")
     if not ids:
         console().print(f"accepted, without a signal: see opsmesh signals dead-letters --source {source}", markup=False)
+
+
+def _body(file: Path) -> bytes:
+    """Return what a file, or standard input, holds; of what is endless so much that the bridge refuses it."""
+    if str(file) == "-":
+        return sys.stdin.buffer.read(LINE_MAX)
+    with file.open("rb") as content:
+        return content.read(LINE_MAX)
 
 
 def _header(text: str) -> tuple[str, str]:

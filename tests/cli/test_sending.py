@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import os
 import signal
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from services.cli.recordings import LINE_MAX
 from services.local.layout import DEFAULT_CONFIG
 from tests.bridge.house import unavailable
 from tests.cli.sending import Outside, listening
@@ -139,6 +141,11 @@ async def test_a_folder_and_standard_input(outside: Outside) -> None:
         ([line("grafana"), line("grafan")], (), "there is no source grafan\nNEXT: --source, one of: alertmanager"),
         ([line("grafana"), {"source": "zabbix", "body_base64": "%"}], (), "r.jsonl:2: body_base64 is not base64"),
         ([line("grafana"), line("zabbix") | {"headers": {"a": 1}}], (), "r.jsonl:2: headers are not texts by name"),
+        ([line("grafana"), line("zabbix") | {"headers": {"a": "b\r\nc: d"}}], (), "r.jsonl:2: 'a' is no header"),
+        ([line("grafana"), line("zabbix") | {"headers": {"\u00e4": "b"}}], (), "r.jsonl:2: '\u00e4' is no header"),
+        ([line("grafana"), '{"source": "zabbix", "body": {"a": "\\ud800"}}'], (), "r.jsonl:2: half a character"),
+        ([line("grafana"), "x" * (LINE_MAX + 1)], ("--source", "zabbix"), "r.jsonl:2: more than 2097152 bytes"),
+        ([line("\u009b31m\x1b]0;title\x07")], (), "there is no source \ufffd31m\ufffd]0;title\ufffd\n"),
         ([], (), "holds nothing to send"),
     ],
 )
@@ -151,6 +158,30 @@ async def test_what_cannot_be_read_is_told_before_anything_is_sent(
     assert told in done.err
     assert "NEXT: " in done.err
     assert outside.ingest.entries == []
+
+
+async def test_what_never_ends_is_not_read(outside: Outside) -> None:
+    """A device or a pipe is no recording, for it is read twice; what has no end is too large to be sent."""
+    done = await outside.run("signals", "replay", "/dev/zero", "--source", "grafana")
+    assert (done.code, "/dev/zero is no file\nNEXT: `-`" in done.err) == (2, True)
+    done = await outside.run("signals", "send", "/dev/zero", "--source", "grafana")
+    assert (done.code, "413" in done.err) == (1, True)
+
+
+async def test_the_deepest_body_is_for_the_bridge_to_judge(outside: Outside) -> None:
+    """What cannot be read here is sent as it is."""
+    file = outside.write("r.jsonl", "[" * 100_000)
+    done = await outside.run("signals", "replay", file, "--source", "grafana", "--json")
+    assert (done.code, done.answer["total"]["rejected"]) == (1, 1)
+
+
+async def test_a_secret_that_is_gone_is_told_in_words(outside: Outside) -> None:
+    """What was sent before is counted, and no trace of the program is shown."""
+    os.unlink(outside.hooks["grafana"]["secret_file"])  # noqa: PTH108  pathlib is not for coroutines
+    done = await outside.run("signals", "replay", outside.write("r.jsonl", line("zabbix"), line("grafana")), "--json")
+    assert (done.code, done.answer["total"]["accepted"]) == (1, 1)
+    assert "NEXT: check the path and its permissions" in done.err
+    assert "Traceback" not in done.err
 
 
 async def test_ctrl_c_shows_what_was_done(outside: Outside) -> None:

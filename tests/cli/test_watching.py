@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
+from services.cli.output import json_text
 from services.cli.watching import Sums, Watch, lines, picture
 from tests.cli.mesh import Mesh
 
@@ -121,3 +122,12 @@ async def test_a_watch_at_a_terminal(mesh: Mesh) -> None:
     assert done.code == 0
     assert "3,000 signals in" in done.out
     assert done.out.count("AWAITING_MODEL") == 3
+
+
+def test_json_obeys_no_stranger() -> None:
+    """What a terminal would obey is escaped, also beyond ASCII, and read back as it was; letters stay letters."""
+    title = "caf\u00e9 \u9ad8 \x1b[31m\u009b31m\u202e\u2028\x7f\U000e0001 end"
+    text = json_text({"title": title}, indent=2)
+    assert json.loads(text) == {"title": title}
+    assert "caf\u00e9 \u9ad8" in text
+    assert all(one.isprintable() for one in text.split("\n"))
