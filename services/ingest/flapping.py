@@ -1,8 +1,9 @@
 """Alerts that fire and are over again and again: recognised by how often they change within a window. Pure.
 
-As Icinga and Nagios do it: a checkable flaps above a share of state changes among its last twenty checks (Icinga: 30
-percent, which is six), notifications stop while it does, and one is sent when it begins. A sender of alerts tells
-changes and no checks, so time takes the place of the twenty, and calm is a time without any change.
+After the idea of Nagios and Icinga, not their arithmetic: there a check flaps above a weighted share of state changes
+among its last results (Nagios keeps 21, Icinga 20 and starts at 30 percent unless told otherwise: about six), and stops
+below a lower one; people are told when it begins and ends, and of nothing between. A sender of alerts tells changes and
+no checks, so six changes within a time take the place of the share, unweighted, and calm is a time without any change.
 """
 
 from collections.abc import Iterable
