@@ -105,6 +105,7 @@ class Mesh:
             self.ingest.page_sizes,
             self.ingest.resolved,
             self.ingest.asked,
+            self.ingest.signals,
             self.steps,
             self.audit.rows,
         ):

@@ -1,10 +1,12 @@
 """The command against a small mesh behind real mTLS: what it prints, what it asks for, and how it ends."""
 
+import base64
 import json
 import uuid
 from pathlib import Path
 
 from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
+from opsmesh.ingest.v1 import signal_pb2
 from services.local.certs import ensure
 from tests.cli import fakes
 from tests.cli.mesh import Mesh, run
@@ -255,3 +257,75 @@ async def test_logs_show_the_last_lines(tmp_path: Path) -> None:
     assert done.out == "line 98\nline 99\n"
     other = await run("logs", "gatway", "--state", str(tmp_path))
     assert (other.code, "one of gateway" in other.err) == (1, True)
+
+
+async def test_what_became_of_a_signal_is_shown(mesh: Mesh) -> None:
+    """As a sheet without a stranger's control characters, as JSON with the body in base64, or as the bytes alone."""
+    body = b'{"a": "\xc3\xa4\x1b[31m"}\n'
+    mesh.ingest.signals.append(fakes.signal(7, body))
+    signal_id = str(uuid.UUID(int=7))
+    sheet = await mesh.run("signals", "show", signal_id)
+    assert sheet.code == 0, sheet.err
+    for words in (
+        signal_id,
+        "JOINED",
+        "[red]disk[/red]",
+        "BEARER",
+        "application/json",
+        f"{len(body)} bytes, see --raw",
+    ):
+        assert words in sheet.out
+    assert "\x1b" not in sheet.out
+    told = await mesh.run("signals", "show", signal_id, "--json")
+    assert told.answer["record"]["disposition"] == "DISPOSITION_JOINED"
+    assert told.answer["record"]["incident_id"] == str(uuid.UUID(int=1))
+    assert base64.b64decode(told.answer["delivery"]["body"]) == body
+    raw = await mesh.run("signals", "show", signal_id, "--raw")
+    assert (raw.code, raw.out.encode(), raw.err) == (0, body, "")
+    at_terminal = await mesh.run_at_terminal("", "signals", "show", signal_id, "--raw")
+    assert '{"a": "ä\ufffd[31m"}' in at_terminal.out
+    assert "\x1b[31m" not in at_terminal.out
+    both = await mesh.run("signals", "show", signal_id, "--raw", "--json")
+    assert (both.code, "NEXT: one of them" in both.err) == (2, True)
+
+
+async def test_a_signal_that_is_not_there_or_has_no_body_says_what_next(mesh: Mesh) -> None:
+    """Unknown, not recorded yet or too old is one refusal; gone bytes are another."""
+    missing = await mesh.run("signals", "show", str(uuid.UUID(int=8)), "--json")
+    assert (missing.code, missing.out) == (1, "")
+    assert "SIGNAL_NOT_FOUND: there is no record of signal" in missing.err
+    assert "NEXT: if it was accepted a moment ago" in missing.err
+    old = fakes.signal(9, b"")
+    old.ClearField("delivery")
+    mesh.ingest.signals.append(old)
+    assert "not kept any more" in (await mesh.run("signals", "show", str(uuid.UUID(int=9)))).out
+    gone = await mesh.run("signals", "show", str(uuid.UUID(int=9)), "--raw")
+    assert (gone.code, gone.out, "is not kept any more" in gone.err) == (1, "", True)
+
+
+async def test_signals_are_listed_as_asked_for(mesh: Mesh) -> None:
+    """Each filter reaches the service; a disposition is a word, and a wrong one is told with those there are."""
+    mesh.ingest.signals.append(fakes.signal(7, b"{}"))
+    incident = str(uuid.UUID(int=1))
+    words = ("--source", "grafana", "--incident", incident, "--key", "k 1", "--disposition", "dead-letter")
+    done = await mesh.run("signals", "list", *words, "--json")
+    assert (done.code, set(done.answer)) == (0, {"signals", "next_page_token"})
+    asked = mesh.ingest.asked[-1]
+    assert (asked.source, asked.incident_id, asked.dedup_key) == ("grafana", incident, "k 1")
+    assert asked.disposition == signal_pb2.SignalRecord.DISPOSITION_DEAD_LETTER
+    table = await mesh.run("signals", "list")
+    assert "[red]disk[/red]" in table.out
+    assert "\x1b" not in table.out
+    wrong = await mesh.run("signals", "list", "--disposition", "eaten")
+    assert (wrong.code, "NEXT: one of opened, joined, duplicate" in wrong.err) == (2, True)
+
+
+async def test_an_incident_is_shown_with_its_signals(mesh: Mesh) -> None:
+    """In JSON they are a member of the resource, as in the list of signals; for people a table below the sheet."""
+    mesh.ingest.incidents.append(fakes.incident(1))
+    mesh.ingest.signals.append(fakes.signal(7, b"{}"))
+    done = await mesh.run("incidents", "show", str(uuid.UUID(int=1)), "--json")
+    assert (done.answer["incident_id"], done.answer["signal_count"]) == (str(uuid.UUID(int=1)), "3")
+    (one,) = done.answer["signals"]
+    assert (one["signal"]["signal_id"], one["disposition"]) == (str(uuid.UUID(int=7)), "DISPOSITION_JOINED")
+    assert str(uuid.UUID(int=7)) in (await mesh.run("incidents", "show", str(uuid.UUID(int=1)))).out
