@@ -139,10 +139,11 @@ async def test_a_stranger_s_certificate_is_not_let_in(mesh: Mesh, tmp_path: Path
 async def test_watch_with_json_is_one_answer_a_line(mesh: Mesh) -> None:
     """`incidents watch` asks again and again; scripts read one JSON document a line."""
     mesh.ingest.incidents.append(fakes.incident(1))
-    done = await mesh.run("incidents", "watch", "--seconds", "1.5", "--json")
+    done = await mesh.run("incidents", "watch", "--seconds", "3", "--json")
     assert done.code == 0
     answers = [json.loads(line)["incidents"] for line in done.out.splitlines()]
-    assert [len(one) for one in answers] == [1, 1]
+    assert len(answers) > 1
+    assert {len(one) for one in answers} == {1}
     assert "is down" in (await mesh.run("incidents", "watch", "--seconds", "0.1")).out
 
 

@@ -167,7 +167,7 @@ class Router:
         )
         return (await stub.PublishRuleSet(request)).rule_set
 
-    async def until(self, decision_id: str, holds: Callable[[Decision], object], seconds: float = 15) -> Decision:
+    async def until(self, decision_id: str, holds: Callable[[Decision], object], seconds: float = 60) -> Decision:
         """Return the decision once something holds for it."""
         found: list[Decision] = []
 

@@ -187,6 +187,26 @@ async def test_models_that_decide_at_once_share_the_cap(scene: Scene) -> None:
     assert [one.outcome for one in found].count(Decision.OUTCOME_TRIGGER_AUTOMATION) == 3
 
 
+async def test_two_replicas_share_the_cap_of_rules_and_models(scene: Scene) -> None:
+    """Whoever decides where, and however it came to be chosen: three start, and each of the others asks a person."""
+    scene.village.models.will(minds.says(minds.RESTART))
+    async with scene.village.router() as second:
+        await scene.router.publish(rules())
+        await second.book.refresh()
+        kinds = (unknown, incident)
+        asked = await asyncio.gather(
+            *[
+                scene.village.decide(replica, kind(correlation_key=KEY))
+                for replica in (scene.router, second)
+                for kind in kinds * 3
+            ]
+        )
+        found = [await second.until(one.decision_id, made) for one in asked]
+    outcomes = [one.outcome for one in found]
+    assert outcomes.count(Decision.OUTCOME_TRIGGER_AUTOMATION) == 3
+    assert outcomes.count(Decision.OUTCOME_ASK_HUMAN) == 9
+
+
 async def test_what_waited_for_a_model_counts_from_when_it_was_made(scene: Scene) -> None:
     """A decision that was asked for two hours ago starts its playbook now: the cap counts it now."""
     scene.village.models.open.clear()
