@@ -18,6 +18,15 @@ from services.cli.watching import Watch, lines, picture
 
 app = group("What is wrong, and since when.")
 
+
+def _told_again(one: ingest.Incident) -> str:
+    """Return until when an incident stays open that nothing but occurrences keeps so: no resolve will come."""
+    if not one.HasField("expire_time"):
+        return "none, or a resolve is due"
+    when = one.expire_time.ToJsonString()
+    return f"over at {when} unless told again" if one.firing else f"not told again: over since {when}"
+
+
 COLUMNS: list[Column] = [
     ("incident", "incident_id"),
     ("state", "state"),
@@ -35,6 +44,7 @@ SHEET: list[Column] = [
     ("rule of sender", "rule_name"),
     ("alerts", lambda one: f"{one.alert_count}{', full: the next opens another' if one.sealed else ''}"),
     ("flapping", lambda one: f"starts nothing; calm from {one.calm_time.ToJsonString()}" if one.flapping else "no"),
+    ("occurrences", _told_again),
     ("joined by", lambda one: f"{one.correlation_key} ({one.correlation_rule_id or 'no rule'})"),
     ("in inventory", lambda one: ", ".join(t.target_id for t in one.targets if t.in_inventory) or "no target"),
     ("decision", "decision_id"),

@@ -72,6 +72,28 @@ class Book:
         """Say what becomes of a signal. The same (alert, start, status) again is a duplicate, whatever came since."""
         if signal.test or signal.change:
             return Verdict(Disposition.TEST) if signal.test else self._changed(signal)
+        verdict = self._judge(signal)
+        self._keep_until(signal)
+        return verdict
+
+    def _keep_until(self, signal: SignalFacts) -> None:
+        """Say when an alert is over unless told again: an occurrence has no resolve; any other word waits for one."""
+        if signal.status in (Status.RESOLVED, Status.SUPPRESSED):
+            return
+        told_time, expire_time = None, None
+        if signal.status is Status.OCCURRENCE:
+            told_time = self.now
+            expire_time = self.now + signal.grouping.occurrence if signal.grouping.occurrence else None
+        keys = {(*signal.alert, episode_of(signal.start_time)), self._latest.get(signal.alert, ("", "", ""))}
+        for one in [self.alerts[key] for key in keys if key in self.alerts]:
+            # What was told late is no word on what came since, but an occurrence goes on however its events overtake.
+            newest = signal.event_time >= one.event_time or (told_time and one.told_time)
+            if newest and not one.over and (told_time or one.told_time):
+                event_time = max(one.event_time, signal.event_time)
+                self._put(replace(one, event_time=event_time, told_time=told_time, expire_time=expire_time))
+
+    def _judge(self, signal: SignalFacts) -> Verdict:
+        """Say what becomes of word of an alert."""
         self._end_overlapped(signal)
         known = self.alerts.get((*signal.alert, episode_of(signal.start_time)))
         if known and not self._is_afresh(known, signal):
@@ -121,10 +143,12 @@ class Book:
         return Verdict(Disposition.CHANGE)
 
     def _is_afresh(self, known: Alert, signal: SignalFacts) -> bool:
-        """Say whether a signal without a start begins a new episode: after a resolve, or after the window."""
-        if signal.start_time is not None or signal.status in (Status.RESOLVED, Status.SUPPRESSED):
+        """Say whether a signal without a start, or of an occurrence that is over, begins a new episode."""
+        if signal.status in (Status.RESOLVED, Status.SUPPRESSED):
             return False
-        if known.over and signal.timed:
+        if signal.start_time is not None and not known.is_lapsed:
+            return False
+        if known.over and (signal.timed or known.is_lapsed):
             return signal.event_time > known.event_time
         if known.over and known.incident_id is None:
             # Its firing may be late, and no time of the sender tells it from the next one.
@@ -277,7 +301,7 @@ def _is_within(signal: SignalFacts, latest: Alert) -> bool:
 
 def _is_older(signal: SignalFacts, latest: Alert) -> bool:
     """Say whether a signal is of a time before the newest episode of its alert, or before the resolve that ended it."""
-    if signal.start_time and latest.start_time:
+    if signal.start_time and latest.start_time and not (latest.is_lapsed and signal.status is not Status.RESOLVED):
         return signal.start_time < latest.start_time
     return latest.over and signal.status is not Status.RESOLVED and signal.event_time <= latest.event_time
 

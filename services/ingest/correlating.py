@@ -7,7 +7,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 
 from opsmesh.config.v1 import correlation_pb2
-from services.ingest.correlation import Correlation, Grouping, Rule, problems
+from services.ingest.correlation import OCCURRENCE, Correlation, Grouping, Rule, problems
 from services.ingest.flapping import USUAL, Flapping
 from services.mesh.config import load_yaml
 from services.mesh.errors import BootError
@@ -17,7 +17,7 @@ FILE: Final = "correlation.yaml"
 
 def correlation_of(message: correlation_pb2.Correlation) -> Correlation:
     """Return a file as rules."""
-    usual = _flapping(message.flapping, USUAL)
+    usual = Grouping(flapping=_flapping(message.flapping, USUAL), occurrence=_occurrence(message, OCCURRENCE))
     rules = [
         Rule(one.rule_id, tuple(one.by), dict(one.equals), _grouping(one.grouping, usual)) for one in message.rules
     ]
@@ -36,14 +36,20 @@ def load_correlation(config: Path) -> Correlation:
     return found
 
 
-def _grouping(message: correlation_pb2.Grouping, usual: Flapping) -> Grouping:
+def _grouping(message: correlation_pb2.Grouping, usual: Grouping) -> Grouping:
     return Grouping(
         debounce=_delta(message.debounce_duration) if message.HasField("debounce_duration") else None,
         max_alerts=message.max_alerts,
         max_age=_delta(message.max_age_duration),
         reopen=_delta(message.reopen_duration),
-        flapping=_flapping(message.flapping, usual),
+        flapping=_flapping(message.flapping, usual.flapping),
+        occurrence=_occurrence(message, usual.occurrence),
     )
+
+
+def _occurrence(message: correlation_pb2.Correlation | correlation_pb2.Grouping, usual: timedelta) -> timedelta:
+    """Return after which silence an occurrence is over; zero, which is never, is something that a file may say."""
+    return _delta(message.occurrence_duration) if message.HasField("occurrence_duration") else usual
 
 
 def _flapping(message: correlation_pb2.Flapping, usual: Flapping) -> Flapping:

@@ -8,6 +8,8 @@ from typing import Final
 from services.ingest.flapping import USUAL, Flapping
 from services.ingest.signal import CHAT, bounded_key, hashed
 
+# So long after an occurrence was told last it is over, where nothing else is said.
+OCCURRENCE: Final = timedelta(hours=1)
 KEY_MAX: Final = 512
 FOLDER_LABEL: Final = "grafana_folder"
 NAME_LABEL: Final = "alertname"
@@ -20,13 +22,17 @@ SIGNATURE_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """How alerts of one key are gathered. Zero means no limit, and no opening again; `debounce` None: as for all."""
+    """How alerts of one key are gathered. Zero means no limit, and no opening again; `debounce` None: as for all.
+
+    `occurrence` is how long after it was told last an occurrence is over; zero means never.
+    """
 
     debounce: timedelta | None = None
     max_alerts: int = 0
     max_age: timedelta = timedelta()
     reopen: timedelta = timedelta()
     flapping: Flapping = USUAL
+    occurrence: timedelta = OCCURRENCE
 
 
 PLAIN: Final = Grouping()

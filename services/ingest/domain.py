@@ -131,11 +131,20 @@ class Alert:
     first_seen: datetime
     # When its sender said that it was over; None while it is not, or where the sender does not say.
     end_time: int | None = None
+    # By our clock, of one whose newest word on it is an occurrence: when it was told last, and when it is over unless
+    # told again; None is never.
+    told_time: datetime | None = None
+    expire_time: datetime | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
         """Return its key in the store."""
         return self.source, self.dedup_key, episode_of(self.start_time)
+
+    @property
+    def is_lapsed(self) -> bool:
+        """Say whether it was an occurrence and is over: what is told of a later moment is another one."""
+        return self.over and self.told_time is not None
 
 
 @dataclass(slots=True)

@@ -122,10 +122,14 @@ class DecisionLanes:
         return len(due)
 
     async def calm_down(self) -> None:
-        """Have what flapped and is calm now decided as usual."""
+        """Have what flapped and is calm now, and what nobody told again and has no resolve, decided as usual."""
         try:
-            if count := await self._store.calm_down():
-                log.info("calm again", incidents=count)
+            if expired := await self._store.expire():
+                log.info("not told again", incidents=expired)
+            calm = await self._store.calm_down()
+            if calm:
+                log.info("calm again", incidents=calm)
+            if expired or calm:
                 self._wake.set()
         except AWAY as error:
             log.warning("PostgreSQL does not answer", error=repr(error))

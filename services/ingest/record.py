@@ -115,7 +115,8 @@ async def _load(
     book.turns |= {(row["source"], row["dedup_key"]): Turns(tuple(row["times"])) for row in rows}
     keys = {(one.source, one.dedup_key, "" if one.start_time is None else str(one.start_time)) for one in facts}
     columns = (
-        "x.source, x.dedup_key, x.start_time, x.incident_id, x.seen, x.over, x.event_time, x.first_seen, x.end_time"
+        "x.source, x.dedup_key, x.start_time, x.incident_id, x.seen, x.over, x.event_time, x.first_seen, x.end_time, "
+        "x.told_time, x.expire_time"
     )
     rows = await connection.fetch(
         "SELECT DISTINCT a.* FROM unnest($1::text[], $2::text[], $3::text[]) AS k (source, dedup_key, episode) "  # noqa: S608  constants only
@@ -164,6 +165,8 @@ def _alert(row: Any) -> Alert:
         event_time=row["event_time"],
         first_seen=row["first_seen"],
         end_time=row["end_time"],
+        told_time=row["told_time"],
+        expire_time=row["expire_time"],
     )
 
 
@@ -262,19 +265,22 @@ async def _write_alerts(connection: Connection, book: Book) -> None:
             alert.event_time,
             alert.first_seen,
             alert.end_time,
+            alert.told_time,
+            alert.expire_time,
         )
         for key in book.changed
         for alert in (book.alerts[key],)
     ]
     await connection.execute(
         "INSERT INTO alerts (source, dedup_key, episode, start_time, incident_id, seen, over, event_time, first_seen, "
-        "end_time) SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::uuid[], $6::integer[], "
-        "$7::boolean[], $8::bigint[], $9::timestamptz[], $10::bigint[]) "
+        "end_time, told_time, expire_time) SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], "
+        "$5::uuid[], $6::integer[], $7::boolean[], $8::bigint[], $9::timestamptz[], $10::bigint[], "
+        "$11::timestamptz[], $12::timestamptz[]) "
         "ON CONFLICT (source, dedup_key, episode) DO UPDATE SET "
         "incident_id = excluded.incident_id, seen = excluded.seen, over = excluded.over, "
         "event_time = excluded.event_time, first_seen = excluded.first_seen, end_time = excluded.end_time, "
-        "update_time = now()",
-        *_columns(rows, 10),
+        "told_time = excluded.told_time, expire_time = excluded.expire_time, update_time = now()",
+        *_columns(rows, 12),
     )
 
 
@@ -330,7 +336,8 @@ async def _write_incidents(
         "attempts = CASE WHEN $12 THEN 0 ELSE attempts END, "
         "state = CASE WHEN $12 THEN 'OPEN' WHEN $13 THEN 'RESOLVED' ELSE state END, "
         "resolve_time = CASE WHEN $12 THEN NULL WHEN $13 THEN now() ELSE resolve_time END, "
-        "state_detail = CASE WHEN $12 OR $13 THEN $14 ELSE state_detail END, calm_time = coalesce($15, calm_time) "
+        "state_detail = CASE WHEN $12 OR $13 THEN $14 ELSE state_detail END, calm_time = coalesce($15, calm_time), "
+        "expire_time = CASE WHEN $5 OR $9 > 0 THEN NULL ELSE expire_time END "
         "WHERE incident_id = $1",
         known,
     )

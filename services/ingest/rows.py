@@ -44,6 +44,8 @@ def incident_of(row: asyncpg.Record) -> pb.Incident:
     incident.update_time.FromDatetime(row["update_time"])
     if row["flapping"] and row["calm_time"]:
         incident.calm_time.FromDatetime(row["calm_time"])
+    if row["expire_time"]:
+        incident.expire_time.FromDatetime(row["expire_time"])
     if row["resolve_time"]:
         incident.resolve_time.FromDatetime(row["resolve_time"])
     return incident

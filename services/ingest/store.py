@@ -17,6 +17,7 @@ from services.ingest.domain import REVISIONS_MAX, Inventory, State
 from services.ingest.letters import DeadLetter, put_aside
 from services.ingest.lookup import list_signals, read_signal
 from services.ingest.mapping import inventory_of, relocate
+from services.ingest.occurrences import expire
 from services.ingest.record import record
 from services.ingest.rows import ANSWER_BYTES, SIGNAL_COLUMNS, fit, incident_of, letter_of, record_of
 from services.mesh.errors import Refusal
@@ -26,6 +27,9 @@ COLUMNS: Final = (
     "incident_id, state, state_detail, source, severity, correlation_key, firing, signal_count, duplicate_count, "
     "revision, decision_id, execution_id, started_rule_ids, open_time, update_time, resolve_time, snapshot, "
     "attempts, traceparent, alert_count, flapping, calm_time, correlation_rule_id, sealed, "
+    # While it fires: when the last of its alerts is over; null when one of them waits for a resolve.
+    "CASE WHEN firing THEN (SELECT a.expire_time FROM alerts a WHERE a.incident_id = incidents.incident_id "
+    "AND NOT a.over ORDER BY a.expire_time DESC LIMIT 1) ELSE expire_time END AS expire_time, "
     "extract(epoch FROM now() - open_time)::bigint AS age"
 )
 SIGNALS_SHOWN: Final = 50
@@ -50,6 +54,7 @@ UPDATE incidents SET flapping = false, calm_time = NULL, update_time = now(),
     state = CASE WHEN again THEN 'OPEN' WHEN last AND NOT firing THEN 'RESOLVED' ELSE state END,
     resolve_time = CASE WHEN last AND NOT firing THEN now() ELSE resolve_time END,
     state_detail = CASE WHEN again THEN 'calm again: it is decided anew'
+            || CASE WHEN expire_time IS NULL THEN '' ELSE '; its occurrences were not told again' END
         WHEN last AND NOT firing THEN 'calm again, and the sender resolved every alert' ELSE state_detail END
 FROM next WHERE incidents.incident_id = next.incident_id RETURNING incidents.incident_id
 """
@@ -282,6 +287,11 @@ class PostgresIncidents:
         """
         rows = await self._pool.fetch(CALM_DOWN, REVISIONS_MAX, CALMED_MAX)
         return len(rows)
+
+    async def expire(self) -> int:
+        """End occurrences that were not told again; return how many incidents were left without an active alert."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            return await expire(connection)
 
     async def read_inventory(self) -> Inventory:
         """Return the last inventory that was seen."""

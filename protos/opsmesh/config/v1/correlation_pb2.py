@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#opsmesh/config/v1/correlation.proto\x12\x11opsmesh.config.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xcb\x01\n\x08\x46lapping\x12$\n\x0c\x63hange_count\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00H\x00\x88\x01\x01\x12\x44\n\x0fwindow_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08\x01\x12\x42\n\rcalm_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08\x01\x42\x0f\n\r_change_count\"\xa9\x02\n\x08Grouping\x12\x43\n\x11\x64\x65\x62ounce_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c\x32\x00\x12\x1f\n\nmax_alerts\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\x12\x44\n\x10max_age_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\x9a\x9e\x01\x32\x00\x12\x42\n\x0freopen_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\x80\xa3\x05\x32\x00\x12-\n\x08\x66lapping\x18\x05 \x01(\x0b\x32\x1b.opsmesh.config.v1.Flapping\"\xc4\x02\n\x0f\x43orrelationRule\x12\x35\n\x07rule_id\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12Z\n\x06\x65quals\x18\x03 \x03(\x0b\x32..opsmesh.config.v1.CorrelationRule.EqualsEntryB\x1a\xbaH\x17\x9a\x01\x14\x10\x10\"\x07r\x05\x10\x01\x18\x8c\x01*\x07r\x05\x10\x01\x18\x80\x04\x12!\n\x02\x62y\x18\x04 \x03(\tB\x15\xbaH\x12\x92\x01\x0f\x08\x01\x10\x08\x18\x01\"\x07r\x05\x10\x01\x18\x8c\x01\x12-\n\x08grouping\x18\x05 \x01(\x0b\x32\x1b.opsmesh.config.v1.Grouping\x1a-\n\x0b\x45qualsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xaa\x01\n\x0b\x43orrelation\x12<\n\x05rules\x18\x01 \x03(\x0b\x32\".opsmesh.config.v1.CorrelationRuleB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\x12.\n\totherwise\x18\x02 \x01(\x0b\x32\x1b.opsmesh.config.v1.Grouping\x12-\n\x08\x66lapping\x18\x03 \x01(\x0b\x32\x1b.opsmesh.config.v1.Flappingb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#opsmesh/config/v1/correlation.proto\x12\x11opsmesh.config.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xcb\x01\n\x08\x46lapping\x12$\n\x0c\x63hange_count\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00H\x00\x88\x01\x01\x12\x44\n\x0fwindow_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08\x01\x12\x42\n\rcalm_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08\x01\x42\x0f\n\r_change_count\"\xf2\x02\n\x08Grouping\x12\x43\n\x11\x64\x65\x62ounce_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c\x32\x00\x12\x1f\n\nmax_alerts\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\x12\x44\n\x10max_age_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\x9a\x9e\x01\x32\x00\x12\x42\n\x0freopen_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\x80\xa3\x05\x32\x00\x12-\n\x08\x66lapping\x18\x05 \x01(\x0b\x32\x1b.opsmesh.config.v1.Flapping\x12G\n\x13occurrence_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\x9a\x9e\x01\x32\x00\"\xc4\x02\n\x0f\x43orrelationRule\x12\x35\n\x07rule_id\x18\x01 \x01(\tB$\xbaH!r\x1f\x18?2\x1b^[a-z0-9][a-z0-9_.-]{0,62}$\x12\x1d\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12Z\n\x06\x65quals\x18\x03 \x03(\x0b\x32..opsmesh.config.v1.CorrelationRule.EqualsEntryB\x1a\xbaH\x17\x9a\x01\x14\x10\x10\"\x07r\x05\x10\x01\x18\x8c\x01*\x07r\x05\x10\x01\x18\x80\x04\x12!\n\x02\x62y\x18\x04 \x03(\tB\x15\xbaH\x12\x92\x01\x0f\x08\x01\x10\x08\x18\x01\"\x07r\x05\x10\x01\x18\x8c\x01\x12-\n\x08grouping\x18\x05 \x01(\x0b\x32\x1b.opsmesh.config.v1.Grouping\x1a-\n\x0b\x45qualsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf3\x01\n\x0b\x43orrelation\x12<\n\x05rules\x18\x01 \x03(\x0b\x32\".opsmesh.config.v1.CorrelationRuleB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\x12.\n\totherwise\x18\x02 \x01(\x0b\x32\x1b.opsmesh.config.v1.Grouping\x12-\n\x08\x66lapping\x18\x03 \x01(\x0b\x32\x1b.opsmesh.config.v1.Flapping\x12G\n\x13occurrence_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\x9a\x9e\x01\x32\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,6 +47,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GROUPING'].fields_by_name['max_age_duration']._serialized_options = b'\272H\014\252\001\t\"\005\010\200\232\236\0012\000'
   _globals['_GROUPING'].fields_by_name['reopen_duration']._loaded_options = None
   _globals['_GROUPING'].fields_by_name['reopen_duration']._serialized_options = b'\272H\013\252\001\010\"\004\010\200\243\0052\000'
+  _globals['_GROUPING'].fields_by_name['occurrence_duration']._loaded_options = None
+  _globals['_GROUPING'].fields_by_name['occurrence_duration']._serialized_options = b'\272H\014\252\001\t\"\005\010\200\232\236\0012\000'
   _globals['_CORRELATIONRULE_EQUALSENTRY']._loaded_options = None
   _globals['_CORRELATIONRULE_EQUALSENTRY']._serialized_options = b'8\001'
   _globals['_CORRELATIONRULE'].fields_by_name['rule_id']._loaded_options = None
@@ -59,14 +61,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CORRELATIONRULE'].fields_by_name['by']._serialized_options = b'\272H\022\222\001\017\010\001\020\010\030\001\"\007r\005\020\001\030\214\001'
   _globals['_CORRELATION'].fields_by_name['rules']._loaded_options = None
   _globals['_CORRELATION'].fields_by_name['rules']._serialized_options = b'\272H\006\222\001\003\020\200\002'
+  _globals['_CORRELATION'].fields_by_name['occurrence_duration']._loaded_options = None
+  _globals['_CORRELATION'].fields_by_name['occurrence_duration']._serialized_options = b'\272H\014\252\001\t\"\005\010\200\232\236\0012\000'
   _globals['_FLAPPING']._serialized_start=120
   _globals['_FLAPPING']._serialized_end=323
   _globals['_GROUPING']._serialized_start=326
-  _globals['_GROUPING']._serialized_end=623
-  _globals['_CORRELATIONRULE']._serialized_start=626
-  _globals['_CORRELATIONRULE']._serialized_end=950
-  _globals['_CORRELATIONRULE_EQUALSENTRY']._serialized_start=905
-  _globals['_CORRELATIONRULE_EQUALSENTRY']._serialized_end=950
-  _globals['_CORRELATION']._serialized_start=953
-  _globals['_CORRELATION']._serialized_end=1123
+  _globals['_GROUPING']._serialized_end=696
+  _globals['_CORRELATIONRULE']._serialized_start=699
+  _globals['_CORRELATIONRULE']._serialized_end=1023
+  _globals['_CORRELATIONRULE_EQUALSENTRY']._serialized_start=978
+  _globals['_CORRELATIONRULE_EQUALSENTRY']._serialized_end=1023
+  _globals['_CORRELATION']._serialized_start=1026
+  _globals['_CORRELATION']._serialized_end=1269
 # @@protoc_insertion_point(module_scope)

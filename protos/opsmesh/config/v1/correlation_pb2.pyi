@@ -66,6 +66,7 @@ class Grouping(_message.Message):
     MAX_AGE_DURATION_FIELD_NUMBER: _builtins.int
     REOPEN_DURATION_FIELD_NUMBER: _builtins.int
     FLAPPING_FIELD_NUMBER: _builtins.int
+    OCCURRENCE_DURATION_FIELD_NUMBER: _builtins.int
     max_alerts: _builtins.int
     """With so many alerts an incident is full: the next one opens another; 0 means no limit."""
     @_builtins.property
@@ -84,6 +85,10 @@ class Grouping(_message.Message):
     def flapping(self) -> Global___Flapping:
         """When its alerts flap; what is absent is as for all."""
 
+    @_builtins.property
+    def occurrence_duration(self) -> _duration_pb2.Duration:
+        """So long after an occurrence was told last it is over, for no resolve will come; absent means as for all, 0 never."""
+
     def __init__(
         self,
         *,
@@ -92,10 +97,11 @@ class Grouping(_message.Message):
         max_age_duration: _duration_pb2.Duration | None = ...,
         reopen_duration: _duration_pb2.Duration | None = ...,
         flapping: Global___Flapping | None = ...,
+        occurrence_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["debounce_duration", b"debounce_duration", "flapping", b"flapping", "max_age_duration", b"max_age_duration", "reopen_duration", b"reopen_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["debounce_duration", b"debounce_duration", "flapping", b"flapping", "max_age_duration", b"max_age_duration", "occurrence_duration", b"occurrence_duration", "reopen_duration", b"reopen_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["debounce_duration", b"debounce_duration", "flapping", b"flapping", "max_age_duration", b"max_age_duration", "max_alerts", b"max_alerts", "reopen_duration", b"reopen_duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["debounce_duration", b"debounce_duration", "flapping", b"flapping", "max_age_duration", b"max_age_duration", "max_alerts", b"max_alerts", "occurrence_duration", b"occurrence_duration", "reopen_duration", b"reopen_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,6 +185,7 @@ class Correlation(_message.Message):
     RULES_FIELD_NUMBER: _builtins.int
     OTHERWISE_FIELD_NUMBER: _builtins.int
     FLAPPING_FIELD_NUMBER: _builtins.int
+    OCCURRENCE_DURATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___CorrelationRule]:
         """In order."""
@@ -191,16 +198,21 @@ class Correlation(_message.Message):
     def flapping(self) -> Global___Flapping:
         """When alerts flap, where no rule says otherwise."""
 
+    @_builtins.property
+    def occurrence_duration(self) -> _duration_pb2.Duration:
+        """When occurrences are over, where no rule says otherwise; absent means 1 hour, 0 never."""
+
     def __init__(
         self,
         *,
         rules: _abc.Iterable[Global___CorrelationRule] | None = ...,
         otherwise: Global___Grouping | None = ...,
         flapping: Global___Flapping | None = ...,
+        occurrence_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["flapping", b"flapping", "otherwise", b"otherwise"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flapping", b"flapping", "occurrence_duration", b"occurrence_duration", "otherwise", b"otherwise"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flapping", b"flapping", "otherwise", b"otherwise", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flapping", b"flapping", "occurrence_duration", b"occurrence_duration", "otherwise", b"otherwise", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -444,6 +444,7 @@ class Incident(_message.Message):
     CORRELATION_RULE_ID_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
     CALM_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     incident_id: _builtins.str
     """Its id."""
     title: _builtins.str
@@ -522,6 +523,12 @@ class Incident(_message.Message):
     def calm_time(self) -> _timestamp_pb2.Timestamp:
         """While it flaps: when it counts as calm and is decided anew, unless an alert of it changes until then."""
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """While nothing but occurrences keeps it open: when the last of them is over unless told again. Once they are over
+        so, since when.
+        """
+
     def __init__(
         self,
         *,
@@ -555,10 +562,11 @@ class Incident(_message.Message):
         correlation_rule_id: _builtins.str = ...,
         sealed: _builtins.bool = ...,
         calm_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calm_time", b"calm_time", "open_time", b"open_time", "resolve_time", b"resolve_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calm_time", b"calm_time", "expire_time", b"expire_time", "open_time", b"open_time", "resolve_time", b"resolve_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "alert_count", b"alert_count", "calm_time", b"calm_time", "correlation_key", b"correlation_key", "correlation_rule_id", b"correlation_rule_id", "decision_id", b"decision_id", "description", b"description", "duplicate_count", b"duplicate_count", "execution_id", b"execution_id", "firing", b"firing", "flapping", b"flapping", "incident_id", b"incident_id", "labels", b"labels", "links", b"links", "open_time", b"open_time", "resolve_time", b"resolve_time", "resource", b"resource", "revision", b"revision", "rule_name", b"rule_name", "sealed", b"sealed", "severity", b"severity", "signal_count", b"signal_count", "source", b"source", "started_rule_ids", b"started_rule_ids", "state", b"state", "state_detail", b"state_detail", "status", b"status", "targets", b"targets", "title", b"title", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "alert_count", b"alert_count", "calm_time", b"calm_time", "correlation_key", b"correlation_key", "correlation_rule_id", b"correlation_rule_id", "decision_id", b"decision_id", "description", b"description", "duplicate_count", b"duplicate_count", "execution_id", b"execution_id", "expire_time", b"expire_time", "firing", b"firing", "flapping", b"flapping", "incident_id", b"incident_id", "labels", b"labels", "links", b"links", "open_time", b"open_time", "resolve_time", b"resolve_time", "resource", b"resource", "revision", b"revision", "rule_name", b"rule_name", "sealed", b"sealed", "severity", b"severity", "signal_count", b"signal_count", "source", b"source", "started_rule_ids", b"started_rule_ids", "state", b"state", "state_detail", b"state_detail", "status", b"status", "targets", b"targets", "title", b"title", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
