@@ -35,7 +35,7 @@ def answer_to(result: ingest.DeliveryResult, door: Door, proof: Proof) -> Respon
         if door.parser == EVENTS and result.dedup_key:
             accepted = events.SUCCESS | {"dedup_key": result.dedup_key} | accepted
         return Response(orjson.dumps(accepted), 202, media_type=JSON)
-    if malformed and proof.shown:
+    if malformed and proof.in_body:
         return invalid([f"'{one.field}' {one.description}" for one in result.errors])
     if malformed:
         return JSONResponse({"errors": _errors(result.errors)}, 422)

@@ -135,16 +135,18 @@ class Webhooks:
         proof = await _prove(request, door, body, token)
         if not cloudevents.is_understood(door, request.headers):
             raise AnswerError(415, "this content type is no event; send application/cloudevents+json")
+        if _is_packed(request):
+            raise AnswerError(415, "nothing is unpacked here; send it as it is", {"Accept-Encoding": "identity"})
         known = self._answers.find(source, proof, time.monotonic())
         if known is not None:
             REPLAYS.labels(source).inc()
             return Response(known, 202, media_type=JSON)
         # After the proof: nobody else can use up what a source may hand in.
         self._refuse(self._limits.source(source), source)
-        if proof.shown:
-            if errors := events.errors_of(body):
-                return invalid(errors)
-            body = events.masked(body, proof.shown)
+        if proof.in_body and (errors := events.errors_of(body)):
+            return invalid(errors)
+        if proof.hidden:
+            body = events.masked(body, proof.hidden)
         trace, _ = telemetry.begin(request.headers.get(telemetry.HEADER))
         delivery = ingest.Delivery(
             delivery_id=delivery_id_of(source, proof),
@@ -183,6 +185,12 @@ class Webhooks:
             raise AnswerError(503, "the delivery could not be stored; come again", headers) from None
         except LookupError:
             raise AnswerError(503, "the delivery could not be stored; come again", RETRY) from None
+
+
+def _is_packed(request: Request) -> bool:
+    """Say whether the body is compressed: neither read, for a bomb is small, nor kept as something it is not."""
+    said = ",".join(request.headers.getlist("content-encoding")).lower()
+    return any(one.strip() not in {"", "identity"} for one in said.split(","))
 
 
 async def _prove(request: Request, door: Door, body: bytes, token: str) -> Proof:

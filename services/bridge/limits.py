@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network
 from typing import Final
 
 from opsmesh.config.v1 import sources_pb2
@@ -55,9 +56,9 @@ class Limits:
         """Count a request of a client; Busy when there were too many within a minute."""
         if not self._per_minute:
             return None
-        now = self._clock()
-        bucket = self._clients.pop(address, None) or Bucket(self._per_minute / MINUTE, self._per_minute, now)
-        self._clients[address] = bucket
+        now, client = self._clock(), client_of(address)
+        bucket = self._clients.pop(client, None) or Bucket(self._per_minute / MINUTE, self._per_minute, now)
+        self._clients[client] = bucket
         if len(self._clients) > CLIENTS_MAX:
             self._clients.popitem(last=False)
         seconds = bucket.take(now)
@@ -68,6 +69,17 @@ class Limits:
         bucket = self._quotas.get(source)
         seconds = bucket.take(self._clock()) if bucket else 0.0
         return Busy("more deliveries than the quota of this source", seconds) if seconds else None
+
+
+def client_of(address: str) -> str:
+    """Return who has an address: of IPv6 a whole /64, which is the least that anybody is given."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(parsed.ipv4_mapped or IPv6Network((int(parsed), 64), strict=False))
 
 
 def _status(source: sources_pb2.Source) -> int:

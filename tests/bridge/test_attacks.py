@@ -142,18 +142,28 @@ async def test_no_request_hides_in_another(bridge: Bridge, ingest: MemoryIngest,
     assert not ingest.entries
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip", "x"])
 async def test_nothing_is_unpacked(bridge: Bridge, ingest: MemoryIngest, encoding: str) -> None:
-    """A bomb costs what it weighs: 401 without a secret; with one, and signed as it came, it is kept as it came."""
+    """A bomb costs what it weighs: 401 without a secret; with one, or signed as it came, 415 and what to send."""
     bomb = gzip.compress(b"\0" * (64 << 20))
     packed = {"Content-Encoding": encoding, "Content-Type": "application/json"}
     assert (await bridge.post(bomb, headers=packed)).status_code == 401
     for path in ("basic", "sns", *SIGNED):
         assert (await bridge.post(bomb, f"/v1/webhooks/{path}", packed)).status_code == 401
+    for path, proof in (("alertmanager", BEARER), ("github", sign("github", bomb))):
+        answer = await bridge.post(bomb, f"/v1/webhooks/{path}", packed | proof)
+        assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
     assert not ingest.entries
-    assert (await bridge.post(bomb, headers=packed | BEARER)).status_code == 422
-    assert (await bridge.post(bomb, "/v1/webhooks/github", packed | sign("github", bomb))).status_code == 422
-    assert {one.delivery.body for one in ingest.entries} == {bomb}
+
+
+@pytest.mark.parametrize("encoding", ["", "Identity", "identity , identity"])
+async def test_what_is_not_packed_is_taken(bridge: Bridge, ingest: MemoryIngest, encoding: str) -> None:
+    """A sender may say that it did nothing."""
+    assert (await bridge.post(GOOD, headers=BEARER | {"Content-Encoding": encoding})).status_code == 202
+    pairs = [*BEARER.items(), ("Content-Encoding", "identity"), ("Content-Encoding", "gzip")]
+    answer = await bridge.http.post(f"{bridge.url}/v1/webhooks/alertmanager", content=GOOD, headers=pairs)
+    assert answer.status_code == 415
+    assert len(ingest.entries) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -220,6 +221,22 @@ async def test_a_rotated_secret_is_taken_over_without_a_restart(tmp_path: Path, 
         (tmp_path / "alertmanager").write_text("fresh\n")
         assert (await bridge.post(GOOD, headers=fresh)).status_code == 202
         assert (await bridge.post(GOOD, headers=BEARER)).status_code == 401
+
+
+async def test_a_secret_written_within_a_tick_of_the_clock_counts(tmp_path: Path, ingest: MemoryIngest) -> None:
+    """A file that is changed twice within a tick, or replaced by one as old, is read again."""
+    async with running(write_config(tmp_path), ingest) as bridge:
+        file, fresh = tmp_path / "alertmanager", {"Authorization": "Bearer fresh-secret"}
+        time = file.stat().st_mtime_ns
+        other = tmp_path / "other"
+        other.write_text("fresh-secret\nold-secret\n")
+        other.chmod(0o600)
+        os.utime(other, ns=(time, time))
+        other.rename(file)
+        assert (await bridge.post(GOOD, headers=fresh)).status_code == 202
+        file.write_text("new-secret\n")
+        os.utime(file, ns=(time, time))
+        assert (await bridge.post(GOOD, headers=fresh)).status_code == 401
 
 
 async def test_a_revoked_secret_opens_no_door_any_more(tmp_path: Path, ingest: MemoryIngest) -> None:

@@ -85,6 +85,25 @@ def test_clients_are_remembered_boundedly() -> None:
     assert limits.client("a") is None
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("", "no address", False),
+    ],
+)
+def test_a_client_is_who_was_given_the_addresses(first: str, second: str, *, same: bool) -> None:
+    """A /64 of IPv6 is one client's: it has no minute for each address of it."""
+    limits = Limits([], 1, lambda: 0.0)
+    assert limits.client(first) is None
+    assert (limits.client(second) is not None) is same
+
+
 async def test_a_source_above_its_quota_is_told_to_come_again(tmp_path: Path) -> None:
     """503 or 429 with Retry-After; the others go on, and what proves nothing uses no quota up."""
     async with running(write_config(tmp_path, QUOTAS), MemoryIngest()) as bridge:

@@ -137,7 +137,7 @@ async def test_nobody_is_told_the_token(bridge: Bridge, ingest: MemoryIngest, ca
     for text in seen:
         assert TOKEN not in text
     assert TOKEN not in repr(Knock(bridge.http.headers, b"", 0, token=TOKEN))  # type: ignore[arg-type]
-    assert TOKEN not in repr(Proof(shown=TOKEN.encode()))
+    assert TOKEN not in repr(Proof(hidden=(TOKEN.encode(),)))
 
 
 @pytest.mark.parametrize("secret", ["a/b", "a b", "ä" * 40, "a%41", "a?b", "a#b", "a+b"])

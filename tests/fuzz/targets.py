@@ -267,7 +267,7 @@ def readers() -> list[Target]:
         assert len(found) <= OUTPUT_A_BYTE
         shown = events.event_of(body).get("routing_key")
         if isinstance(shown, str) and shown:
-            assert len(events.masked(body, shown.encode("utf-8", "surrogatepass"))) == len(body)
+            assert len(events.masked(body, [shown.encode("utf-8", "surrogatepass")])) == len(body)
         return REFUSED if found else ACCEPTED
 
     def secrets(text: str) -> str:

@@ -129,7 +129,7 @@ class Door:
         self.secret_header = (source.header.header or source.url_token.header).lower()
         self._scheme = scheme_of(source)
         self._file = file
-        self._changed = 0
+        self._read_as: tuple[int, ...] = ()
         self._secrets: tuple[bytes, ...] = ()
         self._told = False
         self.authenticity = signal_pb2.Authenticity(method=self._scheme.method, verified=file is not None)
@@ -154,8 +154,7 @@ class Door:
         if self._file is None:
             return
         try:
-            changed = self._file.stat().st_mtime_ns
-            if changed == self._changed:
+            if _version(self._file) == self._read_as:
                 return
             self._read(self._file)
         except (OSError, UnicodeDecodeError, BootError) as error:
@@ -167,7 +166,8 @@ class Door:
         what = f"the secret of source {self.source}"
         require_private(file, what)
         try:
-            changed = file.stat().st_mtime_ns
+            # Before it is read: what is written meanwhile is read at the next look.
+            version = _version(file)
             secrets = self._scheme.read(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise BootError(
@@ -188,7 +188,13 @@ class Door:
                 file=str(file),
                 next=f"write one of at least {self._scheme.least} random characters, as of `openssl rand -hex 32`",
             )
-        self._changed, self._secrets, self._told = changed, secrets, False
+        self._read_as, self._secrets, self._told = version, secrets, False
+
+
+def _version(file: Path) -> tuple[int, ...]:
+    """Return what tells two contents of a file apart; its times alone do not, for a file system counts in ticks."""
+    found = file.stat()
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
 
 
 def load_doors(config: Path, secrets: Path) -> dict[str, Door]:

@@ -6,7 +6,8 @@ does not leave the bridge. Who shows the secret as a bearer token instead is ans
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from services.bridge.senders.proof import Knock, Proof, equal_any
@@ -25,12 +26,11 @@ class RoutingKey:
 
     async def verify(self, knock: Knock, secrets: Sequence[bytes]) -> Proof | None:
         """Compare what the header shows, then what the body does."""
-        proof = await BEARER.verify(knock, secrets)
-        if proof:
-            return proof
+        if await BEARER.verify(knock, secrets):
+            return Proof(hidden=tuple(secrets))
         key = event_of(knock.body).get("routing_key")
         offered = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else b""
-        return Proof(shown=offered) if equal_any([offered], secrets) else None
+        return Proof(in_body=True, hidden=tuple(secrets)) if equal_any([offered], secrets) else None
 
 
 def event_of(body: bytes) -> Mapping[str, Any]:
@@ -64,7 +64,22 @@ def _is_one(value: Any, words: Sequence[str]) -> bool:
     return isinstance(value, str) and value.strip().lower() in words
 
 
-def masked(body: bytes, shown: bytes) -> bytes:
-    """Return the body with the secret that it shows as asterisks; every other byte stays, and its place."""
-    shows = re.compile(rb'("routing_key"\s*:\s*")' + re.escape(shown) + rb'(?=")')
-    return shows.sub(lambda found: found[1] + b"*" * len(shown), body)
+def masked(body: bytes, hidden: Iterable[bytes]) -> bytes:
+    """Return the body with every text that is one of the secrets as asterisks; all else stays."""
+    for one in hidden:
+        body = _spellings(one).sub(lambda found: b'"%s"' % (b"*" * (len(found[0]) - 2)), body)
+    return body
+
+
+@lru_cache(maxsize=64)
+def _spellings(secret: bytes) -> re.Pattern[bytes]:
+    """Return what finds a secret as a text of JSON, in whatever way its characters are escaped."""
+    return re.compile(b'"%s"' % b"".join(_spellings_of(one) for one in secret.decode("utf-8", "surrogateescape")))
+
+
+def _spellings_of(character: str) -> bytes:
+    plain = character.encode("utf-8", "surrogateescape")
+    units = character.encode("utf-16-be", "surrogatepass").hex(" ", 2).split()
+    unit = "".join(rf"\\u{one}" for one in units).encode()
+    short = {plain, json.dumps(character)[1:-1].encode(), b"\\" + plain if plain in b'"\\/' else plain}
+    return b"(?:%s|(?i:%s))" % (b"|".join(re.escape(one) for one in sorted(short)), unit)

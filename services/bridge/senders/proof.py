@@ -44,12 +44,14 @@ class Proof:
 
     `once` is a fingerprint of signed content that no honest sender signs again for something new: such a request must
     not count twice. Empty where the scheme cannot tell a repetition. `seconds` is for how long it is remembered;
-    0 is as long as the signals themselves are kept. `shown` is the secret itself where the body shows it.
+    0 is as long as the signals themselves are kept. `in_body`: the body showed the secret. `hidden` are secrets that
+    must not go on with a body that may show them.
     """
 
     once: bytes = b""
     seconds: float = 0
-    shown: bytes = field(default=b"", repr=False)
+    in_body: bool = False
+    hidden: tuple[bytes, ...] = field(default=(), repr=False)
 
 
 class UnavailableError(Exception):
