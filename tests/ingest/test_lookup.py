@@ -205,9 +205,9 @@ async def test_a_page_token_is_of_its_filter(served: Served) -> None:
             await stub.ListSignals(ListSignalsRequest(page_token=page.next_page_token, source="generic"))
 
 
-@pytest.mark.parametrize("name", ["bridge", "gateway", "audit"])
+@pytest.mark.parametrize("name", ["bridge", "gateway", "audit", "router", "agents", "approver"])
 async def test_who_may_not_see_incidents_may_not_see_signals(served: Served, name: str) -> None:
-    """A service without the permission is refused both, whether there is such a signal or not."""
+    """Who may see incidents may not see raw bytes for that: refused both, whether there is such a signal or not."""
     one = entry(notification(alert()))
     await served.house.take(one)
     for signal_id in (one.signals[0].signal_id, str(uuid.uuid4())):
