@@ -206,7 +206,7 @@ async def test_a_page_token_is_of_its_filter(served: Served) -> None:
 
 
 @pytest.mark.parametrize("name", ["bridge", "gateway", "audit", "router", "agents", "approver"])
-async def test_who_may_not_see_incidents_may_not_see_signals(served: Served, name: str) -> None:
+async def test_who_may_not_see_letters_may_not_see_raw_bytes(served: Served, name: str) -> None:
     """Who may see incidents may not see raw bytes for that: refused both, whether there is such a signal or not."""
     one = entry(notification(alert()))
     await served.house.take(one)
