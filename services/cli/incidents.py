@@ -4,19 +4,27 @@ import asyncio
 import sys
 import uuid
 from contextlib import nullcontext
-from typing import Annotated
+from typing import Annotated, Final
 
+import grpc
+import grpc.aio
 import typer
 from rich.live import Live
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from services.cli.command import Limit, PageToken, RequestId, command, group
-from services.cli.output import Column, cell, console, duration, print_json, show_list, show_one
+from services.cli.output import Column, cell, console, duration, error_console, print_json, show_list, show_one
+from services.cli.refusals import SILENT, words_of
 from services.cli.session import Session, UsageError, pages
 from services.cli.watching import Watch, lines, picture
 
 app = group("What is wrong, and since when.")
+
+# So many looks in a row of a watch may find no room; then it is more than a moment.
+MISSED_MAX: Final = 10
+MISSED_SECONDS: Final = 2.0
+PASSING: Final = (*SILENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 def _told_again(one: ingest.Incident) -> str:
@@ -133,13 +141,24 @@ async def watch_incidents(
     over = {ingest.Incident.STATE_RESOLVED, ingest.Incident.STATE_STALE}
     states = [state for state in ingest.Incident.State.values() if state and state not in over]
     loop, out, watch = asyncio.get_running_loop(), console(), Watch()
-    until = 0.0
+    until, missed = 0.0, 0
     at_terminal = out.is_terminal and not session.as_json
     with Live(console=out, auto_refresh=False) if at_terminal else nullcontext() as live:
         while True:
             began = loop.time()
             request = ingest.ListIncidentsRequest(states=states)
-            answer = await pages(stub.ListIncidents, request, "incidents", limit)
+            try:
+                answer = await pages(stub.ListIncidents, request, "incidents", limit)
+            except grpc.aio.AioRpcError as error:
+                missed += 1
+                # In a storm a look may find no room; who was never answered, or is no more, is told as everywhere.
+                if error.code() not in PASSING or missed > MISSED_MAX or loop.time() + MISSED_SECONDS > until:
+                    raise
+                why, _ = words_of(error)
+                error_console().print(f"looking again in {MISSED_SECONDS:g} s: {why.splitlines()[0]}", markup=False)
+                await asyncio.sleep(MISSED_SECONDS)
+                continue
+            missed = 0
             # From the first answer on: that took as long as the connection did.
             until = until or (loop.time() + seconds if seconds else float("inf"))
             if session.as_json:

@@ -34,6 +34,8 @@ class Incidents(ingest_grpc.IngestServiceServicer):
 
     incidents: list[ingest.Incident] = field(default_factory=list)
     page_sizes: list[int] = field(default_factory=list)
+    # What the next lists are refused with; None lets one pass.
+    refusals: list[Refusal | None] = field(default_factory=list)
     resolved: list[ingest.ResolveIncidentRequest] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
     signals: list[ingest.GetSignalResponse] = field(default_factory=list)
@@ -52,6 +54,8 @@ class Incidents(ingest_grpc.IngestServiceServicer):
 
     async def ListIncidents(self, request: ingest.ListIncidentsRequest, _: Any) -> ingest.ListIncidentsResponse:
         """Answer a page, at most 40 incidents."""
+        if self.refusals and (refusal := self.refusals.pop(0)):
+            raise refusal
         self.page_sizes.append(request.page_size)
         position = read_token(request, int)
         start = position[0] if position else 0

@@ -8,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
+from opsmesh.type.v1 import error_reason_pb2
 from services.cli.output import json_text
 from services.cli.watching import Sums, Watch, lines, picture
+from services.mesh.errors import Refusal
 from tests.cli.mesh import Mesh
 
 
@@ -113,6 +115,20 @@ async def test_a_watch_of_a_storm(mesh: Mesh) -> None:
     counts = [len(json.loads(one)["incidents"]) for one in done.out.splitlines()]
     assert len(counts) > 1
     assert set(counts) == {90}
+
+
+async def test_a_watch_outlives_a_look_that_found_no_room(mesh: Mesh) -> None:
+    """It says so and looks again; a first look without an answer ends it, as any command."""
+    mesh.ingest.incidents.append(incident(1, 7))
+    full = Refusal(error_reason_pb2.ERROR_REASON_OVERLOADED, retry_after=0.1, limit="40 calls a minute")
+    mesh.ingest.refusals = [None, full]
+    done = await mesh.run("incidents", "watch", "--seconds", "10", "--every", "3", "--json")
+    assert done.code == 0
+    assert len(done.out.splitlines()) > 1
+    assert "looking again in 2 s: OVERLOADED" in done.err
+    mesh.ingest.refusals = [full]
+    done = await mesh.run("incidents", "watch", "--seconds", "10")
+    assert (done.code, done.out) == (1, "")
 
 
 async def test_a_watch_at_a_terminal(mesh: Mesh) -> None:
