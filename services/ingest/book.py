@@ -1,14 +1,16 @@
 """Deduplication, correlation and the life of an incident: what becomes of one signal after the other. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from services.ingest.correlation import Grouping
 from services.ingest.domain import (
     ACTING,
     CLOSED,
     REVISIONS_MAX,
+    WAITING,
     Alert,
     Disposition,
     SignalFacts,
@@ -44,6 +46,8 @@ class Book:
 
     now: datetime
     window: timedelta
+    # How long an incident gathers whose rule does not say so.
+    debounce: timedelta = timedelta()
     alerts: dict[tuple[str, str, str], Alert] = field(default_factory=dict)
     incidents: dict[str, Tally] = field(default_factory=dict)
     changed: set[tuple[str, str, str]] = field(default_factory=set)
@@ -108,12 +112,12 @@ class Book:
             return self._joined(Disposition.SUPPRESSED, found.incident_id if found and not found.over else None)
         if signal.status is Status.RESOLVED:
             return self._resolved_unseen(signal, latest)
-        for one in (latest, known):
-            if one and not one.over:
-                # The sender has begun anew without saying that the last one was over.
-                self._put(replace(one, over=True))
+        replaced = [one for one in (latest, known) if one and not one.over]
+        for one in replaced:
+            # The sender has begun anew without saying that the last one was over.
+            self._put(replace(one, over=True))
         over = next((one for one in (latest, known) if one and one.over and one.incident_id), None)
-        return self._begin(signal, over)
+        return self._begin(signal, over, {one.incident_id for one in replaced})
 
     def _of_before(self, signal: SignalFacts, latest: Alert) -> Verdict | None:
         """Judge what is of the newest firing that is known, or of an older one; None for what is news."""
@@ -195,9 +199,14 @@ class Book:
         self._revise(incident_id)
         return self._joined(Disposition.JOINED, incident_id, speaks=True)
 
-    def _begin(self, signal: SignalFacts, over: Alert | None) -> Verdict:
-        """Join the open incident of the same correlation key, open a resolved one again, or open one."""
-        incident_id = self._open_for(signal) or self._reopened(signal)
+    def _begin(self, signal: SignalFacts, over: Alert | None, fired: Collection[str | None]) -> Verdict:
+        """Join the open incident of the same correlation key, open a resolved one again, or open one.
+
+        An incident of which every alert is over takes nothing new, whether the router has closed it yet or not: it
+        ends, and what works on it goes on. Only its debounce, its rule for opening again and flapping hold it open;
+        and one of `fired`, whose alert has never been told to be over.
+        """
+        incident_id = self._open_for(signal, fired) or self._reopened(signal)
         opened = incident_id is None
         if incident_id is None:
             incident_id = signal.incident_id
@@ -207,6 +216,7 @@ class Book:
                 State.OPEN,
                 opened=True,
                 open_time=self.now,
+                gathers=self.debounce_of(signal.grouping) > timedelta(),
                 grouping=signal.grouping,
                 correlation_rule_id=signal.correlation_rule_id,
             )
@@ -219,17 +229,25 @@ class Book:
             self._turn(signal, incident, over.event_time, signal.event_time)
         return self._joined(Disposition.OPENED if opened else Disposition.JOINED, incident_id, speaks=True)
 
-    def _open_for(self, signal: SignalFacts) -> str | None:
-        """Return the open incident that takes a new alert; one that was only observed, or is full, does not."""
+    def debounce_of(self, grouping: Grouping) -> timedelta:
+        """Return how long an incident of such a rule gathers before it is decided."""
+        return self.debounce if grouping.debounce is None else grouping.debounce
+
+    def _open_for(self, signal: SignalFacts, fired: Collection[str | None]) -> str | None:
+        """Return the open incident that takes a new firing; one that was only observed, is full or over, does not."""
         incident_id = self._open.get(signal.correlation_key)
         if incident_id is None:
             return None
         found = self.incidents[incident_id]
+        goes_on = found.active or found.flapping or found.gathers or incident_id in fired
+        again = not goes_on and bool(signal.grouping.reopen) and found.revision < REVISIONS_MAX
         found.replaced = found.state is State.OBSERVED and not found.active and not found.flapping
-        found.sealed = not found.replaced and found.is_full(signal.grouping, self.now)
+        found.sealed = not found.replaced and (not (goes_on or again) or found.is_full(signal.grouping, self.now))
         if found.replaced or found.sealed:
             del self._open[signal.correlation_key]
             return None
+        # The router may have answered already that it is over: that was about a revision that is past now.
+        found.reopened |= again and found.state not in WAITING
         return incident_id
 
     def _reopened(self, signal: SignalFacts) -> str | None:

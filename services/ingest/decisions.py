@@ -96,22 +96,27 @@ class Step:
     revise: bool = False
 
 
-def follow(state: State, revision: int, decided: Decided, *, firing: bool, asked: bool = False) -> Step:
+def follow(
+    state: State, revision: int, decided: Decided, *, firing: bool, asked: bool = False, over: bool = False
+) -> Step:
     """Return where a decision leads an incident; one that a person resolved stays resolved.
 
-    `asked`: it is no alert, but what a person asked for in a chat.
+    `asked`: it is no alert, but what a person asked for in a chat. `over`: as far as can be read, every alert of it is
+    over and it does not flap.
     """
     if state in (State.RESOLVED, State.STALE):
         return Step(state, "", following=decided.state is not DecisionState.CLOSED)
+    if over and not asked and decided.state is not DecisionState.CLOSED and _open_state(state, decided) not in ACTING:
+        # What is over is answered with a close: this was decided before its end was known, and nothing would end it.
+        return _overtaken(revision)
     if decided.state is DecisionState.AWAITING_MODEL:
         return Step(State.AWAITING_MODEL, decided.reason or "no rule matched", following=True)
     if decided.state is DecisionState.CLOSED:
         if asked and decided.result in ANSWERED_WISHES:
             return Step(State.RESOLVED, ANSWERED_WISHES[decided.result])
         return _closed(state, revision, decided, firing=firing)
-    if decided.held:
-        return _held(revision, decided, firing=firing)
-    return Step(_open_state(state, decided), decided.reason, following=True)
+    held = _held(revision, decided, firing=firing) if decided.held else None
+    return held or Step(_open_state(state, decided), decided.reason, following=True)
 
 
 def _open_state(state: State, decided: Decided) -> State:
@@ -122,6 +127,13 @@ def _open_state(state: State, decided: Decided) -> State:
     if decided.outcome in (Outcome.TRIGGER_AUTOMATION, Outcome.DELEGATE_AGENT):
         return State.AWAITING_APPROVAL if decided.awaiting_approval else State.RUNNING
     return state
+
+
+def _overtaken(revision: int) -> Step:
+    """Have decided anew what the sender has resolved; without a revision left it is resolved at once."""
+    if revision >= REVISIONS_MAX:
+        return Step(State.RESOLVED, "the sender resolved every alert")
+    return Step(State.OPEN, "decided anew: the sender resolved every alert while it was decided", revise=True)
 
 
 def _held(revision: int, decided: Decided, *, firing: bool) -> Step:

@@ -42,6 +42,8 @@ class State(IntEnum):
 CLOSED: Final = frozenset({State.RESOLVED, State.STALE})
 # Something acts on the incident: it is not decided anew before that has ended.
 ACTING: Final = frozenset({State.RUNNING, State.AWAITING_APPROVAL})
+# What works on an incident goes on when its alerts change, and who waits for a person has told one.
+WAITING: Final = ACTING | {State.AWAITING_PERSON}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,8 @@ class Tally:
     active: int = 0
     revision: int = 1
     decided: bool = False
+    # Its debounce is not over, and nobody has been asked what to do about it.
+    gathers: bool = False
     signals: int = 0
     duplicates: int = 0
     opened: bool = False

@@ -14,7 +14,7 @@ from services.ingest import decisions
 from services.ingest.domain import State
 from services.ingest.mapping import decided_of
 from services.ingest.rows import fit
-from services.ingest.signal import CHAT
+from services.ingest.signal import CHAT, Status
 from services.ingest.store import Due, PostgresIncidents
 from services.ingest.worker import AWAY
 from services.mesh import telemetry
@@ -151,7 +151,9 @@ class DecisionLanes:
             before = State(incident.state)
             decided = decided_of(decision)
             asked = incident.source == CHAT
-            step = decisions.follow(before, incident.revision, decided, firing=incident.firing, asked=asked)
+            readable = Status(incident.status) is not Status.UNSPECIFIED
+            over = readable and not incident.firing and not incident.flapping
+            step = decisions.follow(before, incident.revision, decided, firing=incident.firing, asked=asked, over=over)
             polls = 0 if first or step.state is not before else one.attempts
             seconds = decisions.poll_delay(step.state, polls)
             # A rule whose playbook was started, or whose question was answered, does not match again.

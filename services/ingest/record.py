@@ -13,8 +13,8 @@ from services.ingest.book import Book, Verdict, moment
 from services.ingest.changes import known_changes, write_changes
 from services.ingest.correlation import Calm, Correlation
 from services.ingest.domain import (
-    ACTING,
     REVISIONS_MAX,
+    WAITING,
     Alert,
     Disposition,
     Inventory,
@@ -31,8 +31,6 @@ from services.mesh.postgres import Connection
 
 DEAD: Final = Disposition.DEAD_LETTER.name
 SEPARATOR: Final = "\x1f"
-# What works on an incident goes on when it begins to flap, and who waits for a person has told one.
-WAITING: Final = ACTING | {State.AWAITING_PERSON}
 
 
 @dataclass(slots=True)
@@ -62,7 +60,7 @@ async def record(
     await connection.execute(TURN, LOCK)
     lines = await _new_lines(connection, entries, inventory, calm.correlation)
     now: datetime = await connection.fetchval("SELECT now()")
-    book = Book(now, calm.window)
+    book = Book(now, calm.window, calm.debounce)
     told = [line.facts for line in lines if not line.facts.change]
     snapshots = await _load(connection, book, told, calm.correlation.longest_reopen)
     book.changes |= await known_changes(connection, [line.facts for line in lines if line.facts.change])
@@ -78,7 +76,7 @@ async def record(
     await write_changes(connection, changes)
     await _write_alerts(connection, book)
     await _write_turns(connection, book)
-    waiting = await _write_incidents(connection, book, snapshots, lines, (calm.debounce, inventory.version))
+    waiting = await _write_incidents(connection, book, snapshots, lines, inventory.version)
     malformed = [malformed_letter(entry) for entry in entries if entry.errors]
     await put_aside(connection, malformed)
     if revived := {line.signal.delivery_id for line in lines if line.revived}:
@@ -130,7 +128,9 @@ async def _load(
     ids = {alert.incident_id for alert in alerts if alert.incident_id}
     rows = await connection.fetch(
         "SELECT incident_id, correlation_key, state, revision, needs_decision, snapshot, alert_count, sealed, "
-        "open_time, resolve_time, flapping FROM incidents WHERE incident_id = ANY($1::uuid[]) "
+        "open_time, resolve_time, flapping, "
+        "needs_decision AND revision = 1 AND attempts = 0 AND due_time > now() AS gathers "
+        "FROM incidents WHERE incident_id = ANY($1::uuid[]) "
         "OR (correlation_key = ANY($2::text[]) AND state NOT IN ('RESOLVED', 'STALE') AND NOT sealed) "
         # Of those that may open again only the newest does: a key that flaps has left many.
         "OR ($3::interval > '0' AND incident_id IN (SELECT newest.incident_id FROM unnest($2::text[]) AS keys (key) "
@@ -178,6 +178,7 @@ def _tally(row: Any, active: int) -> Tally:
         active=active,
         revision=row["revision"],
         decided=not row["needs_decision"],
+        gathers=row["gathers"],
         alerts=row["alert_count"],
         open_time=row["open_time"],
         resolve_time=row["resolve_time"],
@@ -289,14 +290,13 @@ async def _write_incidents(
     book: Book,
     snapshots: dict[str, pb.Incident],
     lines: Sequence[_Line],
-    birth: tuple[timedelta, int],
+    version: int,
 ) -> bool:
     """Open the new incidents and bring the known ones up to date; say whether one waits for a decision.
 
-    `birth` is the debounce of new incidents whose rule has none, and the version of the inventory that was looked into.
+    `version` is that of the inventory that was looked into.
     """
     traces = {line.facts.incident_id: line.traceparent for line in lines}
-    debounce, version = birth
     opened, known = [], []
     # What takes nothing new gives its key free before another takes it.
     for tally in sorted(book.incidents.values(), key=lambda one: one.reopened):
@@ -318,7 +318,7 @@ async def _write_incidents(
         )
         if tally.opened:
             trace = traces.get(tally.incident_id, "")
-            wait = debounce if tally.grouping.debounce is None else tally.grouping.debounce
+            wait = book.debounce_of(tally.grouping)
             begun = (snapshot.source, tally.correlation_key, State.OPEN.name, trace, wait, version)
             opened.append((*words, *begun, tally.correlation_rule_id, tally.calm_time))
         else:
@@ -353,10 +353,10 @@ async def _write_incidents(
 
 def _why(tally: Tally) -> str:
     """Return why a known incident is decided anew, or closed."""
-    if tally.reopened:
-        return "opened again: it fired anew soon after it was resolved"
     if tally.flaps_now:
         return "an alert of it flaps: what was decided is not begun"
+    if tally.reopened:
+        return "opened again: it fired anew soon after it was resolved"
     return "it fired anew after it was observed" if tally.replaced else "the sender resolved every alert"
 
 

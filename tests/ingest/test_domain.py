@@ -51,13 +51,14 @@ def judged(one: Book, *signals: SignalFacts) -> list[Disposition]:
         # the resolve overtakes its firing: the late firing opens nothing
         ([facts(RESOLVED, 200), facts()], [STALE, STALE]),
         ([facts(RESOLVED, 200, None), facts(at=150, start=None)], [STALE, STALE]),
-        # a later start is another episode, an earlier one is old news
+        # a later start is another episode, an earlier one is old news; after an end it is another incident
+        ([facts(), facts(RESOLVED, 200), facts(at=300, start=300)], [OPENED, JOINED, OPENED]),
         ([facts(), facts(at=300, start=300)], [OPENED, JOINED]),
         ([facts(at=300, start=300), facts()], [OPENED, STALE]),
         ([facts(at=300, start=300), facts(RESOLVED, 200)], [OPENED, STALE]),
         # without a start: after a resolve it begins anew, if it is later
         ([facts(start=None), facts(start=None, at=101)], [OPENED, DUPLICATE]),
-        ([facts(start=None), facts(RESOLVED, 200, None), facts(at=300, start=None)], [OPENED, JOINED, JOINED]),
+        ([facts(start=None), facts(RESOLVED, 200, None), facts(at=300, start=None)], [OPENED, JOINED, OPENED]),
         ([facts(start=None), facts(RESOLVED, 200, None), facts(at=150, start=None)], [OPENED, JOINED, DUPLICATE]),
         # a resolve without the start of its firing ends it all the same
         ([facts(), facts(RESOLVED, 200, None)], [OPENED, JOINED]),

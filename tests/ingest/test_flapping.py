@@ -117,8 +117,8 @@ def test_the_file_says_what_flapping_is(tmp_path: Path) -> None:
 
 @pytest.fixture
 def flappy(house: House) -> House:
-    """Give a house where four changes within ten minutes are flapping."""
-    grouping = Grouping(flapping=Flapping(4))
+    """Give a house where four changes within ten minutes are flapping, of incidents that open again until then."""
+    grouping = Grouping(flapping=Flapping(4), reopen=timedelta(hours=1))
     house.store = PostgresIncidents(house.pool, Calm(timedelta(hours=1), timedelta(), Correlation((), grouping)))
     return house
 
@@ -170,9 +170,11 @@ async def test_what_flaps_is_decided_anew_at_once_and_stays_open(flappy: House) 
 
 
 async def test_an_incident_that_opens_while_its_alert_flaps_begins_so(flappy: House) -> None:
-    """Somebody closed the last one: the next is flapping before its first decision."""
+    """Somebody closed the last one long ago: the next is flapping before its first decision."""
     await change(flappy, 0, 1, 2, 3)
-    await flappy.pool.execute("UPDATE incidents SET state = 'RESOLVED', needs_decision = false, resolve_time = now()")
+    await flappy.pool.execute(
+        "UPDATE incidents SET state = 'RESOLVED', needs_decision = false, resolve_time = now() - interval '2 hours'"
+    )
     await change(flappy, 4)
     _, new = await shown(flappy)
     assert (new.flapping, new.revision, new.state) == (True, 1, pb.Incident.STATE_OPEN)
