@@ -11,6 +11,7 @@ import structlog
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.router.v1 import decision_service_pb2 as router_pb
 from services.ingest import decisions
+from services.ingest.backlog import Oldest, none_waits
 from services.ingest.domain import State
 from services.ingest.mapping import decided_of
 from services.ingest.rows import fit
@@ -51,8 +52,11 @@ class DecisionLanes:
     at once.
     """
 
-    def __init__(self, store: PostgresIncidents, router: Router, wake: asyncio.Event) -> None:
+    def __init__(
+        self, store: PostgresIncidents, router: Router, wake: asyncio.Event, oldest: Oldest = none_waits
+    ) -> None:
         self._store = store
+        self._oldest = oldest
         self._router = router
         self._wake = wake
         self._decided = asyncio.Event()
@@ -124,7 +128,7 @@ class DecisionLanes:
     async def calm_down(self) -> None:
         """Have what flapped and is calm now, and what nobody told again and has no resolve, decided as usual."""
         try:
-            if expired := await self._store.expire():
+            if expired := await self._store.expire(self._oldest):
                 log.info("not told again", incidents=expired)
             calm = await self._store.calm_down()
             if calm:

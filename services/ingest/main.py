@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import structlog
 import uvloop
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from opsmesh.audit.v1 import audit_service_pb2_grpc
@@ -16,8 +18,8 @@ from opsmesh.config.v1 import sources_pb2
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc, policy_service_pb2_grpc
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc
 from opsmesh.router.v1 import decision_service_pb2_grpc
+from services.ingest import backlog, stream
 from services.ingest import retention as too_old
-from services.ingest import stream
 from services.ingest.correlating import load_correlation
 from services.ingest.correlation import Calm
 from services.ingest.inventory import InventoryLane
@@ -67,7 +69,13 @@ def parsers_of(config: Path) -> dict[str, Parser]:
 
 
 def compose(
-    settings: IngestSettings, peers: Peers, pool: Pool, appender: stream.Appender, reader: stream.Reader
+    settings: IngestSettings,
+    peers: Peers,
+    pool: Pool,
+    appender: stream.Appender,
+    reader: stream.Reader,
+    *,
+    client: Redis,
 ) -> Ingest:
     """Put the parts together."""
     window, debounce = timedelta(seconds=settings.dedupe_seconds), timedelta(seconds=settings.debounce_seconds)
@@ -86,7 +94,7 @@ def compose(
     servicer = IngestServicer(appender, store, writes, parsers_of(settings.config), wake.set)
     workers: list[server.Worker] = [
         worker.run,
-        DecisionLanes(store, router, wake).run,
+        DecisionLanes(store, router, wake, partial(backlog.oldest, client)).run,
         inventory.run,
         Retention(pool, *too_old.rules(settings.retention_days), request_ids(settings.request_retention_days)).run,
         writes.outbox_worker,
@@ -142,7 +150,7 @@ async def serve_signals() -> None:
         log.warning("the stream does not answer; it is checked before the first signal", error=repr(error))
     pool = await open_pool(settings, "ingest", minimum=0)
     try:
-        ingest = compose(settings, peers, pool, appender, reader)
+        ingest = compose(settings, peers, pool, appender, reader, client=client)
         await server.serve(settings, ingest.servicers, workers=ingest.workers, ready=ingest.ready, parts=ingest.parts)
     finally:
         await peers.close()

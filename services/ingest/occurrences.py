@@ -7,6 +7,7 @@ and never that it is over.
 from datetime import timedelta
 from typing import Final
 
+from services.ingest.backlog import Oldest, none_waits
 from services.ingest.domain import REVISIONS_MAX
 from services.ingest.letters import LOCK, TURN
 from services.mesh.postgres import Connection
@@ -20,7 +21,7 @@ END: Final = """
 WITH due AS (
     SELECT a.source, a.dedup_key, a.episode, a.incident_id, a.told_time, a.expire_time
     FROM alerts a JOIN incidents i USING (incident_id)
-    WHERE NOT a.over AND a.expire_time <= now() AND i.state NOT IN ('RUNNING', 'AWAITING_APPROVAL')
+    WHERE NOT a.over AND a.expire_time <= least(now(), $2) AND i.state NOT IN ('RUNNING', 'AWAITING_APPROVAL')
     ORDER BY a.expire_time LIMIT $1 FOR UPDATE OF i SKIP LOCKED
 ), ended AS (
     UPDATE alerts SET over = true, update_time = now() FROM due
@@ -54,12 +55,17 @@ FROM next WHERE incidents.incident_id = next.incident_id RETURNING incidents.inc
 """
 
 
-async def expire(connection: Connection) -> int:
-    """End what was not told again, in the caller's transaction; return how many incidents have no active alert now."""
+async def expire(connection: Connection, oldest: Oldest = none_waits) -> int:
+    """End what was not told again, in the caller's transaction; return how many incidents have no active alert now.
+
+    What waits to be recorded since `oldest`, because we or the store were away, may tell it again: by then nothing had
+    been silent for longer.
+    """
     if not await connection.fetchval(DUE):
         return 0
+    since = await oldest()
     await connection.execute(TURN, LOCK)
-    rows = await connection.fetch(END, EXPIRED_MAX)
+    rows = await connection.fetch(END, EXPIRED_MAX, since)
     if not rows:
         return 0
     said = [f"not told again for {span(row['silence'])}: occurrences have no resolve" for row in rows]

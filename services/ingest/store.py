@@ -10,6 +10,7 @@ from opsmesh.config.v1 import inventory_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import signal_pb2, signals_pb2
 from opsmesh.type.v1 import error_reason_pb2
+from services.ingest.backlog import Oldest, none_waits
 from services.ingest.changes import read_changes
 from services.ingest.correlation import Calm
 from services.ingest.decisions import Step
@@ -288,10 +289,10 @@ class PostgresIncidents:
         rows = await self._pool.fetch(CALM_DOWN, REVISIONS_MAX, CALMED_MAX)
         return len(rows)
 
-    async def expire(self) -> int:
-        """End occurrences that were not told again; return how many incidents were left without an active alert."""
+    async def expire(self, oldest: Oldest = none_waits) -> int:
+        """End occurrences not told again before the `oldest` that waits; return how many incidents have none left."""
         async with self._pool.acquire() as connection, connection.transaction():
-            return await expire(connection)
+            return await expire(connection, oldest)
 
     async def read_inventory(self) -> Inventory:
         """Return the last inventory that was seen."""

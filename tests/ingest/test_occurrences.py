@@ -2,25 +2,24 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio import Redis
 
 from opsmesh.config.v1 import correlation_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
-from opsmesh.router.v1 import decision_service_pb2 as router_pb
+from services.ingest import backlog, stream
 from services.ingest.book import Book
 from services.ingest.correlating import correlation_of
 from services.ingest.correlation import OCCURRENCE, Calm, Correlation, Grouping, Rule
 from services.ingest.domain import REVISIONS_MAX, Disposition, SignalFacts
-from services.ingest.lanes import DecisionLanes
 from services.ingest.occurrences import EXPIRED_MAX, span
 from services.ingest.signal import Status
 from services.ingest.store import PostgresIncidents
@@ -337,63 +336,23 @@ async def test_a_sweep_is_bounded_and_two_at_once_revise_once(house: House) -> N
     assert await stands(house) == [("OPEN", WHY, 2, True, False)]
 
 
-class OverRouter:
-    """Asks a person about what fires, and answers what is over with the reason that it is given."""
-
-    def __init__(self) -> None:
-        self.seen: list[pb.Incident] = []
-
-    async def DecideIncident(self, request: router_pb.DecideIncidentRequest) -> router_pb.DecideIncidentResponse:  # noqa: N802  the IDL's name
-        """Decide."""
-        self.seen += request.incidents
-        return router_pb.DecideIncidentResponse(decisions=[_decision(one) for one in request.incidents])
-
-    async def BatchGetDecisions(  # noqa: N802  the IDL's name
-        self, _: router_pb.BatchGetDecisionsRequest
-    ) -> router_pb.BatchGetDecisionsResponse:
-        """Tell how decisions stand."""
-        return router_pb.BatchGetDecisionsResponse(decisions=[_decision(one) for one in self.seen])
-
-
-def _decision(incident: pb.Incident) -> router_pb.Decision:
-    made = router_pb.Decision(
-        decision_id=incident.incident_id, incident_id=incident.incident_id, revision=incident.revision
-    )
-    made.state = router_pb.Decision.STATE_DECIDED
-    made.outcome = router_pb.Decision.OUTCOME_ASK_HUMAN
-    if not incident.firing:
-        made.state, made.result = router_pb.Decision.STATE_CLOSED, router_pb.Decision.RESULT_RESPONDED
-        made.reason = incident.state_detail
-    return made
-
-
-@asynccontextmanager
-async def following(house: House, router: OverRouter) -> AsyncIterator[None]:
-    """Run the lanes in the background."""
-    stop = asyncio.Event()
-    task = asyncio.create_task(DecisionLanes(house.store, router, house.wake).run(stop))
-    try:
-        yield
-    finally:
-        stop.set()
-        await asyncio.wait_for(task, 10)
-
-
-async def test_the_lanes_end_it_also_after_a_restart_and_the_next_one_is_another(house: House) -> None:
-    """What was told before the restart is counted from when it was told; then a later one opens another incident."""
-    router = OverRouter()
-
-    async def reached(state: str) -> bool:
-        return bool(await house.pool.fetchval("SELECT every(state = $1) FROM incidents", state))
-
-    async with following(house, router):
-        await house.take(event())
-        house.wake.set()
-        await eventually(lambda: reached("AWAITING_PERSON"))
-    await wait_for(house, 3600)
-    async with following(house, router):
-        await eventually(lambda: reached("RESOLVED"))
-    assert [row[:2] for row in await stands(house)] == [("RESOLVED", WHY)]
-    assert router.seen[-1].HasField("expire_time")
-    await house.take(event(second=0), event(second=30))
-    assert [row[0] for row in await stands(house)] == ["RESOLVED", "OPEN"]
+async def test_what_waits_to_be_recorded_may_tell_it_again(house: House) -> None:
+    """After an hour without us nothing ends before what came in meanwhile is recorded, nor while that is not known."""
+    await house.take(event())
+    await decided(house, "AWAITING_PERSON")
+    again = event(second=9)
+    await house.appender.append([again.SerializeToString()])
+    oldest = partial(backlog.oldest, house.client)
+    assert await oldest() is not None
+    later = "UPDATE alerts SET expire_time = $1::timestamptz + interval '1 millisecond'"
+    await house.pool.execute(later, await oldest())
+    await eventually(lambda: house.pool.fetchval("SELECT every(expire_time <= now()) FROM alerts"))
+    assert await house.store.expire(oldest) == 0
+    await house.take(again)
+    await house.client.delete(*await stream.lanes(house.client))
+    assert await oldest() is None
+    assert [row[-1] for row in await stands(house)] == [True]
+    await wait_for(house, 3601)
+    async with Redis(port=1, socket_timeout=0.1) as nobody:
+        assert await house.store.expire(partial(backlog.oldest, nobody)) == 0
+    assert await house.store.expire(oldest) == 1
