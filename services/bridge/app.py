@@ -116,7 +116,7 @@ class Webhooks:
         return response
 
     def _handshake(self, request: Request, source: str, token: str) -> Response:
-        self._refuse(self._limits.client(request.client.host if request.client else ""), source)
+        self._refuse(self._limits.client(_address(request)), source)
         return cloudevents.handshake(self._door(source, token), request.headers, self._limits.a_minute(source))
 
     def _door(self, source: str, token: str) -> Door:
@@ -130,7 +130,7 @@ class Webhooks:
         received.FromNanoseconds(time.time_ns())
         # Read before anything is refused: a sender that still writes would never see the answer.
         body = await read_body(request)
-        self._refuse(self._limits.client(request.client.host if request.client else ""), source)
+        self._refuse(self._limits.client(_address(request)), source)
         door = self._door(source, token)
         proof = await _prove(request, door, body, token)
         if not cloudevents.is_understood(door, request.headers):
@@ -187,6 +187,11 @@ class Webhooks:
             raise AnswerError(503, "the delivery could not be stored; come again", RETRY) from None
 
 
+def _address(request: Request) -> str:
+    """Return whose connection it is, and nobody whom a header names: every sender could write one."""
+    return request.client.host if request.client else ""
+
+
 def _is_packed(request: Request) -> bool:
     """Say whether the body is compressed: neither read, for a bomb is small, nor kept as something it is not."""
     said = ",".join(request.headers.getlist("content-encoding")).lower()
@@ -210,7 +215,8 @@ def build(
     doors: Mapping[str, Door], batches: Batches, readiness: Callable[[], Readiness], limits: Limits | None = None
 ) -> ASGIApp:
     """Return the application."""
-    webhooks = Webhooks(doors, batches, limits or Limits([], 0, time.monotonic))
+    limits = limits or Limits([], 0, time.monotonic)
+    webhooks = Webhooks(doors, batches, limits)
 
     async def healthz(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -219,7 +225,9 @@ def build(
         current = readiness()
         return JSONResponse(current.body(), 200 if current.ready else 503)
 
-    async def metrics(_: Request) -> Response:
+    async def metrics(request: Request) -> Response:
+        if busy := limits.client(_address(request)):
+            return Response(status_code=429, headers={"Retry-After": str(ceil(busy.seconds))})
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     # Grafana may be told to PUT.

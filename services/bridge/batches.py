@@ -14,7 +14,6 @@ from opsmesh.ingest.v1 import ingest_service_pb2 as ingest
 from services.bridge.waiting import FairQueue, Waiting
 
 ITEMS_MAX = 128
-BYTES_MAX = 3 << 20
 # Of bodies in a call: as much as is parsed in some 50 ms, for whoever comes next waits for it.
 BODIES_MAX = 256 << 10
 LANES = 2
@@ -23,10 +22,12 @@ FRESH_LANES = 2
 # Worth a second call beside the first: a call costs as much as some ten deliveries in it.
 SECOND_ITEMS = 32
 SECOND_BYTES = 1 << 20
-# An answer names each signal: at most one for every three bytes of a body, and 1000.
-SIGNALS_MAX = 1000
-SIGNAL_BYTES_MIN = 3
-ANSWER_BYTES = 40
+# An answer tells of each alert, of which there are at most 1000: its signal's id, or why it has none, in some 100
+# bytes for an alert of three (`{},`), less for one of two. An answer above 4 MiB would not arrive, and all come again.
+ANSWERS_MAX = 3 << 20
+ALERTS_MAX = 1000
+ALERT_BYTES_MIN = 3
+ANSWER_BYTES = 112
 DEADLINE = 4.0
 log = structlog.get_logger("opsmesh.bridge")
 
@@ -89,14 +90,13 @@ class Batches:
 
     def _take(self, away: Container[str]) -> list[Waiting]:
         batch: list[Waiting] = []
-        size = bodies = 0
+        bodies = answers = 0
         while len(batch) < ITEMS_MAX and (following := self._waiting.first(away)):
-            weight = following.size + ANSWER_BYTES * min(SIGNALS_MAX, following.size // SIGNAL_BYTES_MIN)
-            if batch and (size + weight > BYTES_MAX or bodies + following.size > BODIES_MAX):
+            bodies += following.size
+            answers += ANSWER_BYTES * min(ALERTS_MAX, following.size // ALERT_BYTES_MIN)
+            if batch and (bodies > BODIES_MAX or answers > ANSWERS_MAX):
                 break
             batch.append(self._waiting.take(away))
-            size += weight
-            bodies += following.size
         return batch
 
     async def _send(self, batch: list[Waiting]) -> None:

@@ -129,6 +129,9 @@ async def test_a_client_above_its_limit_is_told_to_come_again(tmp_path: Path) ->
         last = await bridge.post(BODY, headers=BEARER)
         assert (last.status_code, last.headers["retry-after"]) == (503, "20")
         assert (await bridge.post(BODY, "/v1/webhooks/nobody")).status_code == 429
+        forged = {"X-Forwarded-For": "192.0.2.9", "Forwarded": "for=192.0.2.9", "X-Real-IP": "192.0.2.9"}
+        assert (await bridge.post(BODY, headers=BEARER | forged)).status_code == 503
+        assert (await bridge.http.get(f"{bridge.url}/metrics")).status_code == 429
         assert (await bridge.http.get(f"{bridge.url}/healthz")).status_code == 200
 
 
@@ -227,6 +230,35 @@ async def test_a_call_carries_no_more_bodies_than_are_parsed_soon() -> None:
     ingest.gate.set()
     await asyncio.gather(*sent)
     assert max(size for _, size in ingest.calls) <= BODIES_MAX
+
+
+class MeasuredIngest(MemoryIngest):
+    """Knows how large its answers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    async def SubmitSignals(  # noqa: N802  the IDL's name
+        self,
+        request: pb.SubmitSignalsRequest,
+        *,
+        timeout: float,  # noqa: ASYNC109  the stub's name
+    ) -> pb.SubmitSignalsResponse:
+        """Answer as ever."""
+        answer = await super().SubmitSignals(request, timeout=timeout)
+        self.largest = max(self.largest, answer.ByteSize())
+        return answer
+
+
+@pytest.mark.parametrize("bad", [b"1", b"{}", b'{"labels":{}}'])
+async def test_an_answer_is_never_too_large_to_arrive(bad: bytes) -> None:
+    """What is wrong with each of 1000 alerts is more than the alerts themselves; nobody else suffers."""
+    ingest = MeasuredIngest()
+    batches = Batches(ingest, 1000, 64 << 20)
+    body = b'{"alerts":[' + b",".join([b'{"labels":{"alertname":"x"}}'] + [bad] * 999) + b"]}"
+    await asyncio.gather(*(batches.submit(delivery(body)) for _ in range(200)))
+    assert ingest.largest < 4 << 20
 
 
 async def _calls(ingest: HeldIngest, count: int) -> bool:
