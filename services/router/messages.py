@@ -76,7 +76,7 @@ def snapshot_of(incident: ingest_service_pb2.Incident) -> domain.Snapshot:
         target_ids=tuple(one.target_id for one in incident.targets if one.in_inventory),
         correlation_key=incident.correlation_key,
         flapping=incident.flapping,
-        why_over=incident.state_detail if incident.HasField("expire_time") else "",
+        why_over=incident.state_detail if incident.HasField("expire_time") and not incident.firing else "",
     )
 
 

@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from opsmesh.ingest.v1.ingest_service_pb2 import Incident
+from opsmesh.ingest.v1.signal_pb2 import Signal
 from services.router.deciding import decide
 from services.router.domain import (
     Decision,
@@ -19,6 +21,7 @@ from services.router.domain import (
     decision_id,
     first_stage,
 )
+from services.router.messages import snapshot_of
 from services.router.rules import Index
 from services.router.work import Execution, Work, follow, notify_request_id, pause, start_request_id
 
@@ -65,6 +68,18 @@ def test_what_is_over_is_closed(snapshot: Snapshot) -> None:
     """A resolved incident, and one without a firing alert, are answered and closed."""
     verdict = decide(snapshot, INDEX, History(), NOW)
     assert (verdict.state, verdict.outcome, verdict.result) == (State.CLOSED, Outcome.RESPOND, Result.RESPONDED)
+
+
+def test_an_occurrence_that_was_not_told_again_is_no_resolve() -> None:
+    """Why it is over is said as ingest says it; while it fires, until when it is kept is no reason."""
+    over = Incident(incident_id=str(INCIDENT.incident_id), status=Signal.STATUS_OCCURRENCE, state_detail="silence")
+    over.expire_time.FromDatetime(NOW)
+    assert decide(snapshot_of(over), INDEX, History(), NOW).reason == "silence"
+    over.firing = True
+    assert snapshot_of(over).why_over == ""
+    over.firing = False
+    over.ClearField("expire_time")
+    assert decide(snapshot_of(over), INDEX, History(), NOW).reason == "the sender resolved every alert"
 
 
 def test_an_old_incident_is_not_acted_on() -> None:
