@@ -10,7 +10,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn, TextIO
 
 from services.cli.posting import Posting
 from services.cli.session import UsageError
@@ -35,9 +35,15 @@ def recorded(path: Path, source: str) -> Iterator[Posting]:
     if not path.is_dir():
         yield from _file(path, source)
         return
-    for file in sorted(one for one in path.rglob("*") if one.is_file() and one.suffix in LINES | BODIES):
+    found = (Path(folder, name) for folder, _, names in os.walk(path, onerror=_unreadable) for name in names)
+    for file in sorted(one for one in found if one.is_file() and one.suffix in LINES | BODIES):
         inner = file.relative_to(path).parts
         yield from _file(file, source or (inner[0] if len(inner) > 1 else ""))
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    """Raise what `os.walk` would pass over: what is not sent must not be missing in silence."""
+    raise error
 
 
 async def piped(source: str) -> AsyncIterator[Posting]:
@@ -117,9 +123,17 @@ def _wrapped(found: dict[str, Any], source: str, where: str) -> Posting:
     return Posting(name, content, headers)
 
 
+def standard_input() -> TextIO:
+    """Return it. Raises UsageError where the shell has closed it."""
+    found: TextIO | None = sys.stdin
+    if found is None:
+        raise UsageError("there is no standard input\nNEXT: name a file, or pipe something in")
+    return found
+
+
 async def _stdin() -> AsyncIterator[bytes]:
     """Yield lines; who sends them slowly does not keep Ctrl-C waiting, as a thread that reads would."""
-    mode = os.fstat(sys.stdin.fileno()).st_mode
+    mode = os.fstat(standard_input().fileno()).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or sys.stdin.isatty()):
         for line in sys.stdin.buffer:
             yield line

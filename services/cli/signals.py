@@ -16,7 +16,7 @@ from services.cli import lookup, replay
 from services.cli.command import REFUSED, Limit, PageToken, RequestId, command, group
 from services.cli.output import Column, console, show_list
 from services.cli.posting import Posting, Postman, next_step, reason, signals_of
-from services.cli.recordings import LINE_MAX
+from services.cli.recordings import LINE_MAX, standard_input
 from services.cli.session import RefusedError, Session, UnreachableError, UsageError, pages
 
 app = group("What senders say.")
@@ -75,7 +75,7 @@ async def send(
 def _body(file: Path) -> bytes:
     """Return what a file, or standard input, holds; of what is endless so much that the bridge refuses it."""
     if str(file) == "-":
-        return sys.stdin.buffer.read(LINE_MAX)
+        return standard_input().buffer.read(LINE_MAX)
     with file.open("rb") as content:
         return content.read(LINE_MAX)
 

@@ -168,6 +168,34 @@ async def test_what_never_ends_is_not_read(outside: Outside) -> None:
     assert (done.code, "413" in done.err) == (1, True)
 
 
+@pytest.mark.parametrize("words", [("send", "-"), ("replay", "-")])
+async def test_a_closed_standard_input_is_told(outside: Outside, words: tuple[str, ...]) -> None:
+    """As a shell's `<&-` leaves it: a usage error, no trace of the program."""
+    code = "import sys; sys.stdin = None; from services.cli.main import main; main()"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, "signals", *words, "--source", "generic", "--state", str(outside.state)),
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 2
+    assert b"there is no standard input\nNEXT: " in err
+    assert b"Traceback" not in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+async def test_a_folder_that_cannot_be_read_is_told(outside: Outside) -> None:
+    """What would be missing is not passed over in silence, and nothing else is sent."""
+    file = Path(outside.write("tree/grafana/a.json", BODY))
+    outside.write("tree/zabbix/a.json", BODY)
+    file.parent.chmod(0)
+    done = await outside.run("signals", "replay", str(outside.folder / "tree"))
+    file.parent.chmod(0o700)
+    assert (done.code, "Permission denied" in done.err) == (1, True)
+    assert outside.ingest.entries == []
+
+
 async def test_the_deepest_body_is_for_the_bridge_to_judge(outside: Outside) -> None:
     """What cannot be read here is sent as it is."""
     file = outside.write("r.jsonl", "[" * 100_000)
