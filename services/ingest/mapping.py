@@ -6,6 +6,7 @@ from hashlib import sha1
 from itertools import islice
 from typing import Any, Final
 
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from opsmesh.config.v1 import inventory_pb2
@@ -32,6 +33,7 @@ from services.ingest.signal import (
 from services.ingest.sources import Parser
 from services.ingest.sources.reading import PAIRS_MAX, clean
 
+log = structlog.get_logger("opsmesh.ingest")
 NANOS: Final = 1_000_000_000
 # By how much the clock of a sender may be ahead of ours.
 AHEAD: Final = 300 * NANOS
@@ -78,6 +80,22 @@ def entry_of(delivery: pb.Delivery, parse: Parser) -> pb.StreamEntry:
         for one in parsed.left_out:
             entry.left_out.add(index=one.index, error=_errors([one.error])[0])
     return entry
+
+
+def safe_entry_of(delivery: pb.Delivery, parse: Parser) -> pb.StreamEntry:
+    """Return what `entry_of` does; where the parser itself fails, a delivery that was not understood.
+
+    It stands among those of other senders, who must not pay for it, and would fail again each time it came. As a dead
+    letter it is kept, and is redriven once the parser is mended.
+    """
+    try:
+        return entry_of(delivery, parse)
+    except Exception as error:  # noqa: BLE001  whatever a parser did not think of
+        kind = type(error).__name__
+        log.error("a parser failed", source=delivery.source, delivery=delivery.delivery_id, error=kind)  # noqa: TRY400  no traceback: it may show the body
+        failed = pb.StreamEntry(delivery=delivery)
+        failed.errors.add(description=f"the parser of this source failed ({kind})")
+        return failed
 
 
 def result_of(entry: pb.StreamEntry) -> pb.DeliveryResult:

@@ -11,7 +11,7 @@ import grpc.aio
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import ingest_service_pb2_grpc, letters_pb2, signal_pb2, signals_pb2
 from services.ingest.book import moment
-from services.ingest.mapping import entry_of, result_of
+from services.ingest.mapping import result_of, safe_entry_of
 from services.ingest.redrive import details, discard, redrive
 from services.ingest.rows import fit
 from services.ingest.signal import CHAT
@@ -168,7 +168,7 @@ async def _read(
             unknown = pb.DeliveryResult.STATE_UNKNOWN_SOURCE
             results.append(pb.DeliveryResult(delivery_id=delivery.delivery_id, state=unknown))
             continue
-        entry = entry_of(delivery, parse)
+        entry = safe_entry_of(delivery, parse)
         results.append(result_of(entry))
         contents.append(entry.SerializeToString())
         sources.append(delivery.source)
