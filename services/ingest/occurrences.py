@@ -14,8 +14,11 @@ from services.mesh.postgres import Connection
 
 # So many alerts at most end in one sweep.
 EXPIRED_MAX: Final = 1000
-# Nobody's turn is taken for nothing.
-DUE: Final = "SELECT EXISTS (SELECT FROM alerts WHERE NOT over AND expire_time <= now())"
+# Nobody's turn is taken for nothing, nor for what acts on an incident and may take hours.
+DUE: Final = (
+    "SELECT EXISTS (SELECT FROM alerts a JOIN incidents i USING (incident_id) WHERE NOT a.over "
+    "AND a.expire_time <= now() AND i.state NOT IN ('RUNNING', 'AWAITING_APPROVAL'))"
+)
 # What acts on an incident ends first. With the turn of who records no alert changes meanwhile.
 END: Final = """
 WITH due AS (
