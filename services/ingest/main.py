@@ -25,6 +25,7 @@ from services.ingest.correlation import Calm
 from services.ingest.inventory import InventoryLane
 from services.ingest.lanes import DecisionLanes
 from services.ingest.parsers import parser_of, problems
+from services.ingest.reader import Reader
 from services.ingest.servicer import IngestServicer
 from services.ingest.settings import IngestSettings
 from services.ingest.signal import CHAT
@@ -73,7 +74,7 @@ def compose(
     peers: Peers,
     pool: Pool,
     appender: stream.Appender,
-    reader: stream.Reader,
+    reader: Reader,
     *,
     client: Redis,
 ) -> Ingest:
@@ -142,7 +143,7 @@ async def serve_signals() -> None:
     """Put the parts together and serve. Intake needs the stream only, so it starts without PostgreSQL, too."""
     settings = load(IngestSettings)
     peers = Peers(settings)
-    reader, client = stream.Reader(settings), stream.connect(settings)
+    reader, client = Reader(settings), stream.connect(settings)
     appender = stream.Appender(client, settings)
     try:
         await appender.check()

@@ -18,6 +18,7 @@ from services.ingest import stream
 from services.ingest.correlation import Calm
 from services.ingest.domain import Inventory, InventoryMatch
 from services.ingest.mapping import entry_of
+from services.ingest.reader import Reader
 from services.ingest.settings import IngestSettings
 from services.ingest.sources import PARSERS
 from services.ingest.store import PostgresIncidents
@@ -106,7 +107,7 @@ class House:
         self.store = PostgresIncidents(pool, Calm(timedelta(seconds=window), timedelta()))
         self.wake = asyncio.Event()
         self.inventory = INVENTORY
-        self.readers: list[stream.Reader] = []
+        self.readers: list[Reader] = []
 
     @classmethod
     async def build(cls, folder: Path, valkey: Valkey, database: Database, **changes: Any) -> "House":
@@ -137,13 +138,13 @@ class House:
         await self.client.aclose()
         await self.pool.close()
 
-    def reader(self) -> stream.Reader:
+    def reader(self) -> Reader:
         """Return a new consumer."""
-        made = stream.Reader(self.settings)
+        made = Reader(self.settings)
         self.readers.append(made)
         return made
 
-    def worker(self, reader: stream.Reader | None = None, store: Any = None) -> Worker:
+    def worker(self, reader: Reader | None = None, store: Any = None) -> Worker:
         """Return a worker with a consumer of its own."""
         queue = reader or self.reader()
         return Worker(queue, store or self.store, lambda: self.inventory, self.wake, self.settings.claim_seconds)

@@ -105,6 +105,17 @@ async def test_a_worker_that_dies_in_between_adds_no_delivery_and_loses_none(hou
     assert (letter["delivery_count"], Counter(await house.dispositions())["OPENED"]) == (5, 4)
 
 
+async def test_rubbish_of_two_streams_is_two_letters(house: House) -> None:
+    """Entries of two streams may have the same id: neither takes the other's place among the dead letters."""
+    await house.appender.append(contents(healthy("new", 1)), ["alertmanager"])
+    for lane, content in ((stream.STREAM, b"\xff one"), (f"{stream.STREAM}:alertmanager", b"\xff two")):
+        await house.client.xadd(lane, {stream.FIELD: content}, id="9999999999999-1")
+    async with running(house.worker()):
+        await eventually(lambda: house.rows("SELECT 1 FROM dead_letters HAVING count(*) = 2"))
+        await eventually(house.idle)
+    assert {row["body"] for row in await house.rows("SELECT body FROM dead_letters")} == {b"\xff one", b"\xff two"}
+
+
 @pytest.fixture
 async def town() -> AsyncIterator[Town]:
     """Give a real bridge, ingest and router, which may be killed."""

@@ -238,6 +238,29 @@ async def test_a_new_source_is_heard_of_by_who_waits_already(house: House) -> No
     assert await stream.waiting(house.client) == 0
 
 
+async def test_what_nobody_reads_yet_waits(house: House) -> None:
+    """What a source has before its stream has a reader is counted as waiting, not as nothing."""
+    await append(house, "alertmanager", 1)
+    await append(house, "alertmanager", 3)
+    assert await stream.waiting(house.client) == 4
+    await house.reader().ensure_group()
+    assert await stream.waiting(house.client) == 4
+
+
+async def test_what_is_read_at_once_does_not_grow_with_the_sources(house: House) -> None:
+    """However many streams have a backlog, one read takes a batch of all of them, and an equal share of each."""
+    sources = [f"source{number}" for number in range(8)]
+    one = entry(notification(alert())).SerializeToString()
+    for _ in range(2):
+        await house.appender.append([one] * len(sources), sources)
+    await house.appender.append([one] * (8 * stream.READ_COUNT), sources * stream.READ_COUNT)
+    reader = house.reader()
+    taken = await reader.read()
+    assert len(taken) <= stream.READ_COUNT
+    assert {found.stream for found in taken} >= {f"{stream.STREAM}:{source}" for source in sources}
+    assert len(await reader.read({f"{stream.STREAM}:source0": stream.READ_COUNT})) <= 2 * stream.READ_COUNT
+
+
 async def test_every_stream_is_trimmed_and_taken_over(house: House) -> None:
     """What a dead consumer had of a source's own stream is processed by another, and trimmed when it has its rows."""
     dead = house.reader()
