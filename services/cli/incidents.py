@@ -50,7 +50,7 @@ SHEET: list[Column] = [
     ("revision", "revision"),
     ("source", "source"),
     ("rule of sender", "rule_name"),
-    ("alerts", lambda one: f"{one.alert_count}{', full: the next opens another' if one.sealed else ''}"),
+    ("alerts", lambda one: f"{one.alert_count}{', sealed: the next opens another' if one.sealed else ''}"),
     ("flapping", lambda one: f"starts nothing; calm from {one.calm_time.ToJsonString()}" if one.flapping else "no"),
     ("occurrences", _told_again),
     ("joined by", lambda one: f"{one.correlation_key} ({one.correlation_rule_id or 'no rule'})"),

@@ -171,7 +171,7 @@ class Tally:
     new_alerts: int = 0
     open_time: datetime | None = None
     resolve_time: datetime | None = None
-    # It takes no new alert: the next one opens another incident of its key.
+    # Full, too old or over: it takes no new alert, and the next one opens another incident of its key.
     sealed: bool = False
     reopened: bool = False
     flapping: bool = False

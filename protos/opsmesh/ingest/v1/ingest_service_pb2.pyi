@@ -486,7 +486,7 @@ class Incident(_message.Message):
     correlation_rule_id: _builtins.str
     """Rule of correlation.yaml that joined its alerts; empty for none."""
     sealed: _builtins.bool
-    """Full or too old for new alerts: the next one opened another incident of its key."""
+    """Full, too old, or over when something fired again: that opened another incident of its key."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_type_pb2.Target]:
         """What it is about, inventory entries first."""
