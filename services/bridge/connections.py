@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # Where the certificate of a TLS connection is put, in the scope's state.
@@ -59,6 +60,8 @@ class Connection(HttpToolsProtocol):
     _header_bytes = 0
     # Read since the last byte of a body, or of a whole request: what the parser may be holding.
     _held = 0
+    # Of a body that is not for the parser.
+    _due = 0
     quiet_since = 0.0
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -86,7 +89,8 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._held += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._held > HEADERS_MAX and not self.transport.is_closing():
             self.send_400_response("")
         self.quiet_since = self.loop.time()
@@ -132,13 +136,43 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Begin anew."""
+        """Begin anew; of a request that offers an upgrade the parser has left the body to us."""
         self._held = 0
-        super().on_message_complete()
+        self._due = self._length() if self.parser.should_upgrade() else 0
+        if not self._due:
+            super().on_message_complete()
 
     def is_idle(self) -> bool:
         """Say whether no request is being answered here."""
         return self.cycle is None or self.cycle.response_complete
+
+    def _feed(self, data: bytes) -> None:
+        """Parse; an offer of another protocol, as Java's client makes with each request, is passed over."""
+        if self._due:
+            body, data = data[: self._due], data[self._due :]
+            self._due -= len(body)
+            self.on_body(body)
+            if not self._due:
+                super().on_message_complete()
+        if not data:
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            following = data[offer.args[0] :]
+            if self._due:
+                self._feed(following)
+            elif following or self._has(b"transfer-encoding"):
+                self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _has(self, name: bytes) -> bool:
+        return any(one == name for one, _ in self.headers)
+
+    def _length(self) -> int:
+        lengths = [value for name, value in self.headers if name == b"content-length"]
+        return int(lengths[0]) if len(lengths) == 1 and not self._has(b"transfer-encoding") else 0
 
     def _count(self, size: int) -> None:
         self._header_bytes += size

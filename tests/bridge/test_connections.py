@@ -97,6 +97,36 @@ async def test_a_trailer_is_bounded(bridge: Bridge) -> None:
     writer.close()
 
 
+OFFER = HEAD + b"Authorization: Bearer new-secret\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 100, 1 << 20])
+async def test_an_offer_of_another_protocol_is_passed_over(bridge: Bridge, size: int) -> None:
+    """Java's client offers HTTP/2 with each request: its body is read all the same, and so is the next request."""
+    reader, writer = await connect(bridge)
+    told = (OFFER + b"Content-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)) * 2
+    for at in range(0, len(told), size):
+        writer.write(told[at : at + size])
+        await writer.drain()
+        await asyncio.wait({asyncio.create_task(writer.drain())})
+    answers = b""
+    while answers.count(b'"signal_id"') < 2:
+        part = await asyncio.wait_for(reader.read(1 << 16), 20)
+        assert part, answers
+        answers += part
+    assert answers.count(b"HTTP/1.1 202") == 2
+    writer.close()
+
+
+@pytest.mark.parametrize("hidden", [HEALTH, b"0\r\n\r\n" + HEALTH])
+async def test_no_request_hides_behind_an_offer(bridge: Bridge, hidden: bytes) -> None:
+    """What follows a head without a length, or in chunks, is read by nobody as a request."""
+    for lines in (b"Transfer-Encoding: chunked\r\n", b""):
+        reader, writer = await connect(bridge, OFFER + lines + b"\r\n" + hidden)
+        assert b"HTTP/1.1 200" not in await rest(reader)
+        writer.close()
+
+
 async def test_few_requests_wait_on_one_connection(bridge: Bridge) -> None:
     """Those behind the first cost memory before anything looks at them: beyond some, the connection is closed."""
     reader, writer = await connect(bridge, HEALTH * PIPELINED_MAX)
