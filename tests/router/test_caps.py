@@ -238,6 +238,31 @@ async def test_an_agent_for_a_failed_execution_is_bound_too(scene: Scene) -> Non
     assert len(scene.village.agents.runs) == 3
 
 
+async def test_an_agent_for_a_failed_execution_does_not_start_while_it_flaps(scene: Scene) -> None:
+    """What flaps when its turn comes asks a person; the failure is not forgotten: calm, the agent is sent."""
+    scene.village.models.will(minds.says(minds.DIAGNOSE))
+    await scene.router.publish(rules())
+    one = incident(correlation_key=KEY)
+    shown = scene.village.incidents.incidents[one.incident_id] = type(one).FromString(one.SerializeToString())
+    (first,) = await scene.router.decide(one)
+    await scene.router.until(first.decision_id, lambda now: now.execution_id)
+    (execution,) = scene.village.automation.of(first.decision_id, "restart-workload")
+    execution.state = type(execution).STATE_FAILED
+    await scene.router.until(first.decision_id, lambda now: now.state == Decision.STATE_CLOSED)
+    shown.flapping = True
+    one.revision = shown.revision = 2
+    (second,) = await scene.router.decide(one)
+    asked = await scene.router.until(second.decision_id, made)
+    assert (asked.outcome, asked.brake) == (Decision.OUTCOME_ASK_HUMAN, Decision.BRAKE_FLAPPING)
+    assert not scene.village.agents.runs
+    shown.flapping = False
+    one.revision = shown.revision = 3
+    (third,) = await scene.router.decide(one)
+    sent = await scene.router.until(third.decision_id, lambda now: now.run_id)
+    assert sent.outcome == Decision.OUTCOME_DELEGATE_AGENT
+    assert execution.execution_id in sent.reason
+
+
 async def test_what_flaps_starts_nothing_and_asks_once(scene: Scene) -> None:
     """A person is told once; later revisions while it flaps are decided without another notice; calm, rules go on."""
     await scene.router.publish(rules())

@@ -88,6 +88,10 @@ class Mind:
 
     async def _repair(self, decision: Decision) -> Step:
         """Open the one run for an execution that failed: what is to be done first needs no model."""
+        answer = await self._incident(decision)
+        if answer and answer.incident.flapping:
+            # It may have waited for long: what flaps starts nothing, whoever chose it.
+            return _made(flapping(decision.rule_set_version), decision.model_call_count, recorded=decision.recorded)
         found = [one.template_id for one in await enabled_templates(self._peers.templates)]
         if REPAIR not in found:
             return park(decision, f"no template {REPAIR} is published and enabled", LATER)
