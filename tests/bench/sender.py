@@ -53,13 +53,12 @@ class Lane:
         self._open = 0
         self._over = self._loop.create_future()
         self._later = 0
+        self._anew: asyncio.Task[None] | None = None
 
     async def run(self) -> Outcome:
         """Connect, post everything, or as much as the seconds allow; return what was seen."""
         for _ in range(self._connections):
-            _, made = await self._loop.create_connection(lambda: Connection(self), self.host, self.port)
-            self._idle.append(made)
-        self._open = self._connections
+            await self._connect()
         self._began = self._next = self._loop.time()
         self._end = self._began + self._seconds
         self._serve()
@@ -79,6 +78,21 @@ class Lane:
             self._loop.call_later(seconds, self._due_again, request)
         else:
             self.outcome.given_up += 1
+
+    def lost(self, connection: "Connection", why: str) -> None:
+        """Connect anew in place of one that was quiet for too long; what waits for an answer must not be hung up on."""
+        if connection not in self._idle:
+            self.fail(why)
+            return
+        self._idle.remove(connection)
+        self._open -= 1
+        if not self._over.done():
+            self._anew = self._loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        _, made = await self._loop.create_connection(lambda: Connection(self), self.host, self.port)
+        self._idle.append(made)
+        self._open += 1
 
     def fail(self, why: str) -> None:
         """End with what must not happen."""
@@ -147,7 +161,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell when the other side hung up."""
-        self._lane.fail(repr(error or ConnectionError("the bridge closed the connection")))
+        self._lane.lost(self, repr(error or ConnectionError("the bridge closed the connection")))
 
     def _header(self, name: bytes) -> bytes:
         start = self._answer.find(name)
