@@ -32,7 +32,7 @@ LIST = "opsmesh.tools.change.v1.ChangeToolService/ListChanges"
 class Silent:
     """An inbox and an audit that nobody uses here."""
 
-    async def append(self, contents: Sequence[bytes]) -> None:
+    async def append(self, contents: Sequence[bytes], lanes: Sequence[str] = ()) -> None:
         """Stay unused."""
         raise NotImplementedError
 
