@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import letters_pb2, signal_pb2
 from services.ingest.letters import DELETE
-from services.ingest.mapping import entry_of
+from services.ingest.mapping import safe_entry_of
 from services.ingest.signal import CHAT
 from services.ingest.sources import Parser
 from services.ingest.stream import Inbox
@@ -81,7 +81,7 @@ def _again(row: asyncpg.Record | None, delivery_id: str, parsers: Mapping[str, P
         return Result(delivery_id=delivery_id, state=Result.STATE_UNKNOWN_SOURCE), b""
     delivery = _delivery(row)
     delivery.delivery_id = str(row["delivery_id"])
-    entry = entry_of(delivery, parse)
+    entry = safe_entry_of(delivery, parse)
     if entry.errors:
         errors = [f"{one.field or 'body'}: {one.description}"[:LINE_MAX] for one in entry.errors]
         return Result(delivery_id=delivery_id, state=Result.STATE_MALFORMED, errors=errors), b""

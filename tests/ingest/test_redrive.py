@@ -1,6 +1,7 @@
 """Dead letters that people hand in again or throw away, over mTLS on the real stores."""
 
 import asyncio
+import json
 import uuid
 from collections import Counter
 
@@ -11,6 +12,9 @@ from opsmesh.audit.v1 import audit_service_pb2
 from opsmesh.ingest.v1 import ingest_service_pb2 as pb
 from opsmesh.ingest.v1 import letters_pb2
 from services.ingest.mapping import result_of
+from services.ingest.redrive import redrive
+from services.ingest.signal import DeliveryFacts, ParsedSignal
+from services.ingest.sources import PARSERS
 from services.ingest.stream import Claimed
 from services.ingest.worker import letter_of
 from tests.ingest.house import alert, delivery, entry, eventually, notification
@@ -72,6 +76,27 @@ async def test_each_letter_is_answered_by_itself(served: Served) -> None:
     assert "not JSON" in answer.results[0].errors[0]
     assert not await served.house.stored()
     assert len(await served.house.rows("SELECT 1 FROM dead_letters")) == 2
+
+
+def careless(_body: bytes, _facts: DeliveryFacts) -> list[ParsedSignal]:
+    """Fail as a parser with a mistake does."""
+    raise ZeroDivisionError
+
+
+async def test_a_parser_that_is_not_mended_yet_costs_its_own_letters_only(served: Served) -> None:
+    """What it fails at stays a letter and says why; the letters of other senders in the same call are handed in."""
+    house, body = served.house, json.dumps({"title": "Disk", "status": "firing"}).encode()
+    one = entry(body, "generic")
+    await house.store.put_aside(letter_of(Claimed(b"2-0", one.SerializeToString(), 5), "it cannot be stored"))
+    broken, fine = await aside(served, notification(alert())), one.delivery.delivery_id
+    parsers = {"alertmanager": careless, "generic": PARSERS["generic"]}
+    async with house.pool.acquire() as connection, connection.transaction():
+        results = await redrive(connection, request(broken, fine), parsers, house.appender)
+    assert [one.state for one in results] == [Result.STATE_MALFORMED, Result.STATE_REDRIVEN]
+    assert list(results[0].errors) == ["body: the parser of this source failed (ZeroDivisionError)"]
+    assert [one.delivery.delivery_id for one in await house.stored()] == [fine]
+    left = await house.rows("SELECT delivery_id FROM dead_letters")
+    assert [str(row["delivery_id"]) for row in left] == [broken]
 
 
 async def test_handing_in_twice_has_one_effect(served: Served) -> None:
