@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
+
 from services.local.files import free_port
 from services.local.waiting import until
 from tests.gateway.web import Asked, web
@@ -119,13 +121,16 @@ async def real(folder: Path) -> AsyncIterator[str]:
         stderr=asyncio.subprocess.DEVNULL,
     )
 
-    async def answers() -> None:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.close()
+    url = f"http://127.0.0.1:{port}"
+
+    async def ready() -> None:
+        # It listens, and answers 503, before it has opened its storage.
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as http:
+            (await http.get(f"{url}/-/ready")).raise_for_status()
 
     try:
-        await until(answers, "Prometheus", BOOT_SECONDS, OSError)
-        yield f"http://127.0.0.1:{port}"
+        await until(ready, "Prometheus", BOOT_SECONDS, httpx.HTTPError)
+        yield url
     finally:
         process.terminate()
         await process.wait()
