@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler.loadfile import LoadFileScheduling  # type: ignore[import-untyped]  # it ships no types
 
 from services.local.temporal import Temporal
@@ -19,6 +20,8 @@ ALONE = ("tests/flows/test_agents.py", "tests/flows/test_demo.py", "tests/flows/
 # The two harnesses share a mesh, too; the other files beside them do not need it.
 FAULTS = ("tests/faults/test_containment.py", "tests/faults/test_runs.py", "tests/faults/test_storm.py")
 FIGURES = "figures"
+# The same examples in every run, however slow the machine is: new ones are `make fuzz`'s to find.
+settings.load_profile("ci")
 
 
 class _Files(LoadFileScheduling):  # type: ignore[misc]  # xdist is not typed

@@ -2,8 +2,7 @@
 
 import asyncio
 import base64
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -105,10 +104,10 @@ class MemoryIngest:
 class Bridge:
     """A bridge that listens; `post` sends a webhook."""
 
-    def __init__(self, url: str, http: httpx.AsyncClient, ingest: Ingest) -> None:
+    def __init__(self, url: str, http: httpx.AsyncClient, batches: Batches) -> None:
         self.url = url
         self.http = http
-        self.ingest = ingest
+        self.batches = batches
         self.readiness = Readiness(ready=True, degraded=())
 
     async def post(
@@ -129,16 +128,23 @@ def write_config(folder: Path, sources: str = SOURCES, secrets: Mapping[str, str
 
 @asynccontextmanager
 async def running(
-    folder: Path, ingest: Ingest, *, items_max: int = 4096, bytes_max: int = 64 << 20, per_minute: int = 0
+    folder: Path,
+    ingest: Ingest,
+    *,
+    items_max: int = 4096,
+    bytes_max: int = 64 << 20,
+    per_minute: int = 0,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> AsyncIterator[Bridge]:
-    """Run a bridge whose configuration is in the folder."""
+    """Run a bridge whose configuration is in the folder; by its clock no quota refills, however slow the machine is."""
     address = f"127.0.0.1:{free_port()}"
     doors = load_doors(folder, folder)
     async with httpx.AsyncClient(timeout=20, limits=httpx.Limits(max_connections=300)) as http:
-        bridge = Bridge(f"http://{address}", http, ingest)
+        batches = Batches(ingest, items_max, bytes_max)
+        bridge = Bridge(f"http://{address}", http, batches)
         sources = load_yaml(folder / "sources.yaml", sources_pb2.Sources).sources
-        limits = Limits(sources, per_minute, time.monotonic)
-        app = build(doors, Batches(ingest, items_max, bytes_max), lambda: bridge.readiness, limits)
+        limits = Limits(sources, per_minute, clock)
+        app = build(doors, batches, lambda: bridge.readiness, limits)
         listener, stop = Listener(app, address), asyncio.Event()
         task = asyncio.create_task(listener.run(stop))
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.bridge import batches
 from services.bridge.health import Readiness
 from services.bridge.senders.doors import load_doors
 from services.mesh.errors import BootError
@@ -169,20 +170,23 @@ async def _finished(posts: list[asyncio.Task[httpx.Response]], count: int) -> li
     return done if len(done) >= count else []
 
 
-async def test_deliveries_that_arrive_meanwhile_share_a_batch(bridge: Bridge, ingest: MemoryIngest) -> None:
+async def test_deliveries_that_arrive_meanwhile_share_a_batch(
+    bridge: Bridge, ingest: MemoryIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two calls at once at most; what comes meanwhile goes together, none twice."""
+    monkeypatch.setattr(batches, "DEADLINE", 60.0)
     ingest.gate.clear()
     posts = [asyncio.create_task(bridge.post(GOOD)) for _ in range(100)]
-    await eventually(lambda: _waiting(ingest))
+    await eventually(lambda: _arrived(bridge, 100))
     ingest.gate.set()
     assert {(await one).status_code for one in posts} == {202}
     assert sum(ingest.batches) == 100
-    assert len(ingest.batches) < 60
+    assert len(ingest.batches) < 5
     assert len({one.delivery.delivery_id for one in ingest.entries}) == 100
 
 
-async def _waiting(ingest: MemoryIngest) -> bool:
-    return not ingest.gate.is_set()
+async def _arrived(bridge: Bridge, count: int) -> bool:
+    return len(bridge.batches._waiting) + bridge.batches._away.total() == count
 
 
 async def test_the_trace_of_the_sender_goes_on(bridge: Bridge, ingest: MemoryIngest) -> None:

@@ -274,6 +274,6 @@ async def test_a_missing_setting_is_a_boot_error(mesh: Mesh, name: str, missing:
     process = await asyncio.create_subprocess_exec(
         *program.argv, env=environment, cwd=program.cwd, stderr=asyncio.subprocess.PIPE
     )
-    _, error = await asyncio.wait_for(process.communicate(), 30)
+    _, error = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 78
     assert words in error.decode()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ async def listening(folder: Path, sources: str = EVERY) -> AsyncIterator[Outside
     hooks = endpoints.ensure_webhooks(mesh)
     (mesh.webhook_secrets / "sources.yaml").write_text(sources)
     kept = Anything()
-    async with running(mesh.webhook_secrets, kept) as bridge:
+    async with running(mesh.webhook_secrets, kept, clock=time.monotonic) as bridge:
         moved = {name: one | {"url": one["url"].replace(mesh.bridge_url, bridge.url)} for name, one in hooks.items()}
         content = {"bridge": bridge.url, "services": {}, "tls": {"ca": str(folder / "none.pem")}, "webhooks": moved}
         (state / "endpoints.json").write_text(json.dumps(content))

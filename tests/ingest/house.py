@@ -179,7 +179,7 @@ class House:
         return sum([int((await self.client.xpending(one, stream.GROUP))["pending"]) for one in lanes])
 
 
-async def eventually(probe: Callable[[], Awaitable[Any]], seconds: float = 20.0) -> Any:
+async def eventually(probe: Callable[[], Awaitable[Any]], seconds: float = 60.0) -> Any:
     """Return the first true answer of a probe; RetryError after some seconds."""
     return await AsyncRetrying(
         retry=retry_if_result(lambda found: not found), stop=stop_after_delay(seconds), wait=wait_fixed(0.02)

@@ -78,7 +78,7 @@ async def following(house: House, router: MemoryRouter) -> AsyncIterator[None]:
         yield
     finally:
         stop.set()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
 
 @pytest.fixture
@@ -122,13 +122,13 @@ async def test_open_decisions_delay_no_new_one(house: House, router: MemoryRoute
     router.tells.clear()
     async with following(house, router):
         await arrive(house, alert("first"))
-        await asyncio.wait_for(router.asked.wait(), 10)
+        await asyncio.wait_for(router.asked.wait(), 60)
         await arrive(house, alert("second"))
 
         async def both() -> bool:
             return len(await house.rows("SELECT 1 FROM incidents WHERE state = 'AWAITING_MODEL'")) == 2
 
-        await eventually(both, 4)
+        await eventually(both)
         router.tells.set()
 
 

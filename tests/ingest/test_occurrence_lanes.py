@@ -52,7 +52,7 @@ async def following(house: House, router: OverRouter) -> AsyncIterator[None]:
         yield
     finally:
         stop.set()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
 
 async def test_the_lanes_end_it_also_after_a_restart_and_the_next_one_is_another(house: House) -> None:

@@ -111,9 +111,9 @@ def test_bad_input_of_one_sender_breaks_no_parser(name: str, bad: str) -> None:
 def test_hostile_bodies_cost_no_more_than_their_length(body: bytes) -> None:
     """A mebibyte built to be slow is answered in well under the time of a call."""
     for name in EVERY:
-        began = time.perf_counter()
+        began = time.process_time()
         check(name, body)
-        assert time.perf_counter() - began < 5, name
+        assert time.process_time() - began < 5, name
 
 
 @pytest.mark.parametrize("text", ["{{" * 500_000, "}}" * 500_000 + "{{", "${" * 500_000, "{A" * 500_000, "cost 5$ {a}"])

@@ -117,7 +117,7 @@ async def test_no_firing_is_swallowed_by_a_close_that_is_on_its_way(house: House
     await told(house, "AWAITING_PERSON")
     async with following(house, router):
         await arrive(house, alert(status="resolved"))
-        await asyncio.wait_for(router.decided.wait(), 10)
+        await asyncio.wait_for(router.decided.wait(), 60)
         await arrive(house, alert(start=LATER))
         router.answers.set()
         wanted = [("AWAITING_MODEL", True)] if grouping.reopen else [("RESOLVED", False), ("AWAITING_MODEL", True)]
@@ -171,11 +171,11 @@ async def test_an_end_that_comes_while_the_router_decides_is_not_forgotten(house
         router.next = Decision(state=Decision.STATE_DECIDED, outcome=Decision.OUTCOME_ASK_HUMAN, reason="ask")
     async with following(house, router):
         await arrive(house, alert())
-        await asyncio.wait_for(router.decided.wait(), 10)
+        await asyncio.wait_for(router.decided.wait(), 60)
         await arrive(house, alert(status="resolved"))
         router.answers.set()
 
         async def settled() -> bool:
             return await states(house) == [("RESOLVED", False)]
 
-        await eventually(settled, 10)
+        await eventually(settled)

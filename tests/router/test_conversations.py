@@ -103,7 +103,7 @@ async def test_the_token_says_who_confirmed_what(scene: Scene) -> None:
     scene.square.models.answer = lambda _: trigger("restart-workload", CHECKOUT)
     turn = await scene.operator.say("restart checkout in demo please")
     yes = await scene.operator.say("yes", turn.conversation_id)
-    decision = scene.square.incidents.decisions[0]
+    [decision] = await scene.square.incidents.decided()
     await scene.router.until(decision.decision_id, lambda one: one.execution_id)
     [(_, request)] = scene.square.automation.started
     assert isinstance(request, automation_service_pb2.StartExecutionRequest)
@@ -150,7 +150,7 @@ async def test_what_only_reads_starts_at_once(scene: Scene) -> None:
     assert not turn.reply.HasField("question")
     assert turn.reply.recorded
     assert "It only reads" in turn.reply.text
-    [decision] = scene.square.incidents.decisions
+    [decision] = await scene.square.incidents.decided()
     assert decision.outcome == Decision.OUTCOME_DELEGATE_AGENT
     assert decision.template_id == "investigate"
 
@@ -165,7 +165,7 @@ async def test_find_out_and_fix_it_works_as_a_plan(scene: Scene) -> None:
     assert "RestartWorkload" in turn.reply.question.ask.question
     yes = await scene.operator.say("yes", turn.conversation_id)
     assert yes.reply.incident_id
-    [decision] = scene.square.incidents.decisions
+    [decision] = await scene.square.incidents.decided()
     assert decision.template_id == "diagnose-repair"
     [body] = scene.square.incidents.bodies
     assert (body["targets"], body["description"]) == (["cdn:production/edge"], goal)
@@ -230,7 +230,7 @@ async def test_ingest_down_is_not_a_lost_wish(scene: Scene) -> None:
         return (await scene.counts())[0] == 1
 
     await eventually(handed_in, "the wish")
-    decided = [one.decision_id for one in scene.square.incidents.decisions]
+    decided = [one.decision_id for one in await scene.square.incidents.decided()]
     assert len(decided) <= 1
 
 

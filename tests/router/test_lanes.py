@@ -1,13 +1,16 @@
 """What decisions start, follow and tell, while automation and agents are slow, dead, late or forgetful."""
 
 import asyncio
-import time
 import uuid
+from functools import partial
+
+import pytest
 
 from opsmesh.automation.v1 import automation_service_pb2
 from opsmesh.config.v1 import rules_pb2
 from opsmesh.type.v1 import error_reason_pb2
 from services.mesh.errors import Refusal
+from services.router import lanes
 from services.router.work import notify_request_id, start_request_id
 from tests.router.house import Decision, Router, Town, checkout_rules, incident, rule
 
@@ -36,16 +39,14 @@ async def test_a_match_is_started_followed_and_closed(router: Router, town: Town
     assert not closed.awaiting_approval
 
 
-async def test_a_start_is_quick(router: Router) -> None:
-    """From the question to the started playbook it takes far less than the lanes' fallback period (best of three)."""
-    await router.publish(checkout_rules())
-    taken = []
-    for _ in range(3):
-        started = time.monotonic()
-        (decision,) = await router.decide(incident())
-        await router.until(decision.decision_id, lambda one: one.execution_id)
-        taken.append(time.monotonic() - started)
-    assert min(taken) < 0.5
+async def test_a_start_waits_for_no_period(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the question to the started playbook nobody waits for the next look of a lane: each is woken."""
+    monkeypatch.setattr(lanes, "PERIOD", 300.0)
+    async with town.serve_automation(), town.serve_agents(), town.serve_audit(), town.router() as router:
+        await router.publish(checkout_rules())
+        for _ in range(3):
+            (decision,) = await router.decide(incident())
+            await router.until(decision.decision_id, lambda one: one.execution_id)
 
 
 async def test_a_lost_reply_is_asked_for_again_with_the_same_request_id(router: Router, town: Town) -> None:
@@ -65,9 +66,7 @@ async def test_automation_that_comes_late_is_waited_for(town: Town) -> None:
         async with town.serve_automation(), town.router() as router:
             await router.publish(checkout_rules())
         async with town.router() as router:
-            started = time.monotonic()
             decisions = [(await router.decide(incident()))[0] for _ in range(10)]
-            assert time.monotonic() - started < 2
             assert {one.state for one in decisions} == {Decision.STATE_DECIDED}
             async with town.serve_automation():
                 for one in decisions:
@@ -75,37 +74,36 @@ async def test_automation_that_comes_late_is_waited_for(town: Town) -> None:
     assert len(town.automation.executions) == 10
 
 
-async def test_a_stuck_automation_delays_no_decision(router: Router, town: Town) -> None:
+async def test_a_stuck_automation_delays_no_decision(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """While every call to automation hangs, DecideIncident answers as ever; afterwards all is started, once."""
-    await router.publish(checkout_rules())
-    town.automation.open.clear()
-    (first,) = await router.decide(incident())
-    await town.automation.entered.wait()
-    started = time.monotonic()
-    batches = await asyncio.gather(*[router.decide(*[incident() for _ in range(8)]) for _ in range(8)])
-    assert time.monotonic() - started < 3
-    town.automation.open.set()
-    wanted = [first, *[one for batch in batches for one in batch]]
-    for one in wanted:
-        await router.until(one.decision_id, lambda now: now.execution_id, 30)
+    # Whoever waited for such a call would wait longer than this test may take.
+    monkeypatch.setattr(lanes, "Job", partial(lanes.Job, seconds=300.0))
+    async with town.serve_automation(), town.serve_agents(), town.serve_audit(), town.router() as router:
+        await router.publish(checkout_rules())
+        town.automation.open.clear()
+        (first,) = await router.decide(incident())
+        await town.automation.entered.wait()
+        batches = await asyncio.gather(*[router.decide(*[incident() for _ in range(8)]) for _ in range(8)])
+        town.automation.open.set()
+        wanted = [first, *[one for batch in batches for one in batch]]
+        for one in wanted:
+            await router.until(one.decision_id, lambda now: now.execution_id)
     assert len(town.automation.executions) == len(wanted)
 
 
 async def test_a_stuck_model_lane_delays_no_match(router: Router, town: Town) -> None:
-    """While agents hangs over more unmatched incidents than its lane takes, matches start at once."""
+    """While agents hangs, for longer than is waited here, over more than its lane takes, matches are started."""
     await router.publish(checkout_rules())
     town.models.open.clear()
     unmatched = await router.decide(*[incident(labels={"alertname": "New"}) for _ in range(20)])
     await town.models.entered.wait()
-    started = time.monotonic()
     (decision,) = await router.decide(incident())
     await router.until(decision.decision_id, lambda one: one.execution_id)
-    assert time.monotonic() - started < 1
     for one in unmatched:
         assert (await router.decision(one.decision_id)).state == Decision.STATE_AWAITING_MODEL
     town.models.open.set()
     for one in unmatched:
-        await router.until(one.decision_id, lambda now: now.notice_execution_id, 30)
+        await router.until(one.decision_id, lambda now: now.notice_execution_id)
 
 
 async def test_a_person_is_told_once_about_what_no_rule_knows(router: Router, town: Town) -> None:

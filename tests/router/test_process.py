@@ -56,7 +56,7 @@ async def test_the_router_serves_without_its_peers(world: World, town: Town) -> 
                 if answer.status != health_pb2.HealthCheckResponse.SERVING:
                     raise LookupError
 
-            await until(probe, "the router", 20, grpc.aio.AioRpcError, LookupError)
+            await until(probe, "the router", 60, grpc.aio.AioRpcError, LookupError)
             stub = rule_service_pb2_grpc.RuleServiceStub(channel)
             request = rule_service_pb2.PublishRuleSetRequest(request_id=str(uuid.uuid4()), rule_set=checkout_rules())
             with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -65,7 +65,7 @@ async def test_the_router_serves_without_its_peers(world: World, town: Town) -> 
         assert refusal is not None
         assert refusal.metadata["store"] == "automation"
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 15) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
     finally:
         if process.returncode is None:
             process.kill()
@@ -75,7 +75,7 @@ async def test_the_router_serves_without_its_peers(world: World, town: Town) -> 
 async def test_a_missing_setting_is_named(world: World, town: Town, tmp_path: Path) -> None:
     """A password file that is not there is a boot error that names the variable and the mend."""
     process = await start(environment(world, town, free_port(), postgres_password_file=str(tmp_path / "none")))
-    _, complaint = await asyncio.wait_for(process.communicate(), 20)
+    _, complaint = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 78
     assert b"OPSMESH_POSTGRES_PASSWORD_FILE" in complaint
     assert b"NEXT:" in complaint

@@ -298,11 +298,11 @@ async def test_rules_do_not_wait_for_models(scene: Scene) -> None:
     waiting = [await scene.village.decide(scene.router) for _ in range(12)]
     await scene.village.models.generated.wait()
     (match,) = await scene.router.decide(incident())
-    started = await scene.router.until(match.decision_id, lambda one: one.execution_id, 3)
+    started = await scene.router.until(match.decision_id, lambda one: one.execution_id)
     assert (started.model_call_count, started.rule_id) == (0, "checkout-down")
     scene.village.models.answering.set()
     for one in waiting:
-        await scene.router.until(one.decision_id, made, 30)
+        await scene.router.until(one.decision_id, made)
 
 
 async def test_lists_bring_no_calls(scene: Scene) -> None:

@@ -115,7 +115,7 @@ async def test_a_revision_that_comes_before_the_run_takes_its_place(scene: Scene
     await scene.router.until(second.decision_id, lambda one: one.notice_execution_id)
     third = await scene.village.decide(scene.router, incident(3, first.incident_id))
     scene.village.models.will(says(minds.RESPOND))
-    await scene.router.until(third.decision_id, lambda one: one.run_id, 20)
+    await scene.router.until(third.decision_id, lambda one: one.run_id)
     assert (await scene.router.decision(second.decision_id)).result == Decision.RESULT_SUPERSEDED
     (request,) = {one.request_id: one for one in scene.village.agents.requests}.values()
     assert (request.decision_id, request.execution_id) == (third.decision_id, first.execution_id)

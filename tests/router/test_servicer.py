@@ -34,7 +34,7 @@ async def test_twenty_at_once_make_one_decision(router: Router, town: Town) -> N
         if not [one for one in town.audit.appended if one.decision_id == decision_id]:
             raise LookupError
 
-    await until(probe, "the audit record", 5, LookupError)
+    await until(probe, "the audit record", 60, LookupError)
     (record,) = [one for one in town.audit.appended if one.decision_id == decision_id]
     assert (record.phase, record.outcome) == (Event.PHASE_RECORD, Event.OUTCOME_SUCCEEDED)
     assert record.action == "opsmesh.router.v1.DecisionService/DecideIncident"
