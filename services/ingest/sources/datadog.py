@@ -57,7 +57,7 @@ TITLE: Final = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 PRIORITY_FIRST: Final = re.compile(r"\s*+\[(P[1-5])\]\s*+(.*+)", re.DOTALL)
-MONITOR_LINK: Final = re.compile(r"https://[A-Za-z0-9.-]{1,128}/monitors/(\d{1,19})(?:\?[^\s()\[\]<>\"']{0,1500})?")
+MONITOR_LINK: Final = re.compile(r"https://[A-Za-z0-9.-]{1,128}/monitors[/#](\d{1,19})(?:\?[^\s()\[\]<>\"']{0,1500})?")
 MONITOR_PARAMETER: Final = re.compile(r"[?&;]monitor_id=(\d{1,19})")
 GROUP_PARAMETER: Final = re.compile(r"[?&;]group=([^&\s()\[\]]{1,512})")
 SEARCHED_MAX: Final = 65_536
@@ -130,10 +130,15 @@ HOSTS: Final = ("hostname", "host")
 # Of $ALERT_TYPE: what kind of message it is. Where no priority is told, it says at least whether it warns.
 TYPES: Final = ("alerttype", "alertalerttype")
 TYPED: Final = {"error": Severity.ERROR, "warning": Severity.WARNING, "info": Severity.INFO}
+# And where neither a transition nor the title says how the monitor stands, it does.
+MOVED: Final = {"error": Status.FIRING, "warning": Status.FIRING, "success": Status.RESOLVED}
+TAGGED: Final = frozenset({"tags", "alerttags", "eventtags", "labels"})
+# What its button for a test puts before a monitor's name, and says in the message: somebody may call one so.
+TESTED: Final = ("[TEST]", "Test notification triggered by ")
 # Objects whose fields are the notification's own.
 CONTAINERS: Final = frozenset({"alert", "event", "monitor", "payload", "data", "metadata", "variables", "details"})
 # Of the template; tags, texts, times and what became a field have places of their own.
-SAID: Final = frozenset({"tags", "alerttags", "labels", *TITLES, *BODIES, *WHEN})
+SAID: Final = frozenset({*TAGGED, *TITLES, *BODIES, *WHEN})
 KNOWN: Final = frozenset({*CYCLE, *AGGREGATE, *MONITOR, *EVENT, *SAYS, *TITLES, *BODIES, *WHEN, "tags", "eventtype"})
 
 
@@ -221,6 +226,8 @@ def _notification(body: Mapping[str, Any], pointer: str, notes: Notes) -> Parsed
     told = match.groupdict() if match else {}
     if not match and (priority := PRIORITY_FIRST.fullmatch(title)):
         told = {"priority": priority[1], "name": priority[2]}
+    named = words.first(NAMES)
+    rule_name = (match_of[4] if (match_of := TITLE.fullmatch(named)) else named) or told.get("name") or title
     text = words.first(BODIES, SEARCHED_MAX)
     status, status_raw = _status(words, told, notes)
     severity, severity_raw = _severity(words, told, status_raw, notes)
@@ -239,7 +246,7 @@ def _notification(body: Mapping[str, Any], pointer: str, notes: Notes) -> Parsed
         severity_raw=severity_raw,
         summary=line_of(title or text, "title", notes) or "a notification of Datadog that says nothing about itself",
         description=_description(text, notes),
-        rule_name=bounded(words.first(NAMES) or told.get("name") or title, RULE_MAX, "title", Notes()).strip(),
+        rule_name=bounded(rule_name, RULE_MAX, "title", Notes()).strip(),
         event_time=when,
         end_time=when if status is Status.RESOLVED else None,
         resource=resource,
@@ -248,6 +255,7 @@ def _notification(body: Mapping[str, Any], pointer: str, notes: Notes) -> Parsed
         annotations=_rest(body),
         links=links_of(urls, notes),
         warnings=notes.texts,
+        test=rule_name.startswith(TESTED[0]) and TESTED[1] in text,
         body_pointer=pointer,
     )
 
@@ -270,6 +278,10 @@ def _status(words: _Words, told: Mapping[str, str | None], notes: Notes) -> tupl
     raws = [*words.all(SAYS, RAW_MAX), *filter(None, [told.get("transition")]), *words.all(STATES, RAW_MAX)]
     for raw in raws:
         if found := TRANSITIONS.get(raw.lower()):
+            return found, raw
+    for raw in [] if raws else words.all(TYPES, RAW_MAX):
+        if found := MOVED.get(raw.lower()):
+            notes.add("no transition: the status is the type of the alert")
             return found, raw
     notes.add(f"status is not understood: {raws[0] if raws else '(absent)'}")
     return Status.UNSPECIFIED, raws[0] if raws else ""
@@ -330,12 +342,13 @@ def _in_order(scope: str) -> str:
 
 def _labels(body: Mapping[str, Any], words: _Words, scope: str, notes: Notes) -> dict[str, str]:
     """Return tags and scope, and fields of the template that name what is meant."""
-    tags = next((one for name, one in body.items() if _plain(name) in ("tags", "alerttags", "labels")), None)
+    own = [inner for outer, inner in body.items() if _plain(outer) in CONTAINERS and isinstance(inner, Mapping)]
+    told = (one for holder in (body, *own) for name, one in holder.items() if _plain(name) in TAGGED and one)
+    tags = next(told, None)
     if isinstance(tags, str):
         tags = word_of(tags[:SEARCHED_MAX], SEARCHED_MAX, "tags", notes)
     pairs = [*tags_of(tags), *((name, value) for name, value in tags_of(scope) if value != "true")]
     have = {name.lower() for name, _ in pairs}
-    own = [inner for outer, inner in body.items() if _plain(outer) in CONTAINERS and isinstance(inner, Mapping)]
     for name, value in (pair for holder in (body, *own) for pair in holder.items()):
         if name.lower() in RANKED and name.lower() not in have and isinstance(value, str | int | float):
             pairs.append((name, words.first((_plain(name),))))

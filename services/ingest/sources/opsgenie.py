@@ -90,7 +90,8 @@ def _action(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal
     entity = word_of(alert.get("entity"), RULE_MAX, "alert.entity", notes)
     note = bool(action) and status is None
     resource = resource_of(firsts(labels))
-    if NAME.fullmatch(entity):
+    # Alerts about a host name it there too.
+    if NAME.fullmatch(entity) and entity not in resource.values():
         resource.setdefault("service.name", entity)
     return ParsedSignal(
         dedup_key=_note_key(body, identity, action, changed) if note else identity,

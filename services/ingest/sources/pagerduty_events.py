@@ -65,7 +65,7 @@ def _event(event: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal
     labels, annotations = _words(payload, details, notes)
     if client := word_of(event.get("client"), KEY_MAX, "client", notes):
         annotations = {"client": client, **annotations}
-    resource = resource_of(_telling(payload, labels, notes))
+    resource = resource_of(_telling(event, labels, notes))
     when = time_of(payload.get("timestamp"), "payload.timestamp", notes)
     source = labels.get("source", "")
     return ParsedSignal(
@@ -76,7 +76,7 @@ def _event(event: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal
         severity_raw=severity_raw,
         summary=summary or f"{action} of {source or key}",
         description=bounded(details, DESCRIPTION_MAX, "payload.custom_details", notes)
-        if not isinstance(details, Mapping | list)
+        if not isinstance(details, Mapping)
         else "",
         rule_name=word_of(payload.get("class"), RULE_MAX, "payload.class", notes),
         group_key=word_of(payload.get("group"), GROUP_MAX, "payload.group", notes),
@@ -113,11 +113,15 @@ def _words(payload: Mapping[str, Any], details: Any, notes: Notes) -> tuple[dict
     return labels, {name: one for name, one in found.items() if name not in short}
 
 
-def _telling(payload: Mapping[str, Any], labels: Mapping[str, str], notes: Notes) -> dict[str, str]:
+def _telling(event: Mapping[str, Any], labels: Mapping[str, str], notes: Notes) -> dict[str, str]:
     """Return the labels that may say what is meant; `source` is the host unless the details name one."""
     telling = firsts({name: one for name, one in labels.items() if name not in ("group", "class")})
-    source = word_of(payload.get("source"), KEY_MAX, "payload.source", notes).strip()
-    # PagerDuty asks for a host there; a sentence or a URL is none.
+    source = word_of(object_of(event.get("payload")).get("source"), KEY_MAX, "payload.source", notes).strip()
+    # Zabbix' media type writes the host and its address.
+    source = source.partition(" : ")[0]
+    # PagerDuty asks for a host there; a sentence or a URL is none, nor is the name of who sends (Alertmanager does so).
+    if source == text_of(event.get("client")).strip():
+        return telling
     if source and len(source) <= HOST_MAX and all(mark.isalnum() or mark in ".-_:" for mark in source):
         telling.setdefault("host", source)
     return telling

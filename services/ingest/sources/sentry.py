@@ -216,7 +216,12 @@ def _metric(alert: Mapping[str, Any], data: Mapping[str, Any], action: str, note
 
 
 def _plugin(body: Mapping[str, Any], notes: Notes) -> ParsedSignal:
-    """Read a webhook of the old plugin: an event, and beside it the issue's number as `id`."""
+    """Read a webhook of the old plugin: an event, and beside it the issue's number as `id`.
+
+    A service hook sends issue and project as objects.
+    """
+    if isinstance(body.get("group"), Mapping):
+        body = {**body["group"], "project": object_of(body.get("project")).get("slug"), "event": body.get("event")}
     if not isinstance(body.get("event"), Mapping) and not ("project" in body and "id" in body):
         raise unreadable("data", "is required: it is neither a webhook of an integration nor of the old plugin")
     event = object_of(body.get("event"))
@@ -225,6 +230,7 @@ def _plugin(body: Mapping[str, Any], notes: Notes) -> ParsedSignal:
     title = line_of(event.get("title"), "title", notes) or line_of(body.get("message"), "message", notes)
     project = _project(body.get("project_slug") or body.get("project"), [], notes)
     severity, severity_raw = severity_of(body.get("level") or event.get("level"), "level", notes)
+    when = event.get("datetime") or event.get("timestamp") or event.get("received") or event.get("dateCreated")
     rules = ((("triggered_rule", text_of(one))) for one in items_of(body.get("triggering_rules")))
     labels = {**labels_of([*_own(event, project), *rules], notes, "event"), **tags}
     resource = _resource(labels, event, project)
@@ -237,7 +243,7 @@ def _plugin(body: Mapping[str, Any], notes: Notes) -> ParsedSignal:
         summary=title or culprit or "an event of Sentry without a title",
         description=_description({**body, **event}, notes),
         rule_name=title[:RULE_MAX],
-        event_time=time_of(event.get("datetime") or event.get("timestamp") or event.get("received"), "datetime", notes),
+        event_time=time_of(when, "datetime", notes),
         resource=resource,
         targets=target_keys(resource),
         labels=labels,

@@ -26,6 +26,7 @@ from services.ingest.signal import (
 )
 from services.ingest.sources.fields import (
     each,
+    firsts,
     items_of,
     key_of,
     labels_of,
@@ -50,26 +51,34 @@ DIMENSIONS: Final[Mapping[str, str]] = {
     "ServiceName": "service",
     "AvailabilityZone": "availability_zone",
 }
-# Of Container Insights, which measures what runs in Kubernetes: it always names the namespace.
+# Of Container Insights, which measures what runs in Kubernetes: of clusters and nodes it names no namespace.
 KUBERNETES: Final[Mapping[str, str]] = {
     "ClusterName": "cluster",
     "Namespace": "namespace",
     "PodName": "pod",
     "NodeName": "node",
     "Service": "service",
+    "InstanceId": "host_id",
 }
-# What a metric's namespace and dimensions are in Amazon's own spelling of resources.
-ARNS: Final[Mapping[str, str]] = {
-    "AWS/EC2": "ec2:{at}:instance/{InstanceId}",
-    "AWS/RDS": "rds:{at}:db:{DBInstanceIdentifier}",
-    "AWS/Lambda": "lambda:{at}:function:{FunctionName}",
-    "AWS/SQS": "sqs:{at}:{QueueName}",
-    "AWS/SNS": "sns:{at}:{TopicName}",
-    "AWS/DynamoDB": "dynamodb:{at}:table/{TableName}",
-    "AWS/ECS": "ecs:{at}:service/{ClusterName}/{ServiceName}",
-    "AWS/ApplicationELB": "elasticloadbalancing:{at}:loadbalancer/{LoadBalancer}",
-    "AWS/NetworkELB": "elasticloadbalancing:{at}:loadbalancer/{LoadBalancer}",
+INSIGHTS: Final = "ContainerInsights"
+# As machines spell one; for people it is `EU (Ireland)`.
+REGION: Final = re.compile(r"[a-z]{2,4}(?:-[a-z]{3,12}){1,3}-[0-9]{1,2}")
+# What a metric's namespace and dimensions are in Amazon's own spelling of resources; the first that can be filled in.
+ARNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "AWS/EC2": ("ec2:{at}:instance/{InstanceId}",),
+    "AWS/RDS": ("rds:{at}:db:{DBInstanceIdentifier}", "rds:{at}:cluster:{DBClusterIdentifier}"),
+    "AWS/Lambda": ("lambda:{at}:function:{FunctionName}",),
+    "AWS/SQS": ("sqs:{at}:{QueueName}",),
+    "AWS/SNS": ("sns:{at}:{TopicName}",),
+    "AWS/DynamoDB": ("dynamodb:{at}:table/{TableName}",),
+    "AWS/ECS": ("ecs:{at}:service/{ClusterName}/{ServiceName}", "ecs:{at}:cluster/{ClusterName}"),
+    "AWS/ElastiCache": ("elasticache:{at}:cluster:{CacheClusterId}",),
+    "AWS/Kinesis": ("kinesis:{at}:stream/{StreamName}",),
+    "AWS/ELB": ("elasticloadbalancing:{at}:loadbalancer/{LoadBalancerName}",),
+    "AWS/ApplicationELB": ("elasticloadbalancing:{at}:loadbalancer/{LoadBalancer}",),
+    "AWS/NetworkELB": ("elasticloadbalancing:{at}:loadbalancer/{LoadBalancer}",),
 }
+AMAZON: Final = "AWS/"
 DIMENSIONS_MAX: Final = 64
 
 
@@ -212,20 +221,23 @@ def _resource(facts: _Alarm, envelope: Mapping[str, Any], notes: Notes) -> tuple
     """Return labels and resource. `Region` is for people (`EU (Ireland)`): the machine's name stands in ARNs."""
     dimensions = labels_of(facts.dimensions(), notes, "Dimensions")
     single = {name: value for name, value in dimensions.items() if "," not in value}
-    names = KUBERNETES if "Namespace" in single else DIMENSIONS
-    named = {"cloud_provider": "aws", "account_id": facts.account}
+    namespaces = {namespace for namespace, _ in facts.metrics() if namespace}
+    names = KUBERNETES if "Namespace" in single or namespaces == {INSIGHTS} else DIMENSIONS
+    # Who measures himself calls things as everybody does: `service`, `host`, `Environment`.
+    own = namespaces and not any(namespace.startswith(AMAZON) for namespace in namespaces)
+    named = {**(firsts(single) if own else {}), "cloud_provider": "aws", "account_id": facts.account}
+    named |= {"region": facts.region} if REGION.fullmatch(facts.region) else {}
     named |= {name: single[dimension] for dimension, name in names.items() if dimension in single}
     topic = text_of(envelope.get("TopicArn"))
     match = ARN.fullmatch(facts.arn) or ARN.fullmatch(topic)
     if match:
         named |= {"region": match["region"], "account_id": match["account"] or facts.account}
-    namespaces = {namespace for namespace, _ in facts.metrics() if namespace}
-    if match and len(namespaces) == 1 and (template := ARNS.get(namespaces.pop())):
+    if match and len(namespaces) == 1:
         place = f"{named['region']}:{named['account_id']}"
-        named["cloud_resource_id"] = _resource_arn(match["partition"], template, single | {"at": place})
+        named["cloud_resource_id"] = _resource_arn(match["partition"], namespaces.pop(), single | {"at": place})
     found = resource_of({name: value for name, value in named.items() if value})
     metrics = list(facts.metrics())
-    own = [
+    said = [
         ("alarm_name", facts.name),
         ("alarm_arn", facts.arn),
         ("old_state", facts.before),
@@ -237,15 +249,20 @@ def _resource(facts: _Alarm, envelope: Mapping[str, Any], notes: Notes) -> tuple
         *(("metric_namespace", namespace) for namespace, _ in metrics),
         *(("metric_name", name) for _, name in metrics),
     ]
-    return {**labels_of(own, notes, "the alarm"), **dimensions}, found
+    return {**labels_of(said, notes, "the alarm"), **dimensions}, found
 
 
-def _resource_arn(partition: str, template: str, values: Mapping[str, str]) -> str:
-    """Return a resource as Amazon spells it; nothing when a part of its name is missing, or a list."""
-    try:
-        return f"arn:{partition}:{template.format_map(values)}"
-    except KeyError:
-        return ""
+def _resource_arn(partition: str, namespace: str, values: Mapping[str, str]) -> str:
+    """Return a resource as Amazon spells it; nothing when a part of its name is missing, or a list.
+
+    What agents measure (CWAgent) is of an instance.
+    """
+    for template in ARNS.get(namespace, () if namespace.startswith(AMAZON) else ARNS["AWS/EC2"]):
+        try:
+            return f"arn:{partition}:{template.format_map(values)}"
+        except KeyError:
+            continue
+    return ""
 
 
 def _confirmation(envelope: Mapping[str, Any], kind: str, pointer: str, notes: Notes) -> ParsedSignal:

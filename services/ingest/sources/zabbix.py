@@ -101,8 +101,13 @@ ZONE: Final = re.compile(r"Z|UTC|[+-][0-9]{2}:?[0-9]{2}")
 TIME_MAX: Final = 64
 BEGINNINGS: Final = ("eventtimestamp", "eventclock", "eventdatetime", "started", "startedat", "startsat")
 ENDS: Final = ("eventrecoverytimestamp", "recoverytimestamp", "eventrecoverydatetime", "resolvedat", "endsat")
-STATES: Final = ("eventstatus", "status", "state", "problemstatus", "triggerstatus", "alertstatus")
-NUMBERS: Final = ("eventvalue", "triggervalue", "problemvalue")
+STATES: Final = (
+    *("eventstatus", "status", "state", "problemstatus", "triggerstatus", "alertstatus"),
+    *("eventrecoverystatus", "recoverystatus"),
+)
+# Those of the recovery are filled in once there is one, and only then.
+NUMBERS: Final = ("eventvalue", "triggervalue", "problemvalue", "eventrecoveryvalue", "recoveryvalue")
+OVER_PREFIXES: Final = ("eventrecovery", "recovery", "eventr")
 # Zabbix' own subjects and messages, as its media types have them until somebody writes others.
 SUBJECT: Final = re.compile(r"(Problem|Resolved|Updated problem)(?: in [^:]{1,64}+)?: (.+)", re.DOTALL)
 SUBJECTS: Final = {"Problem": "PROBLEM", "Resolved": "RESOLVED"}
@@ -111,7 +116,7 @@ SPOKEN: Final[Mapping[tuple[str, ...], re.Pattern[str]]] = {
     ("severity",): re.compile(r"^Severity: ([A-Za-z ]{1,32})\r?$", re.MULTILINE),
     ("eventtime", "eventdate"): re.compile(r"^Problem started at ([0-9:]{5,8}) on ([0-9.]{10})\b", re.MULTILINE),
     ("eventrecoverytime", "eventrecoverydate"): re.compile(
-        r"^Problem has been resolved at ([0-9:]{5,8}) on ([0-9.]{10})\b", re.MULTILINE
+        r"^Problem has been resolved (?:in [0-9a-z ]{1,40})?at ([0-9:]{5,8}) on ([0-9.]{10})\b", re.MULTILINE
     ),
     ("status", "eventackstatus"): re.compile(
         r"^Current problem status is ([A-Z]{2,16}), acknowledged: (Yes|No)\b", re.MULTILINE
@@ -146,6 +151,7 @@ def _one(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
     tags = labels_of(_tags(fields, notes), notes)
     named = {name.lower(): one for name, one in body.items() if name.lower() in PLACES and isinstance(one, str)}
     resource = resource_of({**filled_in(named), **firsts(tags), **({HOST: host} if host else {})})
+    text = fields.text(DESCRIPTION_MAX, *TEXTS)
     began, moved, ended = _times(fields, status, notes)
     words = {name: one for name, one in filled_in(body).items() if plain_of(name) not in ("eventtags", "tags", *TEXTS)}
     return ParsedSignal(
@@ -154,8 +160,9 @@ def _one(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
         status_raw=status_raw,
         severity=severity,
         severity_raw=severity_raw,
-        summary=" ".join(fields.text(SUMMARY_MAX, *TITLES).split()) or f"event {key} of Zabbix",
-        description=fields.text(DESCRIPTION_MAX, *TEXTS),
+        summary=" ".join((fields.text(SUMMARY_MAX, *TITLES) or text[:SUMMARY_MAX].partition("\n")[0]).split())
+        or f"event {key} of Zabbix",
+        description=text,
         rule_name=rule_name,
         event_time=moved,
         start_time=began,
@@ -277,7 +284,8 @@ def _times(fields: Filled, status: Status, notes: Notes) -> tuple[int | None, in
     began = _moment(fields, BEGINNINGS, "event", notes)
     ended = moved = None
     if status is Status.RESOLVED:
-        moved = ended = _moment(fields, ENDS, "eventrecovery", notes)
+        told = (_moment(fields, ENDS, prefix, notes) for prefix in OVER_PREFIXES)
+        moved = ended = next((one for one in told if one is not None), None)
     elif status is Status.ACKNOWLEDGED:
         moved = _moment(fields, ("eventupdatetimestamp", "updatetimestamp"), "eventupdate", notes)
     elif status is Status.FIRING:

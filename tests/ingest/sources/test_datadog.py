@@ -217,3 +217,42 @@ def test_a_tag_that_was_not_filled_in_is_no_label() -> None:
     signal = one({"alert_cycle_key": "1", "title": "x", "service": "$TAGS[service]", "occurred_at_posix": "1772359200"})
     assert not signal.labels
     assert signal.event_time == 1_772_359_200_000_000_000
+
+
+def test_links_of_older_monitors_name_them_behind_a_hash() -> None:
+    """`monitors#4711?group=…` is the same page, and the key the same as of the newer link."""
+    older = DEFAULT | {"body": str(DEFAULT["body"]).replace("/monitors/", "/monitors#")}
+    assert one(older).dedup_key == one(DEFAULT).dedup_key
+    assert [link.rel for link in one(older).links] == [Rel.GENERATOR]
+
+
+@pytest.mark.parametrize("body", [{"event_tags": "service:orders,env:prod"}, {"metadata": {"TAGS": "service:orders"}}])
+def test_tags_under_other_names_are_labels_too(body: dict[str, Any]) -> None:
+    """Templates call them `event_tags`, or keep them in an object."""
+    signal = one({"title": "[Triggered] x", "alert_cycle_key": "1", **body})
+    assert signal.resource["service.name"] == "orders"
+
+
+def test_the_name_of_a_monitor_has_no_status() -> None:
+    """Some fill `alert_title` with the title of the event."""
+    signal = one({"alert_title": "[Triggered on {host:web-1}] CPU is high", "alert_cycle_key": "1"})
+    assert (signal.rule_name, signal.status) == ("CPU is high", Status.FIRING)
+
+
+@pytest.mark.parametrize(
+    ("word", "status"),
+    [("error", Status.FIRING), ("success", Status.RESOLVED), ("info", Status.UNSPECIFIED)],
+)
+def test_the_type_of_an_alert_is_its_status_for_want_of_a_transition(word: str, status: Status) -> None:
+    """A template without transition and status in the title would never open or end anything."""
+    assert one({"alert_id": "7", "title": "CPU is high", "alert_type": word}).status is status
+    told = {"alert_id": "7", "title": "[No Data] CPU is high", "alert_type": word}
+    assert one(told).status is Status.NO_DATA
+
+
+def test_the_button_of_a_monitor_is_a_test() -> None:
+    """It puts `[TEST]` before the name, and says who pressed it; a monitor that is only called so is none."""
+    body = {"title": "[Triggered] [TEST] CPU is high", "body": "Test notification triggered by ann@example.org."}
+    assert one(DEFAULT | body).test
+    assert not one(DEFAULT | body | {"body": "too high"}).test
+    assert not one(DEFAULT).test

@@ -153,3 +153,9 @@ def test_what_names_no_alert_is_unreadable(body: bytes) -> None:
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:
     """Whatever is left of a good message, the answer is bounded and soon."""
     check("opsgenie", body)
+
+
+def test_an_entity_that_is_the_host_is_no_service() -> None:
+    """Alerts about a host name it there too."""
+    assert "service.name" not in one(entity="db-1").resource
+    assert one(entity="db-1", details=None).resource["service.name"] == "db-1"

@@ -98,6 +98,23 @@ def test_a_source_is_a_host_only_when_it_can_be_one() -> None:
     assert payload(custom_details={"host": "db-1"}).resource["host.name"] == "db-1"
 
 
+def test_who_sends_is_no_host() -> None:
+    """Alertmanager names itself as client and as source; as a host all its alerts would be about one."""
+    assert "host.name" not in one(client="Alertmanager", payload=PAYLOAD | {"source": "Alertmanager"}).resource
+    assert one(client="monitor").resource["host.name"] == "web-1.shop.example"
+
+
+def test_a_host_may_come_with_its_address() -> None:
+    """Zabbix' media type writes both."""
+    assert payload(source="web-1 : 192.0.2.1").resource["host.name"] == "web-1"
+
+
+def test_details_that_are_no_object_are_the_description() -> None:
+    """A text or a list is kept."""
+    assert payload(custom_details=["a", 1]).description == '["a", 1]'
+    assert payload(custom_details="a").description == "a"
+
+
 @pytest.mark.parametrize("word", ["trigger ", "TRIGGER"])
 def test_an_action_may_be_spelt_loosely(word: str) -> None:
     """Case and spaces do not matter."""

@@ -227,6 +227,19 @@ def test_the_old_plugin() -> None:
     assert [key.key for key in signal.targets] == ["svc:production/checkout"]
 
 
+def test_a_service_hook() -> None:
+    """Issue and project are objects there; its key is that of the issue's other webhooks."""
+    body = {
+        "project": {"slug": "checkout", "name": "Checkout"},
+        "group": {"id": "1117540176", "title": "KeyError", "level": "error", "url": "https://s.example/issues/1/"},
+        "event": {"title": "KeyError", "dateCreated": "2026-03-01T10:00:00Z", "tags": [{"key": "env", "value": "x"}]},
+    }
+    signal = one(body)
+    assert (signal.dedup_key, signal.severity, signal.status) == ("1117540176", Severity.ERROR, Status.OCCURRENCE)
+    assert signal.event_time == 1_772_359_200_000_000_000
+    assert [key.key for key in signal.targets] == ["svc:x/checkout"]
+
+
 def test_an_installation_is_a_handshake() -> None:
     """It opens nothing, and its code is a secret."""
     body = {"action": "created", "data": {"installation": {"uuid": "a8", "code": "SECRET", "status": "installed"}}}

@@ -285,3 +285,43 @@ def test_an_alarm_that_is_no_text_is_read_too() -> None:
     (signal,) = parse(json.dumps({"Message": alarm}).encode(), DeliveryFacts("sns"))
     assert (signal.rule_name, signal.status, signal.labels["QueueName"]) == ("q", Status.RESOLVED, "orders")
     assert signal.warnings
+
+
+def measured(namespace: str, **dimensions: str) -> Any:
+    """Parse an alarm on a metric of this namespace."""
+    pairs = [{"name": name, "value": value} for name, value in dimensions.items()]
+    trigger = {"MetricName": "m", "Namespace": namespace, "Dimensions": pairs}
+    (signal,) = parse(json.dumps(ALARM | {"Trigger": trigger}).encode(), DeliveryFacts("sns"))
+    return signal
+
+
+@pytest.mark.parametrize(
+    ("namespace", "dimensions", "targets"),
+    [
+        ("CWAgent", {"InstanceId": "i-1", "path": "/"}, ["cloud:arn:aws:ec2:eu-west-1:111122223333:instance/i-1"]),
+        ("CWAgent", {"host": "ip-10-0-0-1", "path": "/"}, ["host:ip-10-0-0-1"]),
+        ("Shop", {"Service": "orders", "Environment": "prod"}, ["svc:prod/orders"]),
+        ("AWS/RDS", {"DBClusterIdentifier": "a"}, ["cloud:arn:aws:rds:eu-west-1:111122223333:cluster:a"]),
+        ("AWS/ECS", {"ClusterName": "c"}, ["cloud:arn:aws:ecs:eu-west-1:111122223333:cluster/c"]),
+        ("AWS/Usage", {"Service": "EC2", "Type": "API"}, []),
+        ("AWS/Connect", {"InstanceId": "c-1"}, []),
+    ],
+)
+def test_what_an_alarm_is_about(namespace: str, dimensions: dict[str, str], targets: list[str]) -> None:
+    """Agents and people who measure themselves call things as everybody does, Amazon by names of its own."""
+    assert [key.key for key in measured(namespace, **dimensions).targets] == targets
+
+
+def test_clusters_and_nodes_of_container_insights_have_no_namespace() -> None:
+    """They belong to Kubernetes all the same."""
+    resource = measured("ContainerInsights", ClusterName="eks-1", NodeName="ip-10", InstanceId="i-1").resource
+    assert resource["k8s.cluster.name"] == "eks-1"
+    assert (resource["k8s.node.name"], resource["host.id"]) == ("ip-10", "i-1")
+
+
+def test_an_event_without_the_name_of_its_alarm_still_has_a_region() -> None:
+    """Where the machine's name of a region is told, it is one."""
+    (signal,) = parse(json.dumps(EVENTBRIDGE | {"resources": []}).encode(), DeliveryFacts("sns"))
+    assert signal.resource["cloud.region"] == "eu-west-1"
+    (signal,) = parse(json.dumps(ALARM | {"AlarmArn": None}).encode(), DeliveryFacts("sns"))
+    assert "cloud.region" not in signal.resource

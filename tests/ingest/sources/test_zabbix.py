@@ -277,3 +277,31 @@ def test_the_button_of_any_template_is_a_test() -> None:
     """Whatever the field with the event's id is called, it was left unfilled."""
     body = {"id": "{EVENT.ID}", "name": "{EVENT.NAME}", "status": "{TRIGGER.STATUS}", "tags": "{EVENT.TAGSJSON}"}
     assert parse(json.dumps(body).encode(), FACTS)[0].test
+
+
+def test_the_default_message_of_a_recovery_may_name_its_duration() -> None:
+    """Newer media types say how long it took before they say when."""
+    over = spoken("Resolved in 9m 3s: Disk is full", OVER_TEXT.replace("resolved at", "resolved in 9m 3s at"))
+    assert (over.status, over.end_time) == (Status.RESOLVED, 1_772_359_200_000_000_000)
+
+
+def test_the_macros_of_a_recovery_say_that_it_is_one() -> None:
+    """A template may leave the event's value empty then; before, the recovery's is not filled in."""
+    changes: dict[str, Any] = {"event_value": "", "event_status": None}
+    over = one({**BODY, **OVER, **changes, "event_recovery_value": "0"})
+    assert (over.status, over.dedup_key) == (Status.RESOLVED, one().dedup_key)
+    assert one(**changes, event_recovery_value="{EVENT.RECOVERY.VALUE}").status is Status.UNSPECIFIED
+
+
+@pytest.mark.parametrize("prefix", ["recovery_", "event_r_"])
+def test_the_moment_of_a_recovery_under_other_names(prefix: str) -> None:
+    """Templates shorten `event_recovery_date`."""
+    named = {f"{prefix}date": "2026.01.01", f"{prefix}time": "01:10:00"}
+    body = {"timezone": "+01:00", "event_id": "1", "event_value": "0", "name": "x", **named}
+    assert one(body).end_time == START + 600 * 1_000_000_000
+
+
+def test_without_a_title_the_first_line_of_the_text_is_it() -> None:
+    """A template may send no name but the trigger's description."""
+    signal = one({"event_id": "1", "event_status": "1", "trigger_description": "Camera is offline\nno reply"})
+    assert signal.summary == "Camera is offline"
