@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from services.guardrails.kills import switch
 from tests.guardrails.world import House, house
 from tests.mesh.world import World
 from tests.stores import Database
@@ -23,6 +24,12 @@ structlog.configure(
 def pki(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Give certificates and signing keys."""
     return World(tmp_path_factory.mktemp("guardrails"))
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an Engage wait for the database as long as its deadline allows: a busy machine takes more than a second."""
+    monkeypatch.setattr(switch, "DURABLE_SECONDS", 4.0)
 
 
 @pytest.fixture

@@ -121,12 +121,13 @@ async def refused(call: Any) -> str:
     raise AssertionError(f"not refused: {answer}")
 
 
-async def until_closed(home: House, approval_id: str, seconds: float = 10.0) -> Approval:
+async def until_closed(home: House, approval_id: str, seconds: float = 40.0) -> Approval:
     """Follow an approval until it is over, and return it."""
     stub = home.approvals()
     async with asyncio.timeout(seconds):
         async for answer in stub.WatchApprovals(pb.WatchApprovalsRequest()):
-            one = answer.approval
+            # What was over before the stream began is told by none: a sign of life comes instead.
+            one = answer.approval if answer.HasField("approval") else await read(home, approval_id)
             if one.approval_id == approval_id and one.state not in {Approval.STATE_PENDING, Approval.STATE_APPROVED}:
                 return one
     raise AssertionError("the stream ended")

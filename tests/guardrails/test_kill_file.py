@@ -17,6 +17,7 @@ import pytest
 
 from opsmesh.guardrails.v1 import kill_switch_service_pb2 as pb
 from opsmesh.guardrails.v1 import kill_switch_service_pb2_grpc as rpc
+from services.guardrails.kills import switch
 from services.guardrails.kills.file import ORDERS_MAX, KillFile, Order
 from services.local import postgres as pg
 from services.local.files import free_port
@@ -64,7 +65,7 @@ async def test_a_kill_without_postgresql(pki: World, cluster: Database, tmp_path
             assert (kill.durable, kill.state, kill.epoch) == (False, Kill.STATE_ENGAGED, 0)
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
             assert KillFile(state).orders[0].kill_id == uuid.UUID(kill.kill_id)
-            pushed = (await asyncio.wait_for(anext(told), 2)).lease
+            pushed = (await asyncio.wait_for(anext(told), 10)).lease
             assert (pushed.withdrawn, pushed.kills[0].kill_id) == (True, kill.kill_id)
             again = await engage(home, request_id=request_id)
             assert (again.kill_id, len(KillFile(state).orders)) == (kill.kill_id, 1)
@@ -80,7 +81,7 @@ async def test_a_kill_without_postgresql(pki: World, cluster: Database, tmp_path
 
             async with running(pg.program(server), folder):
                 await pg.wait_ready(server)
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(40):
                     while (pushed := (await anext(told)).lease).withdrawn:
                         pass
                 assert [one.kill_id for one in pushed.kills] == [kill.kill_id, second.kill_id]
@@ -103,8 +104,11 @@ async def _is_stored(home: House, kill_ids: list[str], first: str) -> None:
             await home.audit.arrived.wait()
 
 
-async def test_a_kill_while_postgresql_hangs(pki: World, cluster: Database, tmp_path: Path) -> None:
+async def test_a_kill_while_postgresql_hangs(
+    pki: World, cluster: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A PostgreSQL that takes the connection and says nothing costs a second, not the kill."""
+    monkeypatch.setattr(switch, "DURABLE_SECONDS", 1.0)
     state, server = tmp_path / "state", cluster.server
     state.mkdir()
     async with running(pg.program(server), server.directory.parent):
@@ -120,16 +124,16 @@ async def test_a_kill_while_postgresql_hangs(pki: World, cluster: Database, tmp_
             try:
                 asked = time.monotonic()
                 kill = await engage(home)
-                assert time.monotonic() - asked < 2
+                assert time.monotonic() - asked < 5
                 assert not kill.durable
-                while not (pushed := (await asyncio.wait_for(anext(told), 1)).lease).withdrawn:
+                while not (pushed := (await asyncio.wait_for(anext(told), 10)).lease).withdrawn:
                     pass
                 assert pushed.kills[0].kill_id == kill.kill_id
                 assert [one.kill_id for one in await status(home)] == [kill.kill_id]
             finally:
                 for one in family:
                     os.kill(one, signal.SIGCONT)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 while (pushed := (await anext(told)).lease).withdrawn:
                     pass
             assert [one.kill_id for one in pushed.kills] == [kill.kill_id]
@@ -164,7 +168,7 @@ async def test_the_file_survives_kill_nine(pki: World, cluster: Database, tmp_pa
                     assert error.code() is not grpc.StatusCode.INTERNAL  # noqa: PT017  nothing else is right here
             assert [one.kill_id for one in given.lease.kills] == [kill.kill_id]
         process.send_signal(signal.SIGTERM)
-        _, errors = await asyncio.wait_for(process.communicate(), 20)
+        _, errors = await asyncio.wait_for(process.communicate(), 40)
         assert process.returncode == 0, errors.decode()
 
 

@@ -133,7 +133,7 @@ async def test_engage_does_not_wait(home: House, record_property: Callable[[str,
             pass
         started = time.monotonic()
         await engage(home)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 3
         assert (await lease(home)).kills
     await blocker.close()
     await asyncio.wait(stuck)

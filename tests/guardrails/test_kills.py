@@ -222,6 +222,6 @@ async def test_an_approval_that_slipped_past_is_void_too(home: House) -> None:
     await home.lock(CHECKOUT, context.execution_id)
     assert failures(await home.authorize(request, context)) == {"policy": "APPROVAL_VOID"}
     read = approval_pb.GetApprovalRequest(approval_id=approval_id)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await home.approvals().GetApproval(read)).approval.state != approval_pb.Approval.STATE_VOID:
             pass

@@ -53,12 +53,12 @@ async def test_it_serves_and_stops(pki: World, database: Database, tmp_path: Pat
     port = free_port()
     process = await start(pki, database, tmp_path, port)
     credentials = tls.client_credentials(pki.settings("gateway"))
-    async with asyncio.timeout(30), connect(f"127.0.0.1:{port}", "guardrails", credentials) as channel:
+    async with asyncio.timeout(60), connect(f"127.0.0.1:{port}", "guardrails", credentials) as channel:
         await channel.channel_ready()
         answer = await rpc.KillSwitchServiceStub(channel).PollLease(pb.PollLeaseRequest(instance="test"))
         assert answer.lease.policy_set_version == 0
     process.send_signal(signal.SIGTERM)
-    _, errors = await asyncio.wait_for(process.communicate(), 20)
+    _, errors = await asyncio.wait_for(process.communicate(), 40)
     assert process.returncode == 0, errors.decode()
 
 
@@ -72,7 +72,7 @@ async def test_it_says_what_it_lacks(pki: World, database: Database, tmp_path: P
         *(("IDENTITY_PUBLIC_KEY_FILE", key) for key in (None, wrong, pki.pki / "guardrails.pem")),
     ):
         process = await start(pki, database, tmp_path, free_port(), **{name: key})
-        _, errors = await asyncio.wait_for(process.communicate(), 30)
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode == 78
         assert f"OPSMESH_{name}" in errors.decode()
         assert "opsmesh certs init" in errors.decode()

@@ -266,6 +266,8 @@ class House:
         request = target_lock_service_pb2.AcquireLockRequest(
             request_id=str(uuid.uuid4()), target_id=target_id, execution_id=execution_id
         )
+        # The longest there is: on a busy machine a test takes longer than the usual thirty seconds.
+        request.ttl_duration.seconds = 60
         return (await self.locks(name).AcquireLock(request)).lock
 
     async def ready(self, target_id: str = CHECKOUT) -> Context:
@@ -292,7 +294,7 @@ class House:
 
     async def events(self, count: int) -> list[audit_service_pb2.AuditEvent]:
         """Wait until audit has so many events, and return them all."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while len(self.audit.events) < count:
                 self.audit.arrived.clear()
                 await self.audit.arrived.wait()
@@ -349,7 +351,7 @@ async def house(world: World, database: Database, folder: Path, *, working: bool
                 for caller in made.callers.values():
                     await caller.close()
         stop.set()
-        await asyncio.wait_for(asyncio.gather(*workers), 5)
+        await asyncio.wait_for(asyncio.gather(*workers), 30)
         await peers.close()
         await reserved.close()
         await pool.close()
