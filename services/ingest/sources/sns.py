@@ -71,7 +71,10 @@ ARNS: Final[Mapping[str, tuple[str, ...]]] = {
     "AWS/SQS": ("sqs:{at}:{QueueName}",),
     "AWS/SNS": ("sns:{at}:{TopicName}",),
     "AWS/DynamoDB": ("dynamodb:{at}:table/{TableName}",),
-    "AWS/ECS": ("ecs:{at}:service/{ClusterName}/{ServiceName}", "ecs:{at}:cluster/{ClusterName}"),
+    **dict.fromkeys(
+        ("AWS/ECS", "ECS/ContainerInsights"),
+        ("ecs:{at}:service/{ClusterName}/{ServiceName}", "ecs:{at}:cluster/{ClusterName}"),
+    ),
     "AWS/ElastiCache": ("elasticache:{at}:cluster:{CacheClusterId}",),
     "AWS/Kinesis": ("kinesis:{at}:stream/{StreamName}",),
     "AWS/ELB": ("elasticloadbalancing:{at}:loadbalancer/{LoadBalancerName}",),

@@ -88,7 +88,7 @@ TEXTS: Final = (
     "triggerdescription",
 )
 LINKS: Final = (
-    (Rel.SOURCE, ("link", "url", "eventurl", "alerturl", "problemurl", "linktoupstreamdetails")),
+    (Rel.SOURCE, ("link", "url", "eventurl", "alerturl", "problemurl", "linktoupstreamdetails", "generatorurl")),
     (Rel.RUNBOOK, ("triggerurl", "runbook", "runbookurl")),
     (Rel.IMAGE, ("imageurl",)),
 )
@@ -99,8 +99,10 @@ DOTTED: Final = re.compile(
 )
 ZONE: Final = re.compile(r"Z|UTC|[+-][0-9]{2}:?[0-9]{2}")
 TIME_MAX: Final = 64
-BEGINNINGS: Final = ("eventtimestamp", "eventclock", "eventdatetime", "started", "startedat", "startsat")
-ENDS: Final = ("eventrecoverytimestamp", "recoverytimestamp", "eventrecoverydatetime", "resolvedat", "endsat")
+BEGINNINGS: Final = ("eventtimestamp", "eventclock", "eventdatetime", "started", "startedat", "startsat", "clock")
+ENDS: Final = (
+    *("eventrecoverytimestamp", "recoverytimestamp", "eventrecoverydatetime", "resolvedat", "endsat", "recoveryclock"),
+)
 STATES: Final = (
     *("eventstatus", "status", "state", "problemstatus", "triggerstatus", "alertstatus"),
     *("eventrecoverystatus", "recoverystatus"),

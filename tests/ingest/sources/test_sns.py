@@ -303,6 +303,7 @@ def measured(namespace: str, **dimensions: str) -> Any:
         ("Shop", {"Service": "orders", "Environment": "prod"}, ["svc:prod/orders"]),
         ("AWS/RDS", {"DBClusterIdentifier": "a"}, ["cloud:arn:aws:rds:eu-west-1:111122223333:cluster:a"]),
         ("AWS/ECS", {"ClusterName": "c"}, ["cloud:arn:aws:ecs:eu-west-1:111122223333:cluster/c"]),
+        ("ECS/ContainerInsights", {"ClusterName": "c"}, ["cloud:arn:aws:ecs:eu-west-1:111122223333:cluster/c"]),
         ("AWS/Usage", {"Service": "EC2", "Type": "API"}, []),
         ("AWS/Connect", {"InstanceId": "c-1"}, []),
     ],

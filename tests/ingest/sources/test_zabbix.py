@@ -305,3 +305,12 @@ def test_without_a_title_the_first_line_of_the_text_is_it() -> None:
     """A template may send no name but the trigger's description."""
     signal = one({"event_id": "1", "event_status": "1", "trigger_description": "Camera is offline\nno reply"})
     assert signal.summary == "Camera is offline"
+
+
+def test_date_and_time_in_one_field_of_a_template() -> None:
+    """Both macros side by side are a moment, and an end that was not filled in is none."""
+    ends = {"recovery_clock": "{EVENT.RECOVERY.DATE} {EVENT.RECOVERY.TIME}"}
+    body = {"timezone": "+01:00", "event_id": "1", "status": "PROBLEM", "clock": "2026.01.01 01:00:00", **ends}
+    assert (one(body).start_time, one(body).end_time) == (START, None)
+    over = one(body, status="RESOLVED", recovery_clock="2026.01.01 01:10:00")
+    assert (over.start_time, over.end_time) == (START, START + 600 * 1_000_000_000)
