@@ -73,7 +73,7 @@ async def start_workload(directory: Path, port: int) -> Workload:
             async def ask() -> None:
                 (await client.get(workload.health_url)).raise_for_status()
 
-            await until(ask, NAME, 20, httpx.HTTPError)
+            await until(ask, NAME, 60, httpx.HTTPError)
     except BaseException:
         await stop_workload(workload)
         raise

@@ -173,14 +173,14 @@ def write_models(config: Path) -> None:
 
 
 def start_mesh(world: World, config: Path) -> subprocess.Popen[bytes]:
-    """Start `opsmesh up` and wait until its endpoints appear, at most 60 s."""
+    """Start `opsmesh up` and wait until its endpoints appear, at most 120 s."""
     command = [sys.executable, "-m", "services.cli", "up", "--state", str(world.state), "--config", str(config)]
     command += ["--port-base", str(free_port_base())]
     log = (world.folder / "up.log").open("wb")
     mesh = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603  our own command
     with world.console.status("starting PostgreSQL, Valkey, Temporal and eight services ..."):
         try:
-            wait_for(lambda: (world.state / "endpoints.json").exists() or mesh.poll() is not None, 60, "the mesh")
+            wait_for(lambda: (world.state / "endpoints.json").exists() or mesh.poll() is not None, 120, "the mesh")
             check(mesh.poll() is None, f"the mesh ended:\n{(world.folder / 'up.log').read_text()[-3000:]}")
         except BaseException:
             stop_mesh(mesh)
@@ -189,11 +189,11 @@ def start_mesh(world: World, config: Path) -> subprocess.Popen[bytes]:
 
 
 def stop_mesh(mesh: subprocess.Popen[bytes]) -> int:
-    """Ask the mesh to stop and return its exit code; kill it after 30 s."""
+    """Ask the mesh to stop and return its exit code; kill it after 90 s."""
     if mesh.poll() is None:
         mesh.send_signal(signal.SIGTERM)
     try:
-        return mesh.wait(30)
+        return mesh.wait(90)
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(mesh.pid, signal.SIGKILL)
@@ -247,7 +247,7 @@ def await_repair(world: World) -> tuple[dict[str, Any], dict[str, Any], dict[str
 
 def check_trail(world: World, incident: dict[str, Any]) -> None:
     """Check that the audit log holds the intent of the restart and, after it, its outcome."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while True:
         events = world.ask("audit", "list", "--incident", incident["incident_id"])["events"]
         phases = [(event["phase"], event["outcome"]) for event in events if event["action"] == RESTART]

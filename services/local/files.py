@@ -4,7 +4,12 @@ import errno
 import os
 import secrets
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
+
+BLOCK: Final = 32
+_keepers: list[socket.socket] = []
 
 
 class LocalError(Exception):
@@ -42,22 +47,38 @@ def ensure_secret(path: Path, prefix: str = "") -> str:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of 127.0.0.1 that was free a moment ago, and that this function gives nobody else."""
+    return next(_ports)
 
 
-def free_port_base(count: int = 32) -> int:
-    """Return the first of COUNT neighbouring ports of 127.0.0.1 that were free a moment ago; LocalError if none are.
+def free_port_base() -> int:
+    """Return the first of 31 neighbouring ports of 127.0.0.1 that were free a moment ago; LocalError if none are.
 
-    They lie below the ports the kernel hands out, so that no outgoing connection takes one meanwhile.
+    They lie below the ports the kernel hands out, so that no outgoing connection takes one meanwhile. The port after
+    them stays taken as long as this process lives: another one that looks for ports finds others.
     """
     for _ in range(100):
-        base = 10_000 + secrets.randbelow(20_000 // count) * count
-        if all(port_is_free("127.0.0.1", base + offset) for offset in range(count)):
+        base = 10_000 + secrets.randbelow(20_000 // BLOCK) * BLOCK
+        keeper = socket.socket()
+        try:
+            keeper.bind(("127.0.0.1", base + BLOCK - 1))
+        except OSError:
+            keeper.close()
+            continue
+        _keepers.append(keeper)
+        if all(port_is_free("127.0.0.1", port) for port in range(base, base + BLOCK - 1)):
             return base
-    raise LocalError(f"no {count} neighbouring free ports between 10000 and 30000; say which with --port-base")
+    raise LocalError("no 31 neighbouring free ports between 10000 and 30000; say which with --port-base")
+
+
+def _hand_out() -> Iterator[int]:
+    """Yield the free ports of one block after the other."""
+    while True:
+        base = free_port_base()
+        yield from (port for port in range(base, base + BLOCK - 1) if port_is_free("127.0.0.1", port))
+
+
+_ports = _hand_out()
 
 
 def port_is_free(address: str, port: int) -> bool:

@@ -189,7 +189,7 @@ def program(postgres: Postgres) -> Program:
     return Program("postgres", argv, cwd=Path("/"), user=system_user(), stop="INT", stop_seconds=8, stop_group=False)
 
 
-async def wait_ready(postgres: Postgres, seconds: float = 20) -> None:
+async def wait_ready(postgres: Postgres, seconds: float = 60) -> None:
     """Return once the server accepts the superuser; raises LocalError after SECONDS."""
 
     async def connect() -> None:

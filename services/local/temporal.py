@@ -41,7 +41,7 @@ def program(temporal: Temporal) -> Program:
     return Program("temporal", argv, env=environment, cwd=temporal.directory, stop_seconds=8)
 
 
-async def wait_ready(temporal: Temporal, seconds: float = 30) -> None:
+async def wait_ready(temporal: Temporal, seconds: float = 60) -> None:
     """Return once the front end says SERVING; raises LocalError after SECONDS."""
     options = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.initial_reconnect_backoff_ms", 50)]
     async with grpc.aio.insecure_channel(temporal.address, options=options) as channel:

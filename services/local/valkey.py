@@ -85,7 +85,7 @@ def program(valkey: Valkey) -> Program:
     return Program("valkey", [binary(), str(config)], cwd=valkey.directory, stop_seconds=8)
 
 
-async def wait_ready(valkey: Valkey, seconds: float = 20) -> None:
+async def wait_ready(valkey: Valkey, seconds: float = 60) -> None:
     """Return once the server has loaded its log and answers; raises LocalError after SECONDS."""
     client = Redis.from_url(valkey.url(OBSERVER), socket_timeout=5, socket_connect_timeout=5, retry=None)
 

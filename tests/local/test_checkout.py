@@ -9,6 +9,7 @@ import pytest
 from services.local.checkout import start_workload, stop_workload
 from services.local.files import LocalError, free_port
 from services.local.supervise import call
+from services.local.waiting import until
 
 
 async def test_only_a_restart_repairs_it(tmp_path: Path) -> None:
@@ -25,7 +26,12 @@ async def test_only_a_restart_repairs_it(tmp_path: Path) -> None:
             with pytest.raises(httpx.ConnectError):
                 await client.get(workload.health_url)
             await asyncio.to_thread(call, workload.instance, "supervisor.startProcess", "checkout")
-            assert (await client.get(workload.health_url)).status_code == 200
+
+            async def ask() -> None:
+                (await client.get(workload.health_url)).raise_for_status()
+
+            # Its process manager takes what has lived for a second for started, whether it listens or not.
+            await until(ask, "checkout", 60, httpx.HTTPError)
         assert workload.start_count() == 2
     finally:
         await stop_workload(workload)

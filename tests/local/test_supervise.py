@@ -35,7 +35,7 @@ async def supervised(folder: Path, *programs: Program, log_bytes: int = 1 << 20)
 
 
 async def until(instance: Instance, name: str, states: set[str], *, other_than: int = 0) -> ProcessStatus:
-    """Ask until program NAME is in one of STATES (at most 30 s), as another process than OTHER_THAN."""
+    """Ask until program NAME is in one of STATES (at most 60 s), as another process than OTHER_THAN."""
 
     async def ask() -> ProcessStatus | None:
         try:
@@ -44,10 +44,21 @@ async def until(instance: Instance, name: str, states: set[str], *, other_than: 
             return None
         return found if found.state in states and (not other_than or found.pid != other_than) else None
 
-    retrying = AsyncRetrying(retry=retry_if_not_result(bool), stop=stop_after_delay(30), wait=wait_fixed(0.05))
+    retrying = AsyncRetrying(retry=retry_if_not_result(bool), stop=stop_after_delay(60), wait=wait_fixed(0.05))
     found: ProcessStatus | None = await retrying(ask)
     assert found
     return found
+
+
+async def line_of(log: Path) -> str:
+    """Wait, at most 60 s, until LOG ends with a whole line; return all of it."""
+
+    async def read() -> str:
+        text = await asyncio.to_thread(log.read_text)
+        return text if text.endswith("\n") else ""
+
+    retrying = AsyncRetrying(retry=retry_if_not_result(bool), stop=stop_after_delay(60), wait=wait_fixed(0.05))
+    return str(await retrying(read))
 
 
 async def test_a_killed_child_comes_back(tmp_path: Path) -> None:
@@ -61,15 +72,13 @@ async def test_a_killed_child_comes_back(tmp_path: Path) -> None:
 
 
 async def test_a_child_is_given_up_after_five_starts(tmp_path: Path) -> None:
-    """Five starts that did not last, each after a longer pause, make it FATAL; status tells exit and last words."""
+    """Five starts that did not last, after pauses of 1, 2, 3, 4 s, make it FATAL; status tells exit and last words."""
     async with supervised(tmp_path, BROKEN) as instance:
         given_up = await until(instance, "broken", {"FATAL"})
         starts = [float(line.split()[0]) for line in (tmp_path / "logs" / "broken.log").read_text().splitlines()]
         assert len(starts) == 5
         pauses = [after - before for before, after in pairwise(starts)]
-        assert pauses == sorted(pauses)
-        assert pauses[0] >= 1
-        assert pauses[-1] >= 4
+        assert all(pause >= number for number, pause in enumerate(pauses, start=1))
         assert given_up.why.startswith("exit status 3\n")
         assert given_up.why.endswith("no such setting: COLOUR")
 
@@ -80,7 +89,7 @@ async def test_children_die_with_their_supervisor(tmp_path: Path, number: int) -
     async with supervised(tmp_path, SLEEPER) as instance:
         child = psutil.Process((await until(instance, "sleeper", {"RUNNING"})).pid)
         psutil.Process(int(instance.pid_file.read_text())).send_signal(number)
-        gone, alive = await asyncio.to_thread(psutil.wait_procs, [child], 15)
+        gone, alive = await asyncio.to_thread(psutil.wait_procs, [child], 60)
         assert gone
         assert not alive
 
@@ -93,7 +102,8 @@ async def test_a_child_inherits_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     code = "import os, json, signal; print(json.dumps(dict(os.environ)), flush=True); signal.pause()"
     async with supervised(tmp_path, Program("env", [sys.executable, "-c", code], {"OPSMESH_PEERS": odd})) as instance:
         await until(instance, "env", {"RUNNING"})
-        said = (tmp_path / "logs" / "env.log").read_text()
+        # A program that counts as running may not have said anything yet.
+        said = await line_of(tmp_path / "logs" / "env.log")
     assert "outside" not in said
     assert odd.replace('"', '\\"') in said
 

@@ -23,6 +23,8 @@ from services.local.files import LocalError, ensure_secret, free_port_base
 from services.local.layout import SERVICES, Mesh, plan
 from services.local.programs import Stores, environment
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
@@ -55,7 +57,7 @@ async def stores_up(folder: Path, base: int) -> AsyncIterator[dict[str, Any]]:
 
     running = asyncio.create_task(up.run_up(folder / "state", folder / "config", port_base=base, services=(), say=say))
     waiting = asyncio.create_task(ready.wait())
-    await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+    await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=120)
     try:
         if running.done():
             running.result()
@@ -64,7 +66,7 @@ async def stores_up(folder: Path, base: int) -> AsyncIterator[dict[str, Any]]:
         waiting.cancel()
         if not running.done():
             os.kill(os.getpid(), signal.SIGTERM)
-        assert await asyncio.wait_for(running, 25) == 0
+        assert await asyncio.wait_for(running, 60) == 0
 
 
 def _left(folder: Path) -> list[psutil.Process]:
