@@ -13,6 +13,7 @@ import pytest
 
 from opsmesh.agents.v1 import model_service_pb2 as pb
 from opsmesh.audit.v1 import audit_service_pb2 as audit_pb
+from services.agents.providers.hosted import warm
 from services.local.files import free_port
 from services.mesh.errors import Refusal, from_rpc_error
 from tests.agents import fakes
@@ -127,11 +128,12 @@ async def test_a_model_that_hangs_leaves_time_for_the_next(
     ground: tuple[World, Database, Path], provider: fakes.Provider
 ) -> None:
     """Within the caller's deadline the fallback still answers; what the first may have used is counted."""
+    await warm()
     provider.will(fakes.hang())
     async with fakes.providing() as second:
         first = role(provider.api_base, fallbacks=[role(second.api_base)])
         async with living(*ground, {"roles": {"routing": first}}) as house:
-            made = await house.stub.Generate(ask(), timeout=5.0)
+            made = await house.stub.Generate(ask(), timeout=10.0)
             assert (made.text, made.fallback_index, made.attempt_count) == ("all is well", 1, 2)
             states = await house.rows("SELECT state FROM agents.model_calls ORDER BY start_time")
             assert [one["state"] for one in states] == ["UNKNOWN", "SUCCEEDED"]

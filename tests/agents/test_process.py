@@ -57,7 +57,7 @@ async def test_without_a_provider_agents_serves_and_says_so(tmp_path: Path, data
             async def probe() -> None:
                 answers.append(await stub.ListModels(model_service_pb2.ListModelsRequest()))
 
-            await until(probe, "agents", 20, grpc.aio.AioRpcError)
+            await until(probe, "agents", 60, grpc.aio.AioRpcError)
         assert answers[0].automation_only
         assert answers[0].automation_only_reason == "no model is configured: see deploy/models.yaml"
         assert not answers[0].models
@@ -67,7 +67,7 @@ async def test_without_a_provider_agents_serves_and_says_so(tmp_path: Path, data
                 await stub.ListModels(model_service_pb2.ListModelsRequest())
         assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 15) == 0
+        assert await asyncio.wait_for(process.wait(), 40) == 0
     finally:
         if process.returncode is None:
             process.kill()

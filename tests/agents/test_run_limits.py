@@ -92,9 +92,9 @@ async def test_the_time_of_a_run_ends_it_while_its_model_hangs(runs: Runs) -> No
 
 
 async def test_the_time_that_people_take_is_not_counted(runs: Runs) -> None:
-    """A run of one second that waits longer for its approval goes on after it."""
+    """A run of a minute that waits longer for its approval goes on after it."""
     runs.outside.verdicts = [guardrails.VERDICT_REQUIRE_APPROVAL]
-    content = template(timeout_duration=duration_pb2.Duration(seconds=2))
+    content = template(timeout_duration=duration_pb2.Duration(seconds=60))
     waiting = await runs.until(await runs.start(content), "AWAITING_APPROVAL")
     await runs.pool.execute("UPDATE runs SET wait_since = wait_since - interval '1 hour', begin_time = begin_time - "
                             "interval '1 hour' WHERE run_id = $1", waiting.run_id)  # fmt: skip
@@ -106,9 +106,12 @@ async def test_the_time_that_people_take_is_not_counted(runs: Runs) -> None:
 
 async def test_an_action_that_never_began_is_not_begun_after_the_time(mesh: World, database: Database) -> None:
     """It was sent, the gateway knows nothing of it, and meanwhile the run's time is up: it is not sent again."""
-    async with running(mesh, database, pace=replace(QUICK, again=1.5)) as runs:
+    async with running(mesh, database, pace=replace(QUICK, again=3.0)) as runs:
         runs.outside.failures["RestartWorkload"] = [CallError("UNAVAILABLE", "no answer", After.AGAIN, None)]
-        run = await runs.until(await runs.start(template(timeout_duration=duration_pb2.Duration(seconds=1))))
+        run_id = await runs.start()
+        await runs.until_tried(run_id, 4)
+        await runs.rows("UPDATE runs SET begin_time = begin_time - interval '1 hour' WHERE run_id = $1", run_id)
+        run = await runs.until(run_id)
         assert (run.state, run.reason) == ("FAILED", "RUN_LIMIT_REACHED")
         assert (run.steps[3].sent, run.steps[3].state) == (False, "FAILED")
         assert runs.outside.count == 0

@@ -166,7 +166,7 @@ async def test_a_cancel_asks_how_an_action_ended(
     mesh: World, database: Database, stands: list[Any], step: str, state: str
 ) -> None:
     """Its answer was lost when the run is asked to stop: the gateway is asked, and what is under way is waited for."""
-    async with running(mesh, database, pace=replace(QUICK, again=2.0)) as runs:
+    async with running(mesh, database, pace=replace(QUICK, again=4.0)) as runs:
         lost = [no("UNAVAILABLE", after=After.AGAIN)]
 
         def lose(what: str) -> None:

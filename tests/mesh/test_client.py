@@ -47,7 +47,7 @@ async def test_a_call_hands_on_deadline_trace_and_person(world: World) -> None:
     async with world.serving("audit", servicers(last)) as far, world.channel(far, "gateway") as inner:
         relay = Relay(inner)
         async with world.serving("gateway", servicers(relay)) as near, world.channel(near, "operator") as outer:
-            await rpc.AuditServiceStub(outer).GetEvent(pb.GetEventRequest(event_id=fakes.ECHO), timeout=2)
+            await rpc.AuditServiceStub(outer).GetEvent(pb.GetEventRequest(event_id=fakes.ECHO), timeout=20)
     (first,), (second,) = relay.calls, last.calls
     assert second.deadline <= first.deadline - MARGIN / 2
     assert second.trace_id == first.trace_id
@@ -110,7 +110,7 @@ async def test_a_workers_call_has_its_deadline_and_trace(world: World) -> None:
     fake = FakeAudit()
     async with world.serving("audit", servicers(fake)) as server, world.channel(server, "gateway") as channel:
         with working(
-            "service/gateway", "opsmesh.gateway.v1.EffectService/GetEffect", 0.5, trace=telemetry.extract(carrier)
+            "service/gateway", "opsmesh.gateway.v1.EffectService/GetEffect", 20, trace=telemetry.extract(carrier)
         ) as call:
             await rpc.AuditServiceStub(channel).GetEvent(pb.GetEventRequest(event_id=fakes.ECHO), timeout=60)
     assert fake.calls[0].trace_id == first.trace_id

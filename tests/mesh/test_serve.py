@@ -66,7 +66,7 @@ async def test_sigterm_drains_and_stops_the_workers(world: World) -> None:
     running = asyncio.create_task(serve(world.settings("audit"), servicers(FakeAudit()), workers=[worker]))
     await started.wait()
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 30)
     assert stopped.is_set()
 
 
@@ -77,7 +77,7 @@ async def test_a_broken_worker_ends_the_process(world: World) -> None:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        await asyncio.wait_for(serve(world.settings("audit"), servicers(FakeAudit()), workers=[worker]), 5)
+        await asyncio.wait_for(serve(world.settings("audit"), servicers(FakeAudit()), workers=[worker]), 30)
 
 
 async def test_a_worker_that_ignores_stop_is_cancelled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ async def test_a_worker_that_ignores_stop_is_cancelled(world: World, monkeypatch
     running = asyncio.create_task(serve(world.settings("audit"), servicers(FakeAudit()), workers=[worker]))
     await started.wait()
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 30)
 
 
 async def test_periodic_work_survives_its_mistakes() -> None:
@@ -105,7 +105,7 @@ async def test_periodic_work_survives_its_mistakes() -> None:
             raise grpc.aio.UsageError("first")
         stop.set()
 
-    await asyncio.wait_for(every(stop, 0.01, work), 5)
+    await asyncio.wait_for(every(stop, 0.01, work), 30)
     assert len(tries) == 2
 
 
@@ -113,7 +113,7 @@ async def test_waiting_ends_when_woken_or_stopped() -> None:
     """`wake` ends a wait and is used up; `stop` says to leave."""
     stop, wake = asyncio.Event(), asyncio.Event()
     wake.set()
-    assert await asyncio.wait_for(wait(stop, 60, wake), 1) is False
+    assert await asyncio.wait_for(wait(stop, 60, wake), 30) is False
     assert not wake.is_set()
     stop.set()
-    assert await asyncio.wait_for(wait(stop, 60, wake), 1) is True
+    assert await asyncio.wait_for(wait(stop, 60, wake), 30) is True

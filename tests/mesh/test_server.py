@@ -91,7 +91,7 @@ async def test_streams_are_told_to_come_back(world: World) -> None:
         stopping = asyncio.create_task(server.stop(grace=8))
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await anext(stream)
-        await asyncio.wait_for(stopping, 3)
+        await asyncio.wait_for(stopping, 7)
     refusal = refusal_of(raised.value)
     assert refusal is not None
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -104,7 +104,7 @@ async def test_what_outlives_the_grace_is_cancelled(world: World) -> None:
     async with world.serving("audit", servicers(fake)) as server, world.channel(server, "operator") as channel:
         call = asyncio.ensure_future(rpc.AuditServiceStub(channel).GetEvent(pb.GetEventRequest(event_id=fakes.HANG)))
         await fake.entered.wait()
-        await asyncio.wait_for(server.stop(grace=0.1), 3)
+        await asyncio.wait_for(server.stop(grace=0.1), 30)
         with pytest.raises(grpc.aio.AioRpcError):
             await call
     assert fake.cancelled.is_set()

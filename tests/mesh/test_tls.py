@@ -24,7 +24,7 @@ async def refused(world: World, credentials: grpc.ChannelCredentials) -> grpc.ai
     fake = FakeAudit()
     async with world.serving("audit", servicers(fake)) as server, world.channel_with(server, credentials) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await rpc.AuditServiceStub(channel).GetEvent(pb.GetEventRequest(event_id=fakes.ECHO), timeout=3)
+            await rpc.AuditServiceStub(channel).GetEvent(pb.GetEventRequest(event_id=fakes.ECHO), timeout=20)
     assert not fake.calls
     return raised.value
 
@@ -88,7 +88,7 @@ async def test_plaintext_is_refused(world: World) -> None:
         grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await rpc.AuditServiceStub(channel).GetEvent(pb.GetEventRequest(event_id=fakes.ECHO), timeout=3)
+            await rpc.AuditServiceStub(channel).GetEvent(pb.GetEventRequest(event_id=fakes.ECHO), timeout=20)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -99,7 +99,7 @@ async def test_a_server_of_another_name_is_not_talked_to(world: World) -> None:
         server.service = "audit"
         async with world.channel(server, "operator") as channel:
             with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await rpc.AuditServiceStub(channel).GetEvent(pb.GetEventRequest(event_id=fakes.ECHO), timeout=3)
+                await rpc.AuditServiceStub(channel).GetEvent(pb.GetEventRequest(event_id=fakes.ECHO), timeout=20)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert not fake.calls
 

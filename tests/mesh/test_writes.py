@@ -290,9 +290,9 @@ async def test_the_worker_is_woken_by_a_commit(writes: Writes, audit: FakeAudit)
 
     audit.on_append = note
     await publish(writes, Change(), str(uuid4()), OUTBOX)
-    await asyncio.wait_for(arrived.wait(), 5)
+    await asyncio.wait_for(arrived.wait(), 30)
     stop.set()
-    await asyncio.wait_for(worker, 5)
+    await asyncio.wait_for(worker, 30)
 
 
 async def test_an_event_that_breaks_its_bounds_never_enters_the_outbox(writes: Writes, pool: Pool) -> None:
@@ -346,7 +346,7 @@ async def test_nobody_but_retention_forgets_stored_answers(writes: Writes, pool:
     await pool.execute("UPDATE requests SET create_time = now() - interval '29 days'")
     stop = asyncio.Event()
     worker = asyncio.create_task(writes.outbox_worker(stop))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while await pool.fetchval("SELECT count(*) FROM outbox"):
             pass
     stop.set()

@@ -16,7 +16,7 @@ def run(*arguments: str) -> None:
     """Run a command of the repository; its output is the failure."""
     # protoc finds its plugins beside this interpreter, activated or not.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=99, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
