@@ -176,6 +176,37 @@ def test_errors_name_every_alert() -> None:
     assert [error.field for error in caught.value.errors] == ["alerts[0].labels", "alerts[1]"]
 
 
+KSM = {
+    "job": "kube-state-metrics",
+    "service": "kps-kube-state-metrics",
+    "instance": "192.0.2.7:8080",
+    "namespace": "monitoring",
+    "pod": "kps-kube-state-metrics-6d5f8c7b9-x2v4q",
+    "container": "kube-state-metrics",
+}
+NODE = {"job": "node-exporter", "service": "kps-node-exporter", "pod": "kps-node-exporter-abcde", "namespace": "m"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "targets"),
+    [
+        (KSM | {"namespace": "shop", "pod": "web-5d4f8c7b9-x2v4q", "container": "app"}, ["k8s:shop/deployment/web"]),
+        (KSM | {"namespace": "shop", "deployment": "web"}, ["k8s:shop/deployment/web"]),
+        (KSM | {"node": "n-1"}, []),
+        (KSM | {"exported_namespace": "shop", "exported_pod": "db-0"}, ["k8s:shop/statefulset/db"]),
+        (NODE | {"container": "node-exporter", "instance": "192.0.2.8:9100"}, ["host:192.0.2.8"]),
+        ({"job": "kubelet", "service": "kps-kubelet", "instance": "192.0.2.8:10250"}, ["host:192.0.2.8"]),
+        ({"job": "push", "exported_instance": "db-1", "instance": "push:9091", "service": "push"}, ["host:db-1"]),
+        ({"job": "web", "service": "web", "exported_service": "b@file"}, ["svc:web"]),
+    ],
+)
+def test_who_measures_is_not_what_an_alert_is_about(labels: dict[str, str], targets: list[str]) -> None:
+    """Prometheus adds where an exporter runs: as a target it would be the same for everything the exporter measures."""
+    signal = one(labels={"alertname": "A"} | labels)
+    assert [key.key for key in signal.targets] == targets
+    assert signal.labels == {"alertname": "A"} | labels
+
+
 def test_start_of_the_house() -> None:
     """The constant the tests compare with is the start the payloads carry."""
     assert START == "2026-03-01T10:00:00.123456789Z"

@@ -34,6 +34,16 @@ from services.ingest.words import read_severity, read_status
 SEVERITY_LABELS: Final = ("severity", "priority")
 RUNBOOKS: Final = ("runbook_url", "runbook")
 NAME_LABEL: Final = "alertname"
+# Jobs that measure others, and what Prometheus adds of where they run themselves: their alerts are not about that.
+WATCHERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "kube-state-metrics": ("service", "instance"),
+    "kubelet": ("service",),
+    "cadvisor": ("service",),
+    **dict.fromkeys(("node-exporter", "node_exporter"), ("service", "namespace", "pod", "container")),
+}
+# What a job says itself under a name that Prometheus has taken; with one of these it speaks of somebody else.
+EXPORTED: Final = "exported_"
+ELSEWHERE: Final = frozenset({"namespace", "pod", "instance"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +144,7 @@ def _signal(alert: Mapping[str, Any], index: int, group: Group, shape: Shape | N
     ended = time_of(alert.get("endsAt"), "endsAt", notes) if status is Status.RESOLVED else None
     rule_name = labels.get(NAME_LABEL, "")[:RULE_MAX]
     summary = annotations.get("summary") or annotations.get("message") or annotations.get("title") or rule_name
-    resource = resource_of(labels)
+    resource = resource_of(about(labels))
     signal = ParsedSignal(
         dedup_key=fingerprint_of(alert, labels, notes),
         status=status,
@@ -157,6 +167,20 @@ def _signal(alert: Mapping[str, Any], index: int, group: Group, shape: Shape | N
         body_pointer=f"/alerts/{index}",
     )
     return shape(signal, alert, notes) if shape else signal
+
+
+def about(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels that say what an alert is about, without those of who measured it."""
+    job = labels.get("job", "").lower()
+    theirs: set[str] = set()
+    for watcher in (name for name in WATCHERS if name in job):
+        theirs |= {*WATCHERS[watcher], *(name for name in ("pod", "container") if watcher in labels.get(name, ""))}
+    told = {name.removeprefix(EXPORTED): value for name, value in labels.items() if name.startswith(EXPORTED)}
+    if ELSEWHERE.isdisjoint(told):
+        told = {}
+    else:
+        theirs |= {*ELSEWHERE, "container", "service"}
+    return {name: value for name, value in labels.items() if name not in theirs} | told
 
 
 def severity_in(words: Mapping[str, str]) -> str:
