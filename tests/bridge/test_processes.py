@@ -11,7 +11,6 @@ from typing import Any
 
 import asyncpg
 import httpx
-import psutil
 import pytest
 
 from services.local import certs
@@ -38,6 +37,7 @@ class Mesh:
         self.http_port, self.bridge_port, self.ingest_port = free_port(), free_port(), free_port()
         self.pki = certs.ensure(self.folder)
         self.config = write_config(self.folder)
+        self.processes: dict[str, asyncio.subprocess.Process] = {}
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.http_port}", timeout=20)
 
     def program(self, name: str, **own: str) -> Program:
@@ -105,7 +105,7 @@ async def mesh(store_folder: Path) -> AsyncIterator[Mesh]:
     made = Mesh(machine)
     async with AsyncExitStack() as stack:
         for program in made.programs():
-            await stack.enter_async_context(stores.running(program, made.folder))
+            made.processes[program.name] = await stack.enter_async_context(stores.running(program, made.folder))
         await made.says(200)
         yield made
         await made.http.aclose()
@@ -247,11 +247,7 @@ async def test_without_valkey_503_and_recovery(mesh: Mesh) -> None:
 async def test_without_ingest_503_and_recovery(mesh: Mesh) -> None:
     """Ingest killed and started again: 503 meanwhile, naming it, then 202."""
     ingest = next(one for one in mesh.programs() if one.name == "ingest")
-    # Other meshes may run below the same test process.
-    running = [one for one in psutil.Process().children(recursive=True) if one.cmdline()[-2:] == ["services", "ingest"]]
-    found = [one for one in running if one.environ()["OPSMESH_LISTEN"] == ingest.env["OPSMESH_LISTEN"]]
-    assert len(found) == 1
-    found[0].kill()
+    mesh.processes["ingest"].kill()
     await mesh.says(503, "ingest")
     assert (await mesh.post()).status_code == 503
     async with stores.running(ingest, mesh.folder):
