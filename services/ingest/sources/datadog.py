@@ -42,10 +42,12 @@ from services.ingest.words import SEVERITY_WORDS, read_severity
 
 FORM: Final = "application/x-www-form-urlencoded"
 FORM_FIELDS_MAX: Final = 512
+# Besides what a notification is called, the states of a monitor: a template may say those instead.
 TRANSITIONS: Final[Mapping[str, Status]] = {
     **dict.fromkeys(("triggered", "re-triggered", "retriggered", "renotify", "warn", "re-warn"), Status.FIRING),
+    **dict.fromkeys(("alert", "firing"), Status.FIRING),
     **dict.fromkeys(("no data", "re-no data", "no_data", "re-no_data"), Status.NO_DATA),
-    **dict.fromkeys(("recovered", "resolved"), Status.RESOLVED),
+    **dict.fromkeys(("recovered", "resolved", "ok"), Status.RESOLVED),
 }
 WARNS: Final = frozenset({"warn", "re-warn"})
 PRIORITIES: Final = frozenset({"p1", "p2", "p3", "p4", "p5"})

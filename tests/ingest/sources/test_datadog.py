@@ -256,3 +256,13 @@ def test_the_button_of_a_monitor_is_a_test() -> None:
     assert one(DEFAULT | body).test
     assert not one(DEFAULT | body | {"body": "too high"}).test
     assert not one(DEFAULT).test
+
+
+@pytest.mark.parametrize(
+    ("word", "status"), [("Alert", Status.FIRING), ("firing", Status.FIRING), ("OK", Status.RESOLVED)]
+)
+def test_a_template_may_send_the_state_of_the_monitor(word: str, status: Status) -> None:
+    """A transition goes before it."""
+    body = {"alert_id": "7", "title": "CPU is high", "status": word}
+    assert one(body).status is status
+    assert one(body | {"alert_transition": "No Data"}).status is Status.NO_DATA
