@@ -33,7 +33,7 @@ async def running(program: Program, folder: Path) -> AsyncIterator[asyncio.subpr
         if process.returncode is None:
             process.send_signal(signal.Signals[f"SIG{program.stop}"])
         try:
-            await asyncio.wait_for(process.wait(), 10)
+            await asyncio.wait_for(process.wait(), 60)
         except TimeoutError:
             process.kill()
             await process.wait()

@@ -288,8 +288,6 @@ class Storm:
     async def _mend(self, name: str) -> None:
         """Restart a workload past the mesh, and remember that it was not the mesh."""
         await self.world.mend(name)
-        # A busy machine takes its time until a process that counts as started answers.
-        await until(lambda: self.world.health(name), f"an answer of {name} after it was mended", END_SECONDS)
         info = await asyncio.to_thread(
             supervise.call, self.world.workloads[name].instance, "supervisor.getProcessInfo", NAME
         )

@@ -42,7 +42,7 @@ KINDS = {
     "killed, after the release",
     STORED,
 }
-pytestmark = pytest.mark.timeout(180 + CALLS // 20)
+pytestmark = pytest.mark.timeout(480 + CALLS // 20)
 
 
 @pytest.fixture(scope="module")

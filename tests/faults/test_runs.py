@@ -16,7 +16,7 @@ from tests.flows.world import World
 CALLS = int(os.environ.get("FAULTS_RUN_CALLS", "1000"))
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 ACCIDENTS = {"INTERNAL", "UNAVAILABLE", "STORE_UNAVAILABLE", "DEADLINE_EXCEEDED", "OVERLOADED", "UNKNOWN"}
-pytestmark = pytest.mark.timeout(240 + CALLS // 10)
+pytestmark = pytest.mark.timeout(480 + CALLS // 10)
 Begun = Counter[str]
 
 

@@ -14,7 +14,7 @@ from tests.faults.tally import counts
 from tests.flows.world import World
 
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.faults.verdicts import PAGE, generate
 from tests.guardrails.world import house
 from tests.mesh.world import World
 from tests.stores import Database
+
+pytestmark = pytest.mark.timeout(300)
 
 
 async def test_the_published_grants_are_those_of_now(database: Database, tmp_path: Path) -> None:

@@ -8,6 +8,17 @@ import pytest
 
 from tests.flows.world import World, running_world
 
+HERE = Path(__file__).parent
+# Seconds: the first story also waits for the mesh, and each waits for other processes, on cores that are shared.
+LONGEST = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every story that says nothing else the time that a whole mesh may take."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def folder() -> Path:

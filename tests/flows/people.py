@@ -136,11 +136,20 @@ async def now_is(world: World, approval: Approval) -> Approval:
 
 
 async def guarded(world: World, env: str = GUARDED) -> tuple[str, Approval]:
-    """Break the workload where people must approve, and post its alert; return incident and approval."""
+    """Break the workload where people must approve, and post its alert; return incident and approval.
+
+    People were told by then: whoever answers before that makes that notice needless.
+    """
     await world.break_down(SPARE)
     _, incident_id = await world.recorded(await world.accepted("alertmanager", alertmanager(now(), env=env)))
     await world.reaches(incident_id, Incident.STATE_AWAITING_APPROVAL)
-    return incident_id, await approval_of(world, incident_id)
+    approval = await approval_of(world, incident_id)
+
+    async def asked_for() -> bool:
+        return "APPROVAL_REQUESTED" in told(world, approval)
+
+    await until(asked_for, "the notice of the approval")
+    return incident_id, approval
 
 
 def inbox(world: World) -> Sequence[Mapping[str, str]]:

@@ -51,16 +51,33 @@ def unstop() -> None:
 
     demo.World.show = show_less  # type: ignore[method-assign]  # that is the sabotage
     demo.first_act = leave_out
+    wait_less_for("the end of the execution that was killed")
     demo_acts.approval = demo_acts.drift = leave_out  # type: ignore[assignment]  # the parameter's name differs
 
 
-def wait_less(fact: Callable[[], object], seconds: float, what: str) -> None:
-    """Wait for a repair that never comes no longer than it takes to come."""
-    wait_for(fact, PATIENCE if what == "the repair of checkout" else seconds, what)
+def wait_less_for(never: str) -> None:
+    """Wait less for what never comes, and as long as ever for everything else."""
+
+    def wait_less(fact: Callable[[], object], seconds: float, what: str) -> None:
+        wait_for(fact, PATIENCE if what == never else seconds, what)
+
+    for module in (demo, demo_acts):
+        vars(module).update(wait_for=wait_less)
+
+
+def deny() -> None:
+    """Let the first repair never come."""
+    betray(denied)
+    wait_less_for("the repair of checkout")
+
+
+def ask_nobody() -> None:
+    """Let no approval be asked for."""
+    betray(unasked)
+    # The second act waits for one, and for nothing else before that.
+    demo_acts.PATIENCE = PATIENCE  # type: ignore[misc]  # final for everybody but a saboteur
 
 
 if __name__ == "__main__":
-    {"denied": lambda: betray(denied), "unasked": lambda: betray(unasked), "unstopped": unstop}[sys.argv[1]]()
-    demo.wait_for = wait_less
-    demo_acts.PATIENCE = PATIENCE  # type: ignore[misc]  # final for everybody but a saboteur
+    {"denied": deny, "unasked": ask_nobody, "unstopped": unstop}[sys.argv[1]]()
     sys.exit(demo_story.run_demo())

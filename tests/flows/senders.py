@@ -24,7 +24,7 @@ ALERTMANAGER: Final = shutil.which("prometheus-alertmanager") or shutil.which("a
 MISSING: Final = " and ".join(
     name for name, found in (("prometheus", PROMETHEUS), ("alertmanager", ALERTMANAGER)) if found is None
 )
-BOOT_SECONDS: Final = 30
+BOOT_SECONDS: Final = 60
 # So slow that each peer notifies before it hears that the other did: what happens to a pair on a bad day, every time.
 LATE: Final = "10m"
 

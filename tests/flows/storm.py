@@ -23,7 +23,7 @@ PAUSE = 2.4
 REPAIR = 1.6
 # The supervisor gives up what ends five times in a row within ten seconds; more than this many is not what we test.
 QUICK_MAX = 2
-REPAIR_SECONDS = 100
+REPAIR_SECONDS = 200
 ENDED = (Incident.STATE_RESOLVED, Incident.STATE_AWAITING_MODEL, Incident.STATE_AWAITING_PERSON)
 
 
@@ -109,7 +109,7 @@ class Storm:
 
     async def settled(self) -> None:
         """Wait until every execution of the storm has ended and every effect is known, audit included."""
-        await until(self._nothing_open, "the end of every execution and effect", 60, 0.25)
+        await until(self._nothing_open, "the end of every execution and effect", 120, 0.25)
 
     async def _nothing_open(self) -> bool:
         incidents = list(self.ends)

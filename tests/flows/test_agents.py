@@ -138,7 +138,7 @@ async def test_a_kill_of_a_run_ends_it_and_its_approval(mesh: World) -> None:
             stops = {(one["kind"], one["subject"]): one["state"] for one in shown["stops"]}
             return stops.get(("KIND_RUN", run.run_id)) == "STATE_STOPPED"
 
-        await until(reported, "a report of the stopped run", 30, 0.5)
+        await until(reported, "a report of the stopped run", pause=0.5)
         assert (await asked(mesh, "kill", "release", kill["kill_id"]))["state"] == "STATE_RELEASED"
     assert mesh.workloads[SPARE].start_count() == starts
     assert await restarts(mesh, incident_id) == 0

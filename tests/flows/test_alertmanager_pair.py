@@ -14,20 +14,21 @@ from tests.flows.world import Incident, World, until
 
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} is not installed (apt: prometheus, prometheus-alertmanager)"),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(480),
 ]
 LABELS = {"severity": "critical", "env": "demo", "replica": "pair"}
+# The last value there was: to a rule about the value of now, a scrape that a busy machine missed is the end of it.
 RULES = [
     {
         "alert": "CheckoutDown",
-        "expr": 'sum by (service) (trouble{service="checkout"}) > 0',
+        "expr": 'sum by (service) (last_over_time(trouble{service="checkout"}[1m])) > 0',
         "labels": LABELS,
         "annotations": {"summary": "checkout answers 503"},
     },
     # no rule of ours knows it, so nobody but the sender ends it
     {
         "alert": "Queueing",
-        "expr": 'sum by (service) (trouble{service!="checkout"}) > 0',
+        "expr": 'sum by (service) (last_over_time(trouble{service!="checkout"}[1m])) > 0',
         "labels": LABELS,
         "annotations": {"summary": "{{ $labels.service }} has a queue"},
     },
@@ -42,10 +43,10 @@ class Told:
     fingerprint: str
 
     async def rows(self, status: str) -> Sequence[asyncpg.Record]:
-        """Return the signals of this status, each with what became of it, in order of their recording."""
+        """Return the signals of this status, each with what became of it."""
         query = (
             "SELECT disposition, incident_id::text, delivery_id::text FROM ingest.signals "
-            "WHERE source = 'alertmanager' AND dedup_key = $1 AND status = $2 ORDER BY record_time"
+            "WHERE source = 'alertmanager' AND dedup_key = $1 AND status = $2"
         )
         return await self.world.rows(query, self.fingerprint, status)
 
@@ -59,7 +60,7 @@ class Told:
             return len(found) >= count
 
         try:
-            await until(enough, f"{count} {status} of {self.fingerprint}", 40)
+            await until(enough, f"{count} {status} of {self.fingerprint}")
         except AssertionError as error:
             raise AssertionError(f"{error}; there are {found}") from None
         return found
@@ -85,7 +86,7 @@ async def refused(watch: Monitoring, cause: Callable[[], Awaitable[None]], what:
     async def more() -> bool:
         return await watch.peers[-1].failures() > before
 
-    await until(more, what, 40)
+    await until(more, what)
 
 
 async def test_a_pair_of_alertmanagers_is_one_sender(world: World, tmp_path: Path) -> None:
@@ -110,7 +111,8 @@ async def both_tell(world: World, watch: Monitoring) -> None:
     assert len(names) == 1
     told = Told(world, names.pop())
     firing = await told.has("FIRING", 2)
-    assert [row["disposition"] for row in firing] == ["OPENED", "DUPLICATE"]
+    # Both may come in one batch, recorded at one moment.
+    assert sorted(row["disposition"] for row in firing) == ["DUPLICATE", "OPENED"]
     assert len({row["delivery_id"] for row in firing}) == 2
     incident_id = firing[0]["incident_id"]
     incident = await world.reaches(incident_id, Incident.STATE_RESOLVED)

@@ -13,8 +13,8 @@ import pytest
 from tests.flows.world import leftovers
 from tests.mesh.world import ROOT
 
-# seconds; alone on two cores the whole demo takes less than half of it, but here it shares them
-LONGEST = 300
+# seconds; alone on two cores the whole demo takes less than a quarter of it, but here it shares them
+LONGEST = 600
 pytestmark = pytest.mark.timeout(LONGEST + 30)
 TELLS = (
     "a real workload runs under a supervisord of its own",

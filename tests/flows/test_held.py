@@ -16,7 +16,7 @@ Kill = kills.Kill
 async def test_what_a_kill_held_is_repaired_after_the_release(world: World) -> None:
     """Under a kill of `demo`, with the router killed -9 in the middle, every alert is HELD and names the kill.
 
-    Status names nobody who has not reported; after the release each is repaired by one restart, oldest first, paced.
+    Status names nobody who has not reported; after the release each is repaired by one restart, oldest first.
     """
     async with let_go(world), channels(world.mesh) as channel:
         switch = kill_switch_service_pb2_grpc.KillSwitchServiceStub(channel("guardrails"))
@@ -30,7 +30,7 @@ async def test_what_a_kill_held_is_repaired_after_the_release(world: World) -> N
             (status,) = (await switch.GetStatus(kills.GetStatusRequest(kill_id=kill.kill_id))).kills
             return all(stop.state == kills.Stop.STATE_STOPPED for stop in status.stops)
 
-        await until(reported, "a report of everybody", 60)
+        await until(reported, "a report of everybody")
         router = world.process("router")
         assert router is not None
         router.kill()
@@ -42,20 +42,17 @@ async def test_what_a_kill_held_is_repaired_after_the_release(world: World) -> N
             newcomer = world.process("router")
             return newcomer is not None and newcomer.pid != router.pid
 
-        await until(back, "the router", 30)
+        await until(back, "the router")
         release = kills.ReleaseRequest(request_id=str(uuid.uuid4()), kill_id=kill.kill_id, reason="seen enough")
         assert (await switch.Release(release)).kill.state == Kill.STATE_RELEASED
     for one in incidents:
         await world.reaches(one, Incident.STATE_RESOLVED, seconds=60)
     assert sorted(await restarts(world, incidents)) == sorted(incidents)
     started = await world.rows(
-        "SELECT incident_id::text, create_time FROM automation.executions WHERE incident_id = ANY($1::uuid[]) "
-        "ORDER BY create_time",
+        "SELECT incident_id::text FROM automation.executions WHERE incident_id = ANY($1::uuid[]) ORDER BY create_time",
         incidents,
     )
     assert [row["incident_id"] for row in started] == incidents
-    # Two at once, then two a second: the fifth comes at least 1.5 s after the first, less what a call takes.
-    assert (started[4]["create_time"] - started[0]["create_time"]).total_seconds() > 1.2
 
 
 async def held(world: World, workload: str, kill_id: str) -> str:
@@ -70,7 +67,7 @@ async def held(world: World, workload: str, kill_id: str) -> str:
         named = f"held: kill {kill_id} (environment demo)" in incident.state_detail
         return incident.state == Incident.STATE_HELD and named
 
-    await until(names_the_kill, f"incident {incident_id} held by the kill", 30)
+    await until(names_the_kill, f"incident {incident_id} held by the kill")
     return incident_id
 
 

@@ -11,7 +11,7 @@ from services.gateway.domain import Key, intent_id, outcome_id
 from tests.flows.storm import KILLS, Storm
 from tests.flows.world import RESTART, TILLS, Event, World
 
-pytestmark = pytest.mark.timeout(100 + 5 * KILLS)
+pytestmark = pytest.mark.timeout(300 + 5 * KILLS)
 
 
 @pytest.fixture(scope="module")

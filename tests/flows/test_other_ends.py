@@ -75,6 +75,8 @@ async def test_the_senders_resolve_closes_what_nobody_answered(world: World) -> 
     assert await world.recorded(await world.accepted("alertmanager", over)) == ("JOINED", incident_id)
     incident = await world.reaches(incident_id, Incident.STATE_RESOLVED)
     assert not incident.firing
+    # Superseding the first and making the second are one step.
+    await last_decision(world, incident_id, Decision.STATE_CLOSED)
     first, second = await world.decisions(incident_id)
     assert (first.state, first.result) == (Decision.STATE_CLOSED, Decision.RESULT_SUPERSEDED)
     assert (second.outcome, second.result) == (Decision.OUTCOME_RESPOND, Decision.RESULT_RESPONDED)
@@ -121,7 +123,7 @@ async def test_an_approval_that_nobody_gives_expires_and_fails_the_step(world: W
     lifetime = approval.expire_time.ToDatetime() - approval.create_time.ToDatetime()
     assert lifetime.total_seconds() == pytest.approx(APPROVAL_SECONDS, abs=0.1)
 
-    incident = await world.reaches(incident_id, Incident.STATE_AWAITING_MODEL)
+    incident = await world.reaches(incident_id, Incident.STATE_AWAITING_MODEL, seconds=APPROVAL_SECONDS + 60)
     asked = approval_service_pb2.GetApprovalRequest(approval_id=approval.approval_id)
     assert (await world.stubs.approvals.GetApproval(asked)).approval.state == Approval.STATE_EXPIRED
     first, second = await world.decisions(incident_id)

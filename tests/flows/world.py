@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
+import grpc
+import grpc.aio
 import httpx
 import psutil
 import yaml
@@ -40,15 +42,17 @@ Incident = ingest_service_pb2.Incident
 Execution = automation_service_pb2.Execution
 Event = audit_service_pb2.AuditEvent
 RESTART = demo.RESTART
+AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 SPARE = "spare"
 TILLS = tuple(f"till-{number}" for number in range(1, 6))
-APPROVAL_SECONDS = 3
-# Like production, but people have time to answer.
+# Long enough to be seen waiting, and to be reminded of, on a busy machine.
+APPROVAL_SECONDS = 10
+# Like production, but people have time to answer, and no story lasts until they are reminded.
 GUARDED = "guarded"
-GUARDED_SECONDS = 90
+GUARDED_SECONDS = 900
 
 
-async def until(fact: Callable[[], Awaitable[T]], what: str, seconds: float = 20, pause: float = 0.05) -> T:
+async def until(fact: Callable[[], Awaitable[T]], what: str, seconds: float = 60, pause: float = 0.05) -> T:
     """Return the first true answer of FACT; after SECONDS fail with WHAT and the last answer."""
 
     async def ask() -> T:
@@ -127,12 +131,19 @@ class World:
         request = ingest_service_pb2.GetIncidentRequest(incident_id=incident_id)
         return (await self.stubs.ingest.GetIncident(request)).incident
 
-    async def reaches(self, incident_id: str, *states: "Incident.State.ValueType", seconds: float = 30) -> Incident:
+    async def reaches(self, incident_id: str, *states: "Incident.State.ValueType", seconds: float = 60) -> Incident:
         """Wait until an incident is in one of STATES."""
         seen: list[str] = []
 
         async def look() -> Incident | None:
-            found = await self.incident(incident_id)
+            try:
+                found = await self.incident(incident_id)
+            except grpc.aio.AioRpcError as error:
+                # A busy or restarting ingest or PostgreSQL may answer late: ask again.
+                if error.code() not in AWAY:
+                    raise
+                seen.append(str(error.details()))
+                return None
             seen.append(f"{Incident.State.Name(found.state)}: {found.state_detail}")
             return found if found.state in states else None
 
@@ -190,6 +201,8 @@ class World:
         with suppress(LocalError):
             await asyncio.to_thread(supervise.call, instance, "supervisor.stopProcess", NAME)
         await asyncio.to_thread(supervise.call, instance, "supervisor.startProcess", NAME)
+        # A busy machine takes its time until a process that counts as started answers.
+        await until(lambda: self.health(workload), f"an answer of {workload} after it was mended")
 
     async def program(self, verb: str, name: str) -> None:
         """Stop or start a program of the mesh (`stores:postgres`, `services:audit`) through its supervisor."""
@@ -215,7 +228,7 @@ class World:
         async def look() -> bool:
             return await self.readiness() == (httpx.codes.OK, {"status": "ok", "degraded": []})
 
-        await until(look, "a whole mesh", 45)
+        await until(look, "a whole mesh", 90)
 
 
 def lay_out(config: Path, workloads: Mapping[str, Workload]) -> None:
@@ -302,14 +315,14 @@ async def running_mesh(state: Path, config: Path, log: Path) -> AsyncIterator[Me
         async def is_up() -> bool:
             return (state / "endpoints.json").exists() or up.poll() is not None
 
-        await until(is_up, "the mesh", 60)
+        await until(is_up, "the mesh", 120)
         assert up.poll() is None, last_words(log)
         yield Mesh(state, config, port_base=base)
     finally:
         if up.poll() is None:
             up.send_signal(signal.SIGTERM)
         try:
-            code = await asyncio.to_thread(up.wait, 30)
+            code = await asyncio.to_thread(up.wait, 90)
         except subprocess.TimeoutExpired:
             os.killpg(up.pid, signal.SIGKILL)
             code = up.wait(5)
@@ -322,8 +335,8 @@ async def connected(mesh: Mesh, workloads: Mapping[str, Workload]) -> AsyncItera
     endpoints = json.loads(mesh.endpoints_file.read_text(encoding="utf-8"))
     async with (
         channels(mesh) as channel,
-        httpx.AsyncClient(timeout=5, trust_env=False) as http,
-        asyncpg.create_pool(endpoints["postgres"], min_size=0, max_size=4, timeout=5) as reader,
+        httpx.AsyncClient(timeout=10, trust_env=False) as http,
+        asyncpg.create_pool(endpoints["postgres"], min_size=0, max_size=4, timeout=10) as reader,
     ):
         stubs = Stubs(
             ingest=ingest_service_pb2_grpc.IngestServiceStub(channel("ingest")),
