@@ -120,11 +120,16 @@ def _telling(event: Mapping[str, Any], labels: Mapping[str, str], notes: Notes) 
     # Zabbix' media type writes the host and its address.
     source = source.partition(" : ")[0]
     # PagerDuty asks for a host there; a sentence or a URL is none, nor is the name of who sends (Alertmanager does so).
-    if source == text_of(event.get("client")).strip():
+    if _plain(source) == _plain(text_of(event.get("client"))):
         return telling
     if source and len(source) <= HOST_MAX and all(mark.isalnum() or mark in ".-_:" for mark in source):
-        telling.setdefault("host", source)
+        # The vaguest name of a host: any that the details give goes before it.
+        telling.setdefault("instance", source)
     return telling
+
+
+def _plain(name: str) -> str:
+    return "".join(name.lower().split())
 
 
 def _links(event: Mapping[str, Any]) -> Iterator[tuple[Rel, Any]]:

@@ -95,12 +95,14 @@ def test_a_source_is_a_host_only_when_it_can_be_one() -> None:
     """A URL or a sentence becomes no target; a host of the details goes first."""
     assert "host.name" not in payload(source="https://shop.example/pay", custom_details=None).resource
     assert "host.name" not in payload(source="the big one", custom_details="text").resource
-    assert payload(custom_details={"host": "db-1"}).resource["host.name"] == "db-1"
+    for name in ("host", "HOSTNAME", "instance"):
+        assert payload(custom_details={name: "db-1"}).resource["host.name"] == "db-1"
 
 
 def test_who_sends_is_no_host() -> None:
     """Alertmanager names itself as client and as source; as a host all its alerts would be about one."""
-    assert "host.name" not in one(client="Alertmanager", payload=PAYLOAD | {"source": "Alertmanager"}).resource
+    for client, source in (("Alertmanager", "Alertmanager"), ("Data Dog", "Datadog")):
+        assert "host.name" not in one(client=client, payload=PAYLOAD | {"source": source}).resource
     assert one(client="monitor").resource["host.name"] == "web-1.shop.example"
 
 
