@@ -163,3 +163,19 @@ def test_a_reason_has_the_rules_name_before_it() -> None:
     """Alone it says why, and not what."""
     assert one({"id": "1", "MONITORNAME": "shop", "INCIDENT_REASON": "timeout"}).summary == "shop: timeout"
     assert one({"id": "1", "msg": "it broke"}).summary == "it broke"
+
+
+def test_services_of_one_host_are_told_apart() -> None:
+    """By the names that Nagios and Icinga have for them, which stay the same when the trouble is over."""
+    for name in ("service_desc", "service_name", "sensor"):
+        base = {"host_name": "web-1", "notification_type": "PROBLEM"}
+        disk, load = (one({**base, name: what, "service_output": "3 %"}) for what in ("disk", "load"))
+        over = one({**base, name: "disk", "notification_type": "RECOVERY", "service_output": "70 %"})
+        assert disk.dedup_key == over.dedup_key != load.dedup_key
+        assert (disk.status, over.status, disk.summary) == (Status.FIRING, Status.RESOLVED, "3 %")
+
+
+def test_a_time_may_have_an_offset_and_the_name_of_its_zone() -> None:
+    """As Go prints it; a name alone says no offset, and the time is not guessed."""
+    assert one({"id": "1", "timestamp": "2026-03-01 11:00:00.5 +0100 CET"}).event_time == 1_772_359_200_500_000_000
+    assert one({"id": "1", "timestamp": "2026-03-01 11:00:00 PDT"}).event_time is None

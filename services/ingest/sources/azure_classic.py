@@ -107,7 +107,8 @@ def read_classic(data: Mapping[str, Any], context: Mapping[str, Any], pointer: s
     conditions = [object_of(one) for one in items_of(object_of(context.get("condition")).get("allOf"))][:CONDITIONS_MAX]
     dimensions = [pair for one in (*conditions, context) for pair in tags_of(items_of(one.get("dimensions")))]
     labels = labels_of([*tags_of(object_of(data.get("properties"))), *dimensions], notes, "data.properties")
-    resources = resources_of([target], firsts(labels))
+    region = text_of(context.get("resourceRegion"))
+    resources = resources_of([target], {**firsts(labels), **({"region": region} if region else {})})
     rule_name = word_of(context.get("name") or operation, RULE_MAX, "context.name", notes)
     description = bounded(
         context.get("description") or context.get("details") or log.get("description"),

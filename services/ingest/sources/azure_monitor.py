@@ -6,7 +6,7 @@ The ids of Azure are the same in any case, and come in several: keys and resourc
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from services.ingest.resources import targets_of_all
+from services.ingest.resources import HOST, targets_of_all
 from services.ingest.signal import (
     DESCRIPTION_MAX,
     GROUP_MAX,
@@ -63,6 +63,8 @@ MEASURES: Final = (
 )
 # Said by links, or by nothing but the raw body: what a claim proves is not ours to spread.
 UNSAID: Final = frozenset({"claims", "httpRequest"})
+# The label with the id of the cluster.
+SCRAPED: Final = "microsoft.resourceid"
 # Properties of Azure's own services, which are none of ours and no place of ours.
 OF_AZURE: Final = frozenset({"service", "region"})
 
@@ -102,7 +104,9 @@ def _common(data: Mapping[str, Any], essentials: Mapping[str, Any], pointer: str
     conditions = [object_of(one) for one in items_of(object_of(context.get("condition")).get("allOf"))]
     conditions = conditions[:CONDITIONS_MAX]
     labels = labels_of(_labels(data, essentials, context, conditions), notes, "data")
-    ids = items_of(essentials.get("alertTargetIDs"))
+    # Prometheus' rules are about what they measure; their target is the workspace where it is stored.
+    measured = object_of(context.get("labels"))
+    ids = [one for one in (measured.get(SCRAPED),) if text_of(one)] or items_of(essentials.get("alertTargetIDs"))
     rule_name = word_of(essentials.get("alertRule"), RULE_MAX, "essentials.alertRule", notes)
     health = health_of(context, rule_name, text_of(next(iter(ids), "")).lower(), notes)
     if health and health.over and status is Status.FIRING:
@@ -110,6 +114,12 @@ def _common(data: Mapping[str, Any], essentials: Mapping[str, Any], pointer: str
         status, status_raw = Status.RESOLVED, health.stage[:RAW_MAX]
     began, moment, ended = _times(essentials, context, health, status, notes)
     told = {name: one for name, one in firsts(labels).items() if not (health and name in OF_AZURE)}
+    if host := text_of(measured.get("instance")):
+        told.setdefault(HOST, host)
+    # Of log searches of the first version, the machines that sent what was found.
+    machines = [text_of(one) for one in items_of(context.get("AffectedConfigurationItems"))]
+    if len(machines) == 1 and not machines[0].startswith("/"):
+        told.setdefault(HOST, machines[0])
     resources = resources_of(ids or [told.get("resourceid")], told)
     description = bounded(essentials.get("description"), DESCRIPTION_MAX, "essentials.description", notes)
     title = (health.title if health else "") or description or _headline(context)

@@ -28,7 +28,7 @@ from services.ingest.signal import (
     bounded_key,
 )
 from services.ingest.sources import generic, kubernetes
-from services.ingest.sources.fields import each, key_of, line_of, need_object
+from services.ingest.sources.fields import each, key_of, line_of, need_object, object_of
 from services.ingest.sources.reading import (
     PAIRS_MAX,
     Notes,
@@ -123,7 +123,7 @@ def _signal(event: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSigna
         notes.add(f"specversion is {version[:32]}, and was read as {VERSION}")
     data = _data(event, notes)
     place = DATA if event.get("data") is not None else "/data_base64"
-    if kubernetes.is_event(data):
+    if kubernetes.is_event(data) or kubernetes.is_event(object_of(data).get("body")):
         return _enveloped(event, kubernetes.read_event(need_object(data, "data"), pointer + place, notes), notes)
     inner = None
     if isinstance(data, Mapping) and data:

@@ -129,12 +129,14 @@ def _problem(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSigna
         notes,
         SEVERITIES,
     )
-    began = time_of(_past(details.get("startTime") or fields.first("starttime")), "startTime", notes)
-    over = _past(details.get("endTime") or fields.first("endtime"))
+    began = time_of(
+        _past(details.get("startTime") or fields.first("starttime", "problemstarttime")), "startTime", notes
+    )
+    over = _past(details.get("endTime") or fields.first("endtime", "problemendtime"))
     ended = time_of(over, "endTime", notes) if status is Status.RESOLVED else None
     tagged = fields.first("tags", "problemtags", "entitytags")
     tagged = tagged or details.get("entityTags") or details.get("tagsOfAffectedEntities")
-    tags = labels_of(tags_of(tagged), notes, "Tags")
+    tags = labels_of(tags_of(_flags(tagged)), notes, "Tags")
     resources = _resources(fields, details, tags, notes)
     title = fields.text(SUMMARY_MAX, "problemtitle", "title")
     words = {name: one for name, one in filled_in(body).items() if isinstance(one, str | int | float)}
@@ -171,6 +173,16 @@ def _is_test(fields: Filled, number: str, pid: str) -> bool:
     return number == "TESTID" or pid in ("", TEST_PID) or named
 
 
+def _flags(tags: Any) -> Any:
+    """Return tags with those that have no value as their names: an object of such a tag has no `value`."""
+    if not isinstance(tags, list):
+        return tags
+    return [
+        object_of(one).get("key") if "key" in object_of(one) and not object_of(one).get("value") else one
+        for one in tags
+    ]
+
+
 def _past(value: Any) -> Any:
     """Return a time of Dynatrace, where -1 is one that is not yet."""
     return None if text_of(value).startswith("-") else value
@@ -204,8 +216,7 @@ def _resources(
     if isinstance(entities, str):
         entities = _inner(entities, "ImpactedEntities", notes) if entities.lstrip().startswith("[") else None
     entities = items_of(entities) or items_of(details.get("affectedEntities")) or items_of(details.get("rankedEvents"))
-    # Tags may bear the name of their origin: `[AWS]env:prod`.
-    shared = firsts({CONTEXT.sub("", name).strip() or name: value for name, value in tags.items()})
+    shared = _named(tags)
     single = []
     for one in entities[:ENTITIES_MAX]:
         entity = object_of(one)
@@ -218,6 +229,11 @@ def _resources(
     for attributes in single:
         together = {**attributes, **together}
     return [resource_of({**shared, **one}) for one in (together, *single)]
+
+
+def _named(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return tags without the names of their origin, which some bear: `[AWS]env:prod`."""
+    return firsts({CONTEXT.sub("", name).strip() or name: value for name, value in tags.items()})
 
 
 def _event(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
@@ -241,9 +257,12 @@ def _event(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
     ended = time_of(body.get("event.end"), "event.end", notes) if status is Status.RESOLVED else None
     flat = {name: one for name, one in body.items() if isinstance(one, str | int | float) and name not in LONG}
     labels = labels_of(((name, text_of(one)) for name, one in flat.items()), notes, "event")
+    tags = labels_of(tags_of(items_of(body.get("entity_tags"))), notes, "entity_tags")
+    labels = dict([*labels.items(), *((name, one) for name, one in tags.items() if name not in labels)][:PAIRS_MAX])
     affected = _affected(body)
-    resource = resource_of({**_aliases(labels), **next(iter(affected), {}), **labels})
-    resources = [resource, *(resource_of({**_aliases(labels), **one}) for one in affected[1:])]
+    shared = {**_named(tags), **_aliases(labels)}
+    resource = resource_of({**shared, **next(iter(affected), {}), **labels})
+    resources = [resource, *(resource_of({**shared, **one}) for one in affected[1:])]
     lists = {name: one for name, one in body.items() if isinstance(one, list | Mapping)}
     rule_name = text_of(body.get("event.name") or body.get("event.type"))[:RULE_MAX]
     description = text_of(body.get("event.description"))[:DESCRIPTION_MAX]
@@ -272,11 +291,14 @@ def _event(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal:
 def _affected(body: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the attributes of the entities that a problem names; what they are stands in their ids, `HOST-1F`."""
     ids, names = (items_of(body.get(f"affected_entity_{one}")) for one in ("ids", "names"))
+    pairs = list(zip(ids, names, strict=True)) if len(ids) == len(names) else []
+    # Newest, and with its own kinds: an id tells the kind as before.
+    several = [object_of(one) for one in items_of(body.get("smartscape.affected_entities"))]
+    pairs = pairs or [(one.get("id"), one.get("name")) for one in several]
     found = []
-    if len(ids) == len(names):
-        for one, name in zip(ids[:ENTITIES_MAX], names[:ENTITIES_MAX], strict=True):
-            if (attribute := ENTITIES.get(text_of(one).rpartition("-")[0])) and text_of(name):
-                found.append({attribute: text_of(name)[:VALUE_MAX]})
+    for one, name in pairs[:ENTITIES_MAX]:
+        if (attribute := ENTITIES.get(text_of(one).rpartition("-")[0])) and text_of(name):
+            found.append({attribute: text_of(name)[:VALUE_MAX]})
     return found
 
 

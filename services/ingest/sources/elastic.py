@@ -18,10 +18,10 @@ from services.ingest.signal import (
     Rel,
     Severity,
     Status,
-    Unreadable,
     bounded_key,
 )
 from services.ingest.sources import generic
+from services.ingest.sources.elastic_bodies import PARTS_MAX, at, canonical, read_body
 from services.ingest.sources.fields import (
     each,
     items_of,
@@ -34,11 +34,10 @@ from services.ingest.sources.fields import (
     severity_of,
     tags_of,
 )
-from services.ingest.sources.reading import PAIRS_MAX, Notes, read_json, time_of, word_of, words_of
+from services.ingest.sources.reading import PAIRS_MAX, Notes, time_of, word_of, words_of
 from services.ingest.words import read_status
 
 DOCUMENT: Final = "kibana.alert."
-PARTS_MAX: Final = 8
 # Where bodies have their documents; those of one line belong together.
 LISTS: Final = (
     ("alerts.new.data", "alerts.ongoing.data", "alerts.recovered.data"),
@@ -81,13 +80,7 @@ ENDINGS: Final[Mapping[str, Status]] = {
 }
 # Of a document: what people did with it goes before what the rule says.
 WORKFLOW: Final = {"acknowledged": Status.ACKNOWLEDGED, "closed": Status.RESOLVED}
-GROUPS: Final = (
-    "alert.actionGroup",
-    "alertActionGroup",
-    "actionGroup",
-    "alert.actionGroupName",
-    "alertActionGroupName",
-)
+GROUPS: Final = ("alert.actionGroup", "alert.actionGroupName")
 STATES: Final = ("kibana.alert.status", "alert.status", "status", "state")
 SEVERITIES: Final = (
     "kibana.alert.severity",
@@ -99,21 +92,19 @@ SEVERITIES: Final = (
     "metadata.severity",
     "ctx.metadata.severity",
 )
-RULE_IDS: Final = ("kibana.alert.rule.uuid", "rule.id", "rule_id", "ruleId", "alertId")
+RULE_IDS: Final = ("kibana.alert.rule.uuid", "rule.id")
 RULE_NAMES: Final = (
     "kibana.alert.rule.name",
     "rule.name",
     "rule_name",
-    "ruleName",
-    "alertName",
     "metadata.name",
     "ctx.metadata.name",
     "watch_id",
     "ctx.watch_id",
     "Title",
 )
-INSTANCES: Final = ("kibana.alert.instance.id", "alert.id", "alert_id", "alertInstanceId")
-UUIDS: Final = ("kibana.alert.uuid", "alert.uuid", "alert_uuid", "alertUuid")
+INSTANCES: Final = ("kibana.alert.instance.id", "alert.id")
+UUIDS: Final = ("kibana.alert.uuid", "alert.uuid")
 TIMES: Final = (
     "kibana.alert.last_detected",
     "date",
@@ -123,8 +114,17 @@ TIMES: Final = (
     "ctx.execution_time",
     "trigger.triggered_time",
     "ctx.trigger.triggered_time",
+    "context.timestamp",
+    "context.date",
 )
-SUMMARIES: Final = ("kibana.alert.reason", "context.title", "context.reason", "alert_subject", "title")
+SUMMARIES: Final = (
+    "kibana.alert.reason",
+    "context.title",
+    "context.reason",
+    "context.internalShortMessage",
+    "alert_subject",
+    "title",
+)
 DESCRIPTIONS: Final = ("context.message", "context.reason", "message", "alert_text", "kibana.alert.reason")
 WATCHES: Final = ("watch_id", "ctx.watch_id")
 # ECS and OpenTelemetry share most of these names.
@@ -152,7 +152,7 @@ RESOURCE: Final[Mapping[str, tuple[str, ...]]] = {
 def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
     """Return a signal per alert; a summary's list of alert documents is several."""
     notes = Notes()
-    value = _read(body, notes)
+    value = read_body(body, notes)
     found = list(_documents(value)) if isinstance(value, Mapping) else []
     if not found:
         return each(value, notes, _signal)
@@ -179,34 +179,6 @@ def _placed(pointer: str, places: Mapping[str, str]) -> str:
     return f"{places.get(f'/{first}', '')}{slash}{rest}"
 
 
-def _read(body: bytes, notes: Notes) -> Any:
-    """Return the JSON; objects that a template put between quotation marks are taken out of them."""
-    try:
-        return read_json(body, notes)
-    except Unreadable:
-        mended = body.replace(b'"{', b"{").replace(b'}"', b"}")
-        if mended == body:
-            raise
-        value = read_json(mended, notes)
-        notes.add("objects between quotation marks were read as objects")
-        return value
-
-
-def at(value: Any, path: str) -> Any:
-    """Return what stands under a dotted path, whether its names are nested, dotted, or both; None when nothing does."""
-    if not isinstance(value, Mapping):
-        return None
-    if path in value:
-        return value[path]
-    parts = path.split(".", PARTS_MAX)
-    for cut in range(len(parts) - 1, 0, -1):
-        head = ".".join(parts[:cut])
-        inner = value.get(head)
-        if isinstance(inner, Mapping) and (found := at(inner, ".".join(parts[cut:]))) is not None:
-            return found
-    return None
-
-
 def _is_document(value: Any) -> bool:
     source = object_of(value).get("_source", value)
     return any(at(source, name) is not None for name in (*UUIDS, *RULE_NAMES))
@@ -228,6 +200,9 @@ def _signal(outer: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSigna
     """Read one alert; what is neither Kibana's nor Watcher's is read by the usual names."""
     if isinstance(outer.get("_source"), Mapping):
         outer, pointer = need_object(outer["_source"], "_source"), f"{pointer}/_source"
+    if at(outer, "watch_id") is None and at(outer, "payload.watch_id") is not None:
+        outer, pointer = need_object(outer["payload"], "payload"), f"{pointer}/payload"
+    outer = canonical(outer)
     uuid = key_of(_first(outer, UUIDS, DESCRIPTION_MAX, notes), "alert.uuid", notes)
     rule_id = _first(outer, RULE_IDS, RULE_MAX, notes)
     watch = _first(outer, WATCHES, RULE_MAX, notes) or _elastalert(outer, notes)
@@ -343,6 +318,7 @@ def _labels(body: Mapping[str, Any], resource: Mapping[str, str], notes: Notes) 
 def _annotations(body: Mapping[str, Any], notes: Notes) -> dict[str, str]:
     """Return the context of the rule and the numbers of the document."""
     found = {f"context.{name}"[:RULE_MAX]: one for name, one in object_of(body.get("context")).items()}
+    found |= {name[:RULE_MAX]: one for name, one in body.items() if name.startswith("context.")}
     for name in ("payload.hits.total", "ctx.payload.hits.total"):
         found[name] = at(body, name)
     for name in ("risk_score", "evaluation.value", "evaluation.threshold", "depth", "action_group"):

@@ -53,7 +53,12 @@ ATTRIBUTES: Final = {
     "function_name": SERVICE,
     "module_id": SERVICE,
     "host": HOST,
+    # Of Prometheus' targets.
+    "cluster": CLUSTER,
+    "namespace": NAMESPACE,
+    "instance": HOST,
 }
+PROMETHEUS: Final = "prometheus.googleapis.com/"
 CONTROLLERS: Final = {
     "Deployment": "k8s.deployment.name",
     "StatefulSet": "k8s.statefulset.name",
@@ -117,6 +122,9 @@ def _incident(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSign
     )
     # What a metric is labelled with is about what it counts, and not about what it runs on.
     told = labels_of((pair for one in reversed(user) for pair in tags_of(object_of(one))), Notes())
+    if text_of(metric.get("type")).startswith(PROMETHEUS):
+        # But those of Prometheus are what it scraped and what a query left of it.
+        told = {**labels_of(tags_of(object_of(metric.get("labels"))), Notes()), **told}
     resource = resource_of(
         {**firsts(told), **_attributes(incident, monitored, object_of(metadata.get("system_labels")))}
     )

@@ -341,6 +341,7 @@ def _alert(value: Mapping[str, Any], event: str, notes: Notes) -> ParsedSignal:
     resource = resource_of({SERVICE: facts.name} if facts.name else {})
     told_name = advisory.get("summary") or rule.get("description") or alert.get("secret_type_display_name")
     name = line_of(told_name, "summary", notes) or rule_name or text_of(alert.get("affected_package_name")) or event
+    told = ended or alert.get("dismissed_at") or alert.get("created_at")
     return ParsedSignal(
         dedup_key=bounded_key(facts.place, event, number),
         status=status,
@@ -350,7 +351,7 @@ def _alert(value: Mapping[str, Any], event: str, notes: Notes) -> ParsedSignal:
         summary=line_of(f"{facts.place}: {name}", "summary", notes) or event,
         description=bounded(advisory.get("description"), DESCRIPTION_MAX, "description", notes),
         rule_name=bounded(rule_name, RULE_MAX, "rule", notes),
-        event_time=moment or time_of(ended or alert.get("created_at"), "alert.created_at", notes),
+        event_time=moment or time_of(told, "alert.created_at", notes),
         end_time=time_of(ended, "alert.fixed_at", notes) if status is Status.RESOLVED else None,
         resource=resource,
         targets=target_keys(resource),

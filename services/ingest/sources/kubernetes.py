@@ -54,6 +54,21 @@ PREFIX: Final = "k8s."
 # What kubewatch says of objects.
 CHANGED: Final = frozenset({"created", "updated", "deleted"})
 MESSAGES_MAX: Final = 16
+# What templates of exporters call the fields of an event, without separators and in small letters: the usual layout of
+# kubernetes-event-exporter, and kube-eventer's own.
+TEMPLATE: Final[Mapping[str, tuple[str, ...]]] = {
+    "reason": ("reason", "eventreason"),
+    "message": ("message", "eventmessage"),
+    "type": ("type", "eventtype"),
+    "lastTimestamp": ("lasttimestamp", "eventtime", "timestamp", "createdat"),
+    "clusterName": ("clustername", "cluster"),
+    "count": ("count",),
+}
+ABOUT: Final[Mapping[str, tuple[str, ...]]] = {
+    "kind": ("kind", "eventkind"),
+    "name": ("name", "eventobject"),
+    "namespace": ("namespace", "eventnamespace"),
+}
 
 
 def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
@@ -139,7 +154,22 @@ def _of_exporter(outer: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     if "Kind" in (data := object_of(outer.get("data"))):
         told = {name.lower(): value for name, value in data.items()}
         return _of_botkube({"timestamp": told.get("timestamp")}, told, told), "/data"
-    return outer, ""
+    return _of_template(outer), ""
+
+
+def _of_template(outer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return as an event what a template made flat, the fields of `details` among them; what is none as it is."""
+    plain = {name.lower().replace("_", ""): one for name, one in {**outer, **object_of(outer.get("details"))}.items()}
+
+    def named(names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+        found = {name: next((plain[one] for one in spelt if one in plain), None) for name, spelt in names.items()}
+        return {name: one for name, one in found.items() if isinstance(one, str | int | float)}
+
+    event, about = named(TEMPLATE), named(ABOUT)
+    if is_event(outer) or "metadata" in outer or "reason" not in event or not {"kind", "name"} <= about.keys():
+        return outer
+    source = {"component": plain.get("component"), "host": plain.get("host")}
+    return {**event, "involvedObject": about, "source": source}
 
 
 def _of_kubewatch(outer: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:

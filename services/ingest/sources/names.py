@@ -15,6 +15,8 @@ STATUS: Final = (
     "eventaction",
     "eventtype",
     "action",
+    "notificationtype",
+    "alerttypefriendlyname",
 )
 SEVERITY: Final = ("severity", "priority", "level", "criticality", "urgency", "sev")
 KEYS: Final = (
@@ -60,6 +62,8 @@ SUMMARY: Final = (
     "event",
     "info",
     "resultdescription",
+    "serviceoutput",
+    "hostoutput",
 )
 DESCRIPTION: Final = ("description", "details", "message", "text", "body", "resultdescription")
 START: Final = (
@@ -86,7 +90,21 @@ LINKS: Final[Mapping[Rel, tuple[str, ...]]] = {
 # Objects whose fields count as if they stood at the top, where these do not say it themselves.
 CONTAINERS: Final = ("payload", "alert", "incident", "event", "data", "check", "checkresult", "monitor", "heartbeat")
 # What names the thing and stays the same from one message about it to the next.
-IDENTITY: Final = (*RULE, "service", "host", "hostname", "instance", "resource", "resourceid", "resourcename")
+IDENTITY: Final = (
+    *RULE,
+    "service",
+    "servicename",
+    "servicedesc",
+    "servicedescription",
+    "host",
+    "hostname",
+    "instance",
+    "device",
+    "sensor",
+    "resource",
+    "resourceid",
+    "resourcename",
+)
 # What differs from one message about a thing to the next: no part of a key that is made of a whole body.
 VOLATILE: Final = frozenset(
     {

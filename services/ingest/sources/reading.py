@@ -24,7 +24,9 @@ ABSENT: Final = frozenset({"", "null", "NULL", "None", "<no value>", "[no value]
 # `${x}`, `$ALERT_ID`, `$TAGS[service]`, `{EVENT.ID}`. Each begins at one place only: linear.
 PLACEHOLDER: Final = re.compile(r"\$\{[^}]*+\}|\$[A-Z_][A-Z0-9_]*+(?:\[[^\]]*+\])?|\{[A-Z][A-Z0-9_.]*+\}")
 RFC3339: Final = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9})\d*)?)?\s*([Zz]|UTC|[+-]\d\d:?\d\d)?"
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9})\d*)?)?"
+    # Go writes an offset and then the zone's name.
+    r"(?:\s*([Zz]|UTC|[+-]\d\d:?\d\d)(?: [A-Z]{2,5})?)?"
 )
 EPOCH: Final = re.compile(r"\d{9,19}(?:\.\d{1,9})?")
 YEAR_MIN, YEAR_MAX = 1971, 2200

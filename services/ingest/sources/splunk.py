@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from services.ingest.resources import resource_of, target_keys
+from services.ingest.resources import ENVIRONMENT, SERVICE, resource_of, target_keys
 from services.ingest.signal import (
     DESCRIPTION_MAX,
     RAW_MAX,
@@ -57,6 +57,8 @@ ANNOTATIONS: Final = (
     "detectorId",
     "orgId",
 )
+# Dimensions of its own, of what traces tell.
+DIMENSIONS: Final = {"sf_service": SERVICE, "sf_environment": ENVIRONMENT}
 STATES: Final = {
     "anomalous": Status.FIRING,
     "ok": Status.RESOLVED,
@@ -146,7 +148,7 @@ def _detector(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSign
     for one in object_of(body.get("inputs")).values():
         labels = words_of({**object_of(object_of(one).get("key")), **labels}, "inputs", notes)
     labels = words_of({**labels, **object_of(body.get("dimensions"))}, "dimensions", notes)
-    resource = resource_of({name.lower(): value for name, value in labels.items()})
+    resource = resource_of({DIMENSIONS.get(name, name.lower()): value for name, value in labels.items()})
     rule_name = word_of(body.get("detector"), RULE_MAX, "detector", notes)
     links = [(Rel.SOURCE, "detectorUrl"), (Rel.RUNBOOK, "runbookUrl"), (Rel.IMAGE, "imageUrl")]
     return ParsedSignal(

@@ -312,6 +312,37 @@ def test_what_names_no_alert_is_unreadable(body: bytes) -> None:
         parse(body, DeliveryFacts("azure-monitor"))
 
 
+def test_a_rule_of_prometheus_is_about_what_it_measures() -> None:
+    """And not about the workspace where that is stored."""
+    cluster = f"{SUBSCRIPTION}/resourcegroups/shop/providers/microsoft.containerservice/managedclusters/main"
+    workspace = f"{SUBSCRIPTION}/resourcegroups/shop/providers/microsoft.monitor/accounts/metrics"
+    context = {"labels": {"instance": "node-1:9100", "microsoft.resourceid": cluster}}
+    body = {"data": {"essentials": {**ESSENTIALS, "alertTargetIDs": [workspace]}, "alertContext": context}}
+    (signal,) = parse(json.dumps(body).encode(), DeliveryFacts("azure-monitor"))
+    assert signal.resource["cloud.resource_id"] == cluster
+    assert (signal.resource["k8s.cluster.name"], signal.resource["host.name"]) == ("main", "node-1")
+
+
+def test_an_old_log_search_names_the_machine_it_is_about() -> None:
+    """Of one only: several are no single host."""
+    workspace = f"{SUBSCRIPTION}/resourcegroups/shop/providers/microsoft.operationalinsights/workspaces/logs"
+    found = []
+    for machines in (["web-1"], ["web-1", "web-2"], [MACHINE]):
+        context = {"AffectedConfigurationItems": machines, "Dimensions": []}
+        body = {"data": {"essentials": {**ESSENTIALS, "alertTargetIDs": [workspace]}, "alertContext": context}}
+        (signal,) = parse(json.dumps(body).encode(), DeliveryFacts("azure-monitor"))
+        found.append(signal.resource.get("host.name"))
+    assert found == ["web-1", None, None]
+
+
+def test_a_classic_alert_names_its_region() -> None:
+    """The oldest schema of metrics does."""
+    context = {"id": "/r", "name": "CPU", "resourceId": MACHINE, "resourceRegion": "centralus"}
+    body = {"status": "Activated", "context": context}
+    (signal,) = parse(json.dumps(body).encode(), DeliveryFacts("azure-monitor"))
+    assert signal.resource["cloud.region"] == "centralus"
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     body=mutants(

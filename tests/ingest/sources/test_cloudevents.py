@@ -170,6 +170,16 @@ def test_any_damage_gives_signals_or_unreadable(body: bytes, content_type: str) 
     check("cloudevents", body, content_type)
 
 
+def test_an_event_of_kubernetes_may_stand_in_the_body_of_the_data() -> None:
+    """As Argo Events wraps what its source for resources saw."""
+    about = {"kind": "Pod", "namespace": "shop", "name": "web-1", "uid": "u-1"}
+    data = {"type": "ADD", "body": {"involvedObject": about, "reason": "Failed", "type": "Warning"}}
+    event = {"specversion": "1.0", "id": "1", "source": "k8s", "type": "resource", "data": data}
+    (signal,) = parse(json.dumps(event).encode(), DeliveryFacts("cloudevents"))
+    assert (signal.rule_name, signal.resource["k8s.pod.name"]) == ("Failed", "web-1")
+    assert signal.body_pointer == "/data/body"
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     body=st.binary(max_size=50),

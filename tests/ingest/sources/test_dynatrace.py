@@ -224,6 +224,42 @@ def test_a_problem_of_the_newer_platform_names_what_is_affected() -> None:
     assert [key.key for key in signal.targets] == ["host:web-1", "svc:checkout"]
 
 
+def test_a_problem_of_the_newest_kind_names_its_entities_and_tags() -> None:
+    """Entities have names in a list of their own, tags of several may say where they run."""
+    problem: dict[str, Any] = {
+        "event.kind": "DAVIS_PROBLEM",
+        "event.id": "-1_1V2",
+        "display_id": "P-1",
+        "event.name": "Slow",
+        "event.status": "ACTIVE",
+        "event.start": "2026-01-01T00:00:00Z",
+        "smartscape.affected_entities": [{"id": "SERVICE-1", "name": "checkout", "type": "SERVICE"}],
+        "entity_tags": ["[AWS]env:prod", "urgent"],
+    }
+    signal = one(problem)
+    assert signal.resource == {"service.name": "checkout", "deployment.environment.name": "prod"}
+    assert signal.labels["urgent"] == "true"
+
+
+def test_times_of_a_problem_may_be_fields_of_the_template() -> None:
+    """Without details the template itself may say when it began and ended."""
+    times: dict[str, Any] = {
+        "ProblemStartTime": 1767225600000,
+        "ProblemEndTime": "1767225660000",
+        "ProblemDetailsJSON": None,
+    }
+    opened, over = (one(**times, State=state) for state in ("OPEN", "RESOLVED"))
+    assert opened.event_time == opened.start_time == over.start_time == 1_767_225_600_000_000_000
+    assert over.event_time == over.end_time == 1_767_225_660_000_000_000
+
+
+def test_a_tag_without_a_value_is_a_flag() -> None:
+    """As the details of the second version have it, in objects."""
+    tags = [{"key": "env", "value": "prod"}, {"key": "urgent", "stringRepresentation": "urgent"}]
+    signal = one(Tags="", ProblemDetailsJSON={"entityTags": tags})
+    assert (signal.labels["env"], signal.labels["urgent"]) == ("prod", "true")
+
+
 @settings(max_examples=300, deadline=None)
 @given(body=mutants([PROBLEM, EVENT, {"event": EVENT}]))
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:

@@ -214,6 +214,68 @@ def test_a_path_of_kibana_has_its_address_before_it() -> None:
     assert known.resource["deployment.environment.name"] == "prod"
 
 
+FLAT = {
+    "ruleId": "r-1",
+    "name": "CPU of shop",
+    "id": "web-1",
+    "actionGroup": "metrics.inventory_threshold.fired",
+    "status": "Alert",
+    "description": "CPU is 97 %",
+    "url": "https://kb.example.org/a/u-1",
+    "lastReceived": "2026-03-01T10:00:00.000Z",
+    "context.host": '{"name":"web-1","ip":["10.0.0.1"]}',
+    "context.value": '{"condition0":"97%"}',
+    "contextTags": "team:shop",
+}
+
+
+def test_a_flat_template_tells_rule_alert_and_context() -> None:
+    """Its alerts are told apart, and each is known again when it has recovered."""
+    fired = read(FLAT)
+    assert (fired.dedup_key, fired.status, fired.rule_name) == ("r-1|web-1", Status.FIRING, "CPU of shop")
+    assert (fired.summary, fired.event_time) == ("CPU is 97 %", 1_772_359_200_000_000_000)
+    assert fired.resource == {"host.name": "web-1"}
+    assert fired.labels["team"] == "shop"
+    assert fired.annotations["context.value"] == '{"condition0":"97%"}'
+    assert read({**FLAT, "id": "web-2"}).dedup_key != fired.dedup_key
+    over = read({**FLAT, "actionGroup": "recovered", "context.host": ""})
+    assert (over.dedup_key, over.status) == (fired.dedup_key, Status.RESOLVED)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {"ruleId": "r-1", "alertId": "web-1"},
+        {"alertId": "r-1", "alertInstanceId": "web-1"},
+        {"alert_id": "r-1", "alert_instance_id": "web-1"},
+        {"rule_id": "r-1", "alert_id": "web-1"},
+    ],
+)
+def test_an_alert_was_the_rule_and_an_instance_the_alert(ids: dict[str, str]) -> None:
+    """Names before and after Kibana called them otherwise mean the same."""
+    for group, status in (("threshold met", Status.FIRING), ("recovered", Status.RESOLVED)):
+        signal = read({**ids, "alert_action_group": group, "alert_reason": "CPU is 97 %"})
+        assert (signal.dedup_key, signal.status, signal.summary) == ("r-1|web-1", status, "CPU is 97 %")
+
+
+@pytest.mark.parametrize("name", ["groupByKeys", "grouping"])
+def test_what_an_alert_is_grouped_by_is_what_it_is_about(name: str) -> None:
+    """It is rendered as JSON in a text; what the body says itself goes before it."""
+    told = {name: '{"host":{"name":"web-2"},"service":{"name":"shop"}}', "timestamp": "2026-03-01T10:00:00.000Z"}
+    signal = read({**RULE, "date": None, "context": told})
+    assert signal.resource == {"host.name": "web-2", "service.name": "shop"}
+    assert signal.event_time == 1_772_359_200_000_000_000
+    assert read({**RULE, "context": told, "service": {"name": "cart"}}).resource["service.name"] == "cart"
+    assert read({**RULE, "context": {name: "{broken"}}).resource == {}
+
+
+def test_a_watch_in_an_envelope_is_a_watch() -> None:
+    """What the envelope says is the same for each, and no state."""
+    signal = read({"payload": {"watch_id": "w-1", "metadata": {"name": "Errors"}}, "status": "Alert"})
+    assert (signal.dedup_key, signal.status, signal.rule_name) == ("w-1", Status.OCCURRENCE, "Errors")
+    assert signal.body_pointer == "/payload"
+
+
 @settings(max_examples=300, deadline=None)
 @given(body=mutants([RULE, DOCUMENT, WATCH, [DOCUMENT, RULE], {"context": {"alerts": [DOCUMENT]}}]))
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:

@@ -200,6 +200,21 @@ def test_no_severity_and_no_time_are_understood() -> None:
     assert not [text for text in signal.warnings if "severity" in text or "started_at" in text]
 
 
+def test_a_target_of_prometheus_names_cluster_namespace_and_service() -> None:
+    """What Prometheus labels its metrics with is about what it scraped."""
+    target = {
+        **MACHINE,
+        "resource": {
+            "type": "prometheus_target",
+            "labels": {"cluster": "main", "namespace": "shop", "instance": "web-1:9090", "location": "europe-west3"},
+        },
+        "metric": {"type": "prometheus.googleapis.com/errors/counter", "labels": {"service": "checkout"}},
+    }
+    (signal,) = parse(json.dumps({"incident": target, "version": "1.2"}).encode(), DeliveryFacts("gcp-monitoring"))
+    assert (signal.resource["k8s.cluster.name"], signal.resource["k8s.namespace.name"]) == ("main", "shop")
+    assert (signal.resource["service.name"], signal.resource["host.name"]) == ("checkout", "web-1")
+
+
 @settings(max_examples=300, deadline=None)
 @given(body=mutants([{"incident": MACHINE, "version": "1.2"}, {"incident": OLD, "version": "1.1"}]))
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:

@@ -224,6 +224,15 @@ def test_a_run_without_a_name_has_that_of_its_workflow() -> None:
     assert "workflow release" in signal.summary
 
 
+def test_a_dismissed_alert_is_told_of_when_it_was_dismissed() -> None:
+    """Older alerts have no time of their last change."""
+    alert = {"number": 1, "state": "dismissed", "created_at": "2026-03-01T09:00:00Z"}
+    body = {"action": "dismissed", "alert": {**alert, "dismissed_at": "2026-03-01T10:00:00Z"}, **COMMON}
+    facts = DeliveryFacts("github", headers={"x-github-event": "repository_vulnerability_alert"})
+    (signal,) = parse(json.dumps(body).encode(), facts)
+    assert (signal.status, signal.event_time) == (Status.SUPPRESSED, 1_772_359_200_000_000_000)
+
+
 @settings(max_examples=300, deadline=None)
 @given(body=mutants(list(EVENTS.values())))
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:

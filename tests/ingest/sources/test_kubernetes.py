@@ -156,6 +156,43 @@ def test_a_cluster_may_stand_in_the_resource_of_a_log_record() -> None:
     assert read({"resource": {"k8s.cluster.name": "c9"}, "body": event}).resource["k8s.cluster.name"] == "c9"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {
+            "EventType": "Warning",
+            "EventNamespace": "shop",
+            "EventKind": "Pod",
+            "EventObject": "db-0",
+            "EventReason": "BackOff",
+            "EventTime": "2026-03-01 11:05:00 +0100 CET",
+            "EventMessage": "Back-off restarting failed container",
+        },
+        {
+            "createdAt": "1772359500000",
+            "details": {
+                "message": "Back-off restarting failed container",
+                "reason": "BackOff",
+                "type": "Warning",
+                "count": "6",
+                "kind": "Pod",
+                "name": "db-0",
+                "namespace": "shop",
+                "component": "kubelet",
+                "host": "node-7",
+            },
+        },
+    ],
+)
+def test_what_a_template_made_flat_is_an_event(body: dict[str, Any]) -> None:
+    """Both exporters' own examples of a template."""
+    signal = read(body)
+    assert (signal.status, signal.severity, signal.rule_name) == (Status.OCCURRENCE, Severity.WARNING, "BackOff")
+    assert signal.event_time == 1_772_359_500_000_000_000
+    assert (signal.resource["k8s.namespace.name"], signal.resource["k8s.pod.name"]) == ("shop", "db-0")
+    assert signal.description == "Back-off restarting failed container"
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     body=mutants(

@@ -141,6 +141,12 @@ def test_a_detector_names_dimensions_and_may_be_muted() -> None:
     assert one(DETECTOR, statusExtended="ok", triggeredWhileMuted=True).status is Status.RESOLVED
 
 
+def test_dimensions_of_traces_name_the_service() -> None:
+    """Splunk's own names for service and environment."""
+    signal = one(DETECTOR, inputs=None, dimensions={"sf_service": "cart", "sf_environment": "prod"})
+    assert signal.resource == {"service.name": "cart", "deployment.environment.name": "prod"}
+
+
 @settings(max_examples=300, deadline=None)
 @given(body=mutants([BODY, DETECTOR]))
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:
