@@ -211,9 +211,9 @@ def test_the_example_in_sources_yaml_is_good(tmp_path: Path) -> None:
 def test_any_damage_gives_signals_or_unreadable(body: bytes, items: str) -> None:
     """Whatever is left of a good message, the answer is bounded and soon."""
     parse = parser_of(source(MAPPING | {"items": items}))
-    began = time.perf_counter()
+    began = time.thread_time()
     entry = entry_of(delivery(body, "billing"), parse)
-    assert time.perf_counter() - began < SECONDS_MAX
+    assert time.thread_time() - began < SECONDS_MAX
     assert bool(entry.errors) is not bool(entry.signals)
     assert not policy.violations(entry)
     assert field_map_of(source(MAPPING).mapping).key == (("check", "id"), ("host",))
