@@ -2,6 +2,7 @@
 # ruff: noqa: N802  the names are those of the IDL
 
 import asyncio
+import itertools
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -119,10 +120,11 @@ class FakeGuardrails(kill_switch_service_pb2_grpc.KillSwitchServiceServicer):
         changed.set()
 
     def states(self, kill_id: str, subject: str) -> list[str]:
-        """Return what was reported about one effect under one kill, in order."""
+        """Return what was reported about one effect under one kill, in order; a report sent again counts once."""
         name = kill_switch_service_pb2.Stop.State.Name
         stops = [stop for one in self.reports if one.kill_id == kill_id for stop in one.stops]
-        return [name(stop.state).removeprefix("STATE_") for stop in stops if stop.subject == subject]
+        told = (name(stop.state).removeprefix("STATE_") for stop in stops if stop.subject == subject)
+        return [state for state, _ in itertools.groupby(told)]
 
     async def PollLease(
         self, _request: kill_switch_service_pb2.PollLeaseRequest, _: Any

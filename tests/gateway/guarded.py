@@ -46,7 +46,7 @@ from tests.stores import Database
 RESTART = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
 ENVIRONMENT = "demo"
 STATE = {"process_id": "1000", "state": "STATE_RUNNING"}
-BOOT_SECONDS = 30
+BOOT_SECONDS = 60
 # The longest that anything is held.
 HELD_SECONDS = 20
 

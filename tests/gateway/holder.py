@@ -23,7 +23,7 @@ from services.mesh.client import connect, refusal_of
 from tests.mesh.world import World
 
 LOCK_SECONDS: Final = 1
-WAIT_SECONDS: Final = 15
+WAIT_SECONDS: Final = 30
 DONE: Final = "DONE"
 
 

@@ -62,10 +62,10 @@ def tools(folder: Path, *entries: dict[str, Any]) -> AutoscalingTools:
 
 @pytest.fixture
 async def family(group: str, tmp_path: Path) -> AsyncIterator[AutoscalingTools]:
-    """Give the family on the group, in a call with ten seconds."""
+    """Give the family on the group, in a call with thirty seconds."""
     gone = aws.entry(group, tmp_path, "asg:demo/gone", "nowhere")
     found = tools(tmp_path, aws.entry(group, tmp_path, TARGET), gone)
-    with working("service/gateway", SET, 10):
+    with working("service/gateway", SET, 30):
         yield found
     await found.close()
 
@@ -256,11 +256,11 @@ async def test_an_aws_that_hangs_holds_up_nobody_else(group: str, tmp_path: Path
         family = tools(tmp_path, slow, quick)
 
         async def hang() -> None:
-            with working("service/gateway", SET, 3), pytest.raises(Refusal, match="BACKEND_UNAVAILABLE"):
+            with working("service/gateway", SET, 8), pytest.raises(Refusal, match="BACKEND_UNAVAILABLE"):
                 await family.describe_group(pb.DescribeGroupRequest(target_id="asg:demo/slow"), {})
 
         hanging = [asyncio.create_task(hang()) for _ in range(6)]
-        with working("service/gateway", SET, 10):
+        with working("service/gateway", SET, 30):
             await family.describe_group(pb.DescribeGroupRequest(target_id=TARGET), {})
         assert not any(one.done() for one in hanging)
         await asyncio.gather(*hanging)

@@ -69,7 +69,7 @@ async def family(tmp_path: Path, database: Database) -> AsyncIterator[ChangeTool
         servicer = IngestServicer(Silent(), store, Writes(pool, "ingest", Silent()), {}, lambda: None)
         add = ingest_service_pb2_grpc.add_IngestServiceServicer_to_server
         async with world.serving("ingest", [(add, servicer)]) as server, world.channel(server, "gateway") as channel:
-            with working("service/automation", LIST, 5):
+            with working("service/automation", LIST, 30):
                 yield ChangeTools(channel)
 
 

@@ -80,8 +80,8 @@ def policies() -> FakePolicies:
 
 @pytest.fixture(autouse=True)
 def call() -> Iterator[None]:
-    """Put every test into a call with five seconds."""
-    with working("service/automation", GET, 5):
+    """Put every test into a call with thirty seconds."""
+    with working("service/automation", GET, 30):
         yield
 
 

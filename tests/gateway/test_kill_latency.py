@@ -27,7 +27,7 @@ async def test_no_effect_starts_later_than_two_seconds_after_a_kill(postgres: Da
                 stops = [stop for kill in answer.kills for stop in kill.stops if stop.reporter == GATEWAY]
                 assert {stop.state for stop in stops} <= {pb.Stop.STATE_STOPPED}
 
-            await until(all_reported, "the gateway's reports", 15, AssertionError)
+            await until(all_reported, "the gateway's reports", 40, AssertionError)
     late = [*found.late[False], *found.late[True]]
     assert len(late) == ROUNDS
     assert max(late) <= NEVER_ABOVE

@@ -45,8 +45,8 @@ DOCUMENTS = [
 
 @pytest.fixture(autouse=True)
 def call() -> Iterator[None]:
-    """Put every test into a call with five seconds."""
-    with working("service/automation", SEARCH, 5):
+    """Put every test into a call with thirty seconds."""
+    with working("service/automation", SEARCH, 30):
         yield
 
 

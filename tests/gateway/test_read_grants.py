@@ -304,7 +304,7 @@ async def test_without_a_lease_nothing_is_read(mesh: Mesh) -> None:
     mesh.guardrails.tell()
     try:
         with pytest.raises(Refusal, match="LEASE_STALE"):
-            await asyncio.wait_for(refused(mesh, sign(mesh, minted(mesh))), 15)
+            await asyncio.wait_for(refused(mesh, sign(mesh, minted(mesh))), 40)
     finally:
         mesh.guardrails.withdrawn = False
         mesh.guardrails.tell()

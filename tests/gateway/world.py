@@ -39,7 +39,7 @@ from tests.stores import Database
 TARGET = "svc:demo/checkout"
 RESTART = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
 NOTICE = "opsmesh.tools.notify.v1.NotifyToolService/SendNotice"
-BOOT_SECONDS = 30
+BOOT_SECONDS = 60
 RestartRequest = workload_tool_service_pb2.RestartWorkloadRequest
 
 
@@ -173,7 +173,7 @@ class Mesh:
             return 0
         process, self.process = self.process, None
         process.send_signal(number)
-        return await asyncio.wait_for(process.wait(), 20)
+        return await asyncio.wait_for(process.wait(), 40)
 
     @asynccontextmanager
     async def channel(self, name: str = "automation") -> AsyncIterator[grpc.aio.Channel]:
@@ -277,12 +277,22 @@ class Mesh:
             await connection.close()
 
     async def let_pass(self, request: Any) -> None:
-        """Move the deadline of an effect into the past, in place of waiting for it."""
+        """Move the deadline of an effect into the past, in place of waiting for it, and see it resolved.
+
+        Whoever asks before that may come second to the gateway's own lane, and hear that it is in flight.
+        """
         statement = (
             "UPDATE gateway.effects SET deadline_time = clock_timestamp(), resolve_time = clock_timestamp() "
             "WHERE request_id = $1 AND state = 'STARTED' RETURNING true"
         )
         assert await self.execute(statement, uuid.UUID(request.request_id))
+        state = "SELECT state FROM gateway.effects WHERE request_id = $1"
+
+        async def resolved() -> None:
+            if await self.execute(state, uuid.UUID(request.request_id)) == "STARTED":
+                raise _NotYetError
+
+        await until(resolved, "the effect", 40, _NotYetError)
 
     async def rows(self, request: Any) -> int:
         """Return how many effects a request has: none when it was refused before transaction 1."""
@@ -290,13 +300,13 @@ class Mesh:
         return int(await self.execute(statement, uuid.UUID(request.request_id)))
 
     async def until(self, holds: Callable[[], object]) -> None:
-        """Wait, at most 15 s, for something that only another process can bring about."""
+        """Wait, at most 40 s, for something that only another process can bring about."""
 
         async def look() -> None:
             if not holds():
                 raise _NotYetError
 
-        await until(look, "the condition", 15, _NotYetError)
+        await until(look, "the condition", 40, _NotYetError)
 
 
 class _NotYetError(Exception):
