@@ -48,7 +48,7 @@ async def test_cancel_between_tries(mesh: Mesh) -> None:
     execution_id = await mesh.start("slow")
     await mesh.until(lambda: any(rpc == "CheckHealth" for rpc, _ in mesh.gateway.seen))
     await mesh.cancel(execution_id)
-    execution = await mesh.reached(execution_id, seconds=10)
+    execution = await mesh.reached(execution_id)
     assert steps_of(execution) == {"restart": "SUCCEEDED", "verify": "CANCELLED"}
     assert mesh.guardrails.locks == {}
 
@@ -59,7 +59,7 @@ async def test_cancel_of_an_approval(mesh: Mesh) -> None:
     execution_id = await mesh.start("tried")
     await mesh.reached(execution_id, frozenset({"AWAITING_APPROVAL"}))
     await mesh.cancel(execution_id)
-    execution = await mesh.reached(execution_id, seconds=10)
+    execution = await mesh.reached(execution_id)
     assert state_of(execution) == "CANCELLED"
     assert steps_of(execution) == {"restart": "CANCELLED"}
 

@@ -44,7 +44,7 @@ async def test_engine_comes_late_dies_and_forgets(own: Mesh, engine: tp.Temporal
         await process.wait()
     hold.go.set()
     async with running(tp.program(engine), engine.directory.parent) as process:
-        execution = await own.reached(second, seconds=60)
+        execution = await own.reached(second)
         assert state_of(execution) == "SUCCEEDED", execution
 
         own.gateway.healthy, hold = False, Hold()
@@ -57,7 +57,7 @@ async def test_engine_comes_late_dies_and_forgets(own: Mesh, engine: tp.Temporal
         file.unlink()
     hold.go.set()
     async with running(tp.program(engine), engine.directory.parent):
-        execution = await own.reached(third, seconds=60)
+        execution = await own.reached(third)
         assert state_of(execution) == "SUCCEEDED", execution
     assert own.gateway.count("RestartWorkload") == 3
     assert own.gateway.count("SendNotice") == 3
@@ -69,13 +69,13 @@ async def test_engine_dies_while_a_person_thinks(own: Mesh, engine: tp.Temporal)
         own.gateway.healthy = False
         own.guardrails.verdicts["RestartWorkload"] = [guardrails.VERDICT_REQUIRE_APPROVAL]
         restarts = own.gateway.count("RestartWorkload")
-        waiting = await own.reached(await own.start("restart-workload"), frozenset({"AWAITING_APPROVAL"}), 60)
+        waiting = await own.reached(await own.start("restart-workload"), frozenset({"AWAITING_APPROVAL"}))
         process.send_signal(signal.SIGKILL)
         await process.wait()
     (approval_id,) = [step.approval_id for step in waiting.steps if step.approval_id]
     own.guardrails.vote(approval_id, yes=True)
     async with running(tp.program(engine), engine.directory.parent):
-        execution = await own.reached(waiting.execution_id, seconds=60)
+        execution = await own.reached(waiting.execution_id)
         assert state_of(execution) == "SUCCEEDED", execution
     assert own.gateway.count("RestartWorkload") == restarts + 1
 
@@ -86,14 +86,14 @@ async def test_kill_while_the_engine_is_away(own: Mesh, engine: tp.Temporal) -> 
         own.gateway.healthy = False
         own.guardrails.verdicts["RestartWorkload"] = [guardrails.VERDICT_REQUIRE_APPROVAL]
         restarts = own.gateway.count("RestartWorkload")
-        waiting = await own.reached(await own.start("restart-workload"), frozenset({"AWAITING_APPROVAL"}), 60)
+        waiting = await own.reached(await own.start("restart-workload"), frozenset({"AWAITING_APPROVAL"}))
         process.send_signal(signal.SIGKILL)
         await process.wait()
     kill_id = own.guardrails.engage(everything=True)
     await own.until(lambda: own.guardrails.stop_of(kill_id, waiting.execution_id) == "UNSTOPPED")
     own.guardrails.release(kill_id)
     async with running(tp.program(engine), engine.directory.parent):
-        execution = await own.reached(waiting.execution_id, seconds=60)
+        execution = await own.reached(waiting.execution_id)
         assert (state_of(execution), execution.kill_id) == ("CANCELLED", kill_id)
         await own.until(lambda: own.guardrails.stop_of(kill_id, waiting.execution_id) == "STOPPED")
     assert own.gateway.count("RestartWorkload") == restarts

@@ -133,7 +133,7 @@ async def pair(tmp_path_factory: pytest.TempPathFactory, postgres: Database, tem
             for caller in home.callers.values():
                 await caller.close()
             stop.set()
-            await asyncio.wait_for(asyncio.gather(*workers), 10)
+            await asyncio.wait_for(asyncio.gather(*workers), 30)
             await peers.close()
             await reserved.close()
             await pool.close()
@@ -196,7 +196,7 @@ async def test_killed(pair: Pair) -> None:
     """A kill stops what waits, status says STOPPED by automation, starts are refused, two people let go."""
     execution_id, _ = await pair.waiting()
     kill_id = await pair.engage(everything=True)
-    execution = await pair.mesh.reached(execution_id, seconds=15)
+    execution = await pair.mesh.reached(execution_id)
     assert (state_of(execution), execution.kill_id) == ("CANCELLED", kill_id)
 
     def stopped(stops: list[Stop]) -> bool:

@@ -15,13 +15,14 @@ from tests.automation.world import Mesh
 AWAITING = frozenset({"AWAITING_APPROVAL"})
 Approval = approval_service_pb2.Approval
 Kind = notify.SendNoticeRequest.Kind
+NOW = time.time()
 
 
 def approval(state: "Approval.State.ValueType", age: float = 0.0, *votes: approval_service_pb2.Vote) -> Approval:
     """Return an approval of 100 s that was asked for `age` seconds ago."""
     made = Approval(approval_id=str(uuid.uuid4()), state=state, method="opsmesh.tools.x.v1.X/RestartWorkload")
-    made.create_time.FromNanoseconds(int((time.time() - age) * 1e9))
-    made.expire_time.FromNanoseconds(int((time.time() - age + 100) * 1e9))
+    made.create_time.FromNanoseconds(int((NOW - age) * 1e9))
+    made.expire_time.FromNanoseconds(int((NOW - age + 100) * 1e9))
     made.judgement.target_id = TARGET
     made.votes.extend(votes)
     return made
@@ -29,7 +30,7 @@ def approval(state: "Approval.State.ValueType", age: float = 0.0, *votes: approv
 
 def kinds(made: Approval) -> list[str]:
     """Return which notices an approval makes now."""
-    return [telling.kind for telling in of_approval(made, time.time())]
+    return [telling.kind for telling in of_approval(made, NOW)]
 
 
 def test_kinds_of_an_approval() -> None:
@@ -113,7 +114,7 @@ async def test_kill_and_release(mesh: Mesh) -> None:
     await mesh.until(lambda: told(mesh, kill_id) == ["KILL_ENGAGED"])
     mesh.guardrails.release(kill_id)
     await mesh.until(lambda: told(mesh, kill_id) == ["KILL_ENGAGED", "KILL_RELEASED"])
-    engaged = mesh.gateway.told[0]
+    engaged = next(one for one in mesh.gateway.told if one.kill_id == kill_id)
     assert "everything" in engaged.title
     assert "human/operator" in engaged.detail
 

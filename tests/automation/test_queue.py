@@ -45,6 +45,6 @@ async def test_two_that_cross(mesh: Mesh) -> None:
     # Each holds the target that the other needs next.
     for hold in holds:
         hold.go.set()
-    assert {state_of(await mesh.reached(one, seconds=20)) for one in started} == {"SUCCEEDED"}
+    assert {state_of(await mesh.reached(one)) for one in started} == {"SUCCEEDED"}
     assert mesh.gateway.count("RestartWorkload") == 4
     assert mesh.guardrails.locks == {}

@@ -11,7 +11,7 @@ from opsmesh.guardrails.v1 import guardrails_service_pb2 as guardrails
 from opsmesh.type.v1 import error_reason_pb2
 from services.mesh.errors import Refusal
 from tests.automation.fakes import TARGET, Hold
-from tests.automation.world import Mesh, state_of, steps_of
+from tests.automation.world import ENDED, Mesh, state_of, steps_of
 
 RESTART = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
 AWAITING = frozenset({"AWAITING_APPROVAL"})
@@ -40,7 +40,7 @@ async def test_scope_stops(mesh: Mesh, scope: dict[str, object]) -> None:
     """What a scope covers is cancelled at the engine, names its kill, frees its lock and is reported STOPPED."""
     execution_id = await slow(mesh)
     kill_id = mesh.guardrails.engage(**scope)
-    execution = await mesh.reached(execution_id, seconds=10)
+    execution = await mesh.reached(execution_id)
     assert (state_of(execution), execution.kill_id) == ("CANCELLED", kill_id)
     assert kill_id in execution.detail
     assert steps_of(execution) == {"restart": "SUCCEEDED", "verify": "CANCELLED"}
@@ -56,8 +56,8 @@ async def test_one_execution_and_nothing_else(mesh: Mesh) -> None:
     """A kill of one execution leaves another one of the same playbook and target alone."""
     killed, other = await slow(mesh), await slow(mesh)
     kill_id = mesh.guardrails.engage(execution_id=killed)
-    assert state_of(await mesh.reached(killed, seconds=10)) == "CANCELLED"
-    assert state_of(await mesh.get(other)) == "RUNNING"
+    assert state_of(await mesh.reached(killed)) == "CANCELLED"
+    assert state_of(await mesh.get(other)) not in ENDED
     assert mesh.guardrails.stop_of(kill_id, other) == ""
     assert not (await mesh.get(other)).cancel_requested
     await mesh.cancel(other)
@@ -170,7 +170,7 @@ async def test_waiting_for_a_person(mesh: Mesh) -> None:
     execution_id = await mesh.start("tried")
     await mesh.reached(execution_id, AWAITING)
     kill_id = mesh.guardrails.engage(target_id=TARGET)
-    execution = await mesh.reached(execution_id, seconds=10)
+    execution = await mesh.reached(execution_id)
     assert (state_of(execution), execution.kill_id) == ("CANCELLED", kill_id)
 
 

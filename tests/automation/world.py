@@ -49,7 +49,7 @@ from tests.stores import Database
 Execution = automation_service_pb2.Execution
 StepRecord = automation_service_pb2.StepRecord
 ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELLED", "UNKNOWN", "OBSERVED"})
-BOOT_SECONDS = 30
+BOOT_SECONDS = 60
 
 
 class _NotYetError(Exception):
@@ -137,7 +137,7 @@ class Mesh:
             return 0
         process, self.process = self.process, None
         process.send_signal(number)
-        return await asyncio.wait_for(process.wait(), 20)
+        return await asyncio.wait_for(process.wait(), 40)
 
     @asynccontextmanager
     async def channel(self, name: str = "operator") -> AsyncIterator[grpc.aio.Channel]:
@@ -196,7 +196,7 @@ class Mesh:
         answer: automation_service_pb2.GetExecutionResponse = await self.call("GetExecution", request)
         return answer.execution
 
-    async def reached(self, execution_id: str, states: frozenset[str] = ENDED, seconds: float = 40) -> Execution:
+    async def reached(self, execution_id: str, states: frozenset[str] = ENDED, seconds: float = 60) -> Execution:
         """Wait until an execution is in one of these states."""
         found: list[Execution] = []
 
@@ -213,23 +213,23 @@ class Mesh:
         return await self.reached(await self.start(playbook_id))
 
     async def until(self, holds: Callable[[], object]) -> None:
-        """Wait, at most 30 s, for something that only another process can bring about."""
+        """Wait, at most 60 s, for something that only another process can bring about."""
 
         async def look() -> None:
             if not holds():
                 raise _NotYetError
 
-        await until(look, "the condition", 30, _NotYetError)
+        await until(look, "the condition", 60, _NotYetError)
 
     async def until_true(self, read: Callable[[], Awaitable[object]], holds: Callable[[], object]) -> None:
-        """Read again until something holds, at most 30 s."""
+        """Read again until something holds, at most 60 s."""
 
         async def look() -> None:
             await read()
             if not holds():
                 raise _NotYetError
 
-        await until(look, "the condition", 30, _NotYetError)
+        await until(look, "the condition", 60, _NotYetError)
 
     async def execute(self, statement: str, *values: object) -> Any:
         """Run one statement as the superuser and return its first value."""
