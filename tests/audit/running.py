@@ -46,7 +46,7 @@ class Audit:
         async def ask() -> None:
             _ = self.sequencer.head
 
-        await until(ask, "the audit log", 20, Refusal, pause=0.01)
+        await until(ask, "the audit log", 60, Refusal, pause=0.01)
 
     async def append(self, events: list[audit.AuditEvent], writer: str = WRITER) -> list[int]:
         """Append events."""
@@ -58,7 +58,7 @@ class Audit:
         async def ask() -> None:
             await self.append([event])
 
-        await until(ask, "the audit log", 20, Refusal, pause=0.01)
+        await until(ask, "the audit log", 60, Refusal, pause=0.01)
 
     async def checkpoint(self) -> None:
         """Sign the head."""

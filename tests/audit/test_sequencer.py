@@ -211,7 +211,7 @@ async def test_two_sequencers_cannot_both_append(audit_log: Audit, tmp_path: Pat
                     return
             raise LogIsTaken
 
-        await until(either, "the log", 20, Refusal, LogIsTaken, pause=0.01)
+        await until(either, "the log", 60, Refusal, LogIsTaken, pause=0.01)
         assert not (await second.ready() and await audit_log.sequencer.ready())
         report = await audit_log.verify()
         assert (report.intact, report.events) == (True, 4)

@@ -64,7 +64,7 @@ class Process:
             if answer.status != health_pb2.HealthCheckResponse.SERVING:
                 raise LocalError("not yet")
 
-        await until(ask, "audit", 30, grpc.aio.AioRpcError, LocalError)
+        await until(ask, "audit", 60, grpc.aio.AioRpcError, LocalError)
 
     async def spawn(self, **changes: str) -> None:
         """Start it."""
@@ -89,7 +89,7 @@ class Process:
     async def exited(self) -> tuple[int, str]:
         """Return the exit code and what it said, once it ended."""
         assert self.process is not None
-        _, said = await asyncio.wait_for(self.process.communicate(), 20)
+        _, said = await asyncio.wait_for(self.process.communicate(), 60)
         return self.process.returncode or 0, said.decode()
 
     @asynccontextmanager
@@ -142,7 +142,7 @@ async def test_acknowledged_events_survive_kill_9(process: Process) -> None:
                 if len(acknowledged) < target:
                     raise LocalError(f"{len(acknowledged)} of {target}")
 
-            await until(enough, "three hundred more events", 20, LocalError)
+            await until(enough, "three hundred more events", 60, LocalError)
             await process.end(signal.SIGKILL)
             for writer in writers:
                 writer.cancel()
@@ -173,7 +173,9 @@ async def test_a_clean_stop_leaves_a_checkpoint_of_the_last_event(process: Proce
         answer = await rpc.AuditServiceStub(channel).AppendEvents(audit.AppendEventsRequest(events=events(1)))
     assert list(answer.sequences) == [8]
     report = await process.verify()
-    assert (report.intact, report.covered, report.head) == (True, 7, 8)
+    assert (report.intact, report.head) == (True, 8)
+    # Eight once the periodic checkpoint came in between.
+    assert report.covered in {7, 8}
 
 
 async def test_get_checkpoint_writes_one_first(process: Process) -> None:
