@@ -16,7 +16,9 @@ NAME_MAX: Final = 256
 VALUE_MAX: Final = 8192
 INTEGER_DIGITS_MAX: Final = 40
 # orjson turns what does not fit 64 bits into a float, and two long ids into one.
-LONG_INTEGER: Final = re.compile(rb"[0-9]{20}")
+LONG_INTEGER: Final = b"0" * 20
+# Every digit as a zero: so it is found at a tenth of what a pattern costs, which was more than all the reading of JSON.
+AS_ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
 # A quote always matches up to its end, or the end of all: linear whatever comes.
 TRAILING_COMMA: Final = re.compile(r'"(?:[^"\\]|\\.)*+\\?(?:"|\Z)|,\s*+(?=[}\]])', re.DOTALL)
 # As senders spell them; `none` in lower case is a word of some (a severity).
@@ -63,7 +65,7 @@ def read_json(body: bytes, notes: Notes) -> Any:
     if not body or body.isspace():
         raise unreadable("", "the body is empty")
     try:
-        value = orjson.loads(body) if not LONG_INTEGER.search(body) else _repaired(body, notes)
+        value = orjson.loads(body) if LONG_INTEGER not in body.translate(AS_ZEROS) else _repaired(body, notes)
     except orjson.JSONDecodeError:
         value = _repaired(body, notes)
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
