@@ -75,7 +75,8 @@ def entry_of(delivery: pb.Delivery, parse: Parser) -> pb.StreamEntry:
         entry.errors.extend(_errors(error.errors))
         return entry
     received = delivery.receive_time.ToNanoseconds()
-    entry.signals.extend(_signal(delivery, received, index, one) for index, one in enumerate(parsed))
+    for index, alert in enumerate(parsed):
+        _add_signal(entry, received, index, alert)
     if isinstance(parsed, Signals):
         for one in parsed.left_out:
             entry.left_out.add(index=one.index, error=_errors([one.error])[0])
@@ -134,15 +135,18 @@ def _capped(parsed: ParsedSignal) -> ParsedSignal:
     return parsed
 
 
-def _signal(delivery: pb.Delivery, received: int, index: int, parsed: ParsedSignal) -> signal_pb2.Signal:
-    """Return a parsed signal as the IDL's message."""
+def _add_signal(entry: pb.StreamEntry, received: int, index: int, parsed: ParsedSignal) -> None:
+    """Add a parsed signal as the IDL's message, made in its place: one that is made elsewhere is copied."""
     parsed = _capped(_not_ahead(parsed, received))
-    signal = signal_pb2.Signal(
+    delivery = entry.delivery
+    entry.signals.add(
         signal_id=signal_id_of(delivery.delivery_id, index),
         delivery_id=delivery.delivery_id,
         index=index,
         source=delivery.source,
         event_time=to_timestamp(received if parsed.event_time is None else parsed.event_time),
+        start_time=None if parsed.start_time is None else to_timestamp(parsed.start_time),
+        end_time=None if parsed.end_time is None else to_timestamp(parsed.end_time),
         receive_time=delivery.receive_time,
         event_key=bounded_key(parsed.dedup_key, episode_of(parsed.start_time), parsed.status.name),
         dedup_key=parsed.dedup_key,
@@ -164,11 +168,6 @@ def _signal(delivery: pb.Delivery, received: int, index: int, parsed: ParsedSign
         body_pointer=parsed.body_pointer,
         kind=signal_pb2.Signal.Kind.ValueType(parsed.kind),
     )
-    if parsed.start_time is not None:
-        signal.start_time.CopyFrom(to_timestamp(parsed.start_time))
-    if parsed.end_time is not None:
-        signal.end_time.CopyFrom(to_timestamp(parsed.end_time))
-    return signal
 
 
 def _not_ahead(parsed: ParsedSignal, received: int) -> ParsedSignal:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, Final
 
 import orjson
@@ -33,6 +33,7 @@ RFC3339: Final = re.compile(
 EPOCH: Final = re.compile(r"\d{9,19}(?:\.\d{1,9})?")
 YEAR_MIN, YEAR_MAX = 1971, 2200
 NANOS: Final = 1_000_000_000
+DAY_SECONDS: Final = 86_400
 UNIX: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -228,22 +229,25 @@ def time_of(value: Any, name: str, notes: Notes) -> int | None:
 
 
 def _calendar(match: re.Match[str]) -> int | None:
-    year, month, day, hour, minute = (int(match[group]) for group in range(1, 6))
-    zone = match[8]
-    offset = timedelta()
-    if zone and zone[0] in "+-":
-        offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:]))
-        offset = -offset if zone[0] == "-" else offset
+    year, month, day, hour, minute = map(int, match.group(1, 2, 3, 4, 5))
     # Senders count leap seconds, datetime does not.
     second = min(int(match[6] or 0), 59)
     if not YEAR_MIN <= year <= YEAR_MAX:
         return None
     try:
-        moment = datetime(year, month, day, hour, minute, second, tzinfo=timezone(offset))
+        since = datetime(year, month, day, hour, minute, second, tzinfo=_zone(match[8])) - UNIX
     except ValueError:
         return None
     nanos = int((match[7] or "").ljust(9, "0"))
-    return int((moment - UNIX) // timedelta(seconds=1)) * NANOS + nanos
+    return (since.days * DAY_SECONDS + since.seconds) * NANOS + nanos
+
+
+def _zone(text: str | None) -> tzinfo:
+    """Return the time zone of an offset such as `+02:00`; UTC where there is none. ValueError beyond a day."""
+    if not text or text[0] not in "+-":
+        return UTC
+    offset = timedelta(hours=int(text[1:3]), minutes=int(text[-2:]))
+    return timezone(-offset if text[0] == "-" else offset)
 
 
 def _epoch(text: str) -> int | None:
