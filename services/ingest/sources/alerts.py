@@ -84,7 +84,7 @@ def read_alerts(body: Any, notes: Notes, shape: Shape | None = None) -> list[Par
 
 def _alerts_of(body: Any) -> list[Any]:
     """Return the list of alerts; Unreadable when the body has another shape."""
-    if not isinstance(body, Mapping):
+    if not isinstance(body, dict):
         raise unreadable("", "must be a JSON object")
     if "alerts" not in body:
         raise unreadable("alerts", "is required")
@@ -98,12 +98,12 @@ def _alerts_of(body: Any) -> list[Any]:
 
 def _broken(alert: Any, path: str, *, shared: bool) -> FieldError | None:
     """Say why an alert cannot be told from others; labels that are SHARED by its group are labels of its own."""
-    if not isinstance(alert, Mapping):
+    if not isinstance(alert, dict):
         return FieldError(path, "must be an object")
     labels = alert.get("labels")
     if text_of(alert.get("fingerprint")):
         return None
-    if labels is not None and not isinstance(labels, Mapping):
+    if labels is not None and not isinstance(labels, dict):
         return FieldError(f"{path}.labels", "must be an object of texts")
     if not labels and not shared:
         return FieldError(f"{path}.labels", "is required: without labels or fingerprint the alert has no identity")

@@ -67,14 +67,14 @@ def each(value: Any, notes: Notes, read: Many) -> list[ParsedSignal]:
 
 def need_object(value: Any, path: str) -> Mapping[str, Any]:
     """Return a JSON object that is not empty; anything else is Unreadable."""
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, dict) or not value:
         raise unreadable(path, "must be a JSON object")
     return value
 
 
 def object_of(value: Any) -> Mapping[str, Any]:
     """Return a JSON object, an empty one for anything else."""
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def items_of(value: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, Final
 
@@ -191,7 +191,7 @@ def words_of(value: Any, name: str, notes: Notes, read: Reader = word_of) -> dic
     """Return an object as bounded words by name (or what READ makes of each); what is no object is noted and absent."""
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         notes.add(f"{name} is not an object")
         return {}
     found: dict[str, str] = {}
