@@ -26,6 +26,7 @@ from rich.console import Console
 from services.local.checkout import Workload
 from services.local.endpoints import webhook_headers
 from services.local.files import free_port_base
+from services.local.process import Program, tuned, write_spec
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 TARGET = "svc:demo/checkout"
@@ -176,8 +177,10 @@ def start_mesh(world: World, config: Path) -> subprocess.Popen[bytes]:
     """Start `opsmesh up` and wait until its endpoints appear, at most 120 s."""
     command = [sys.executable, "-m", "services.cli", "up", "--state", str(world.state), "--config", str(config)]
     command += ["--port-base", str(free_port_base())]
-    log = (world.folder / "up.log").open("wb")
-    mesh = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603  our own command
+    # On a leash: it ends with the demo, also when that is killed.
+    leashed = write_spec(Program("up", command, env=tuned()), world.folder)
+    with (world.folder / "up.log").open("wb") as log:
+        mesh = subprocess.Popen(leashed, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)  # noqa: S603  our own command
     with world.console.status("starting PostgreSQL, Valkey, Temporal and eight services ..."):
         try:
             wait_for(lambda: (world.state / "endpoints.json").exists() or mesh.poll() is not None, 120, "the mesh")

@@ -1,16 +1,18 @@
 """The demo tells the truth: exit 0 and the facts when all of it happened, exit 1 when a part of it did not."""
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.flows.world import leftovers
+from tests.flows.world import leftovers, until
 from tests.mesh.world import ROOT
 
 # seconds; alone on two cores the whole demo takes less than a quarter of it, but here it shares them
@@ -53,13 +55,22 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a demo with its temporary files under FOLDER."""
+    return os.environ | {"TMPDIR": str(folder), "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
+
+
+def meshes(folder: Path) -> list[Path]:
+    """Return the endpoint files of the meshes that run under FOLDER."""
+    return list(folder.glob("**/endpoints.json"))
+
+
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the demo by these words, with its temporary files under FOLDER."""
-    environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
+    """Run the demo by these words."""
     return subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,
-        env=environment,
+        env=environment(folder),
         capture_output=True,
         text=True,
         timeout=LONGEST,
@@ -75,6 +86,29 @@ def test_the_demo_tells_what_happened(folder: Path) -> None:
     assert [fact for fact in TELLS if fact not in said] == []
     assert leftovers(folder) == []
     assert list(folder.iterdir()) == []
+
+
+async def test_a_demo_that_is_killed_leaves_no_process(folder: Path) -> None:
+    """Kill -9 in the middle of it: mesh, stores and workloads end by themselves."""
+    quiet = asyncio.subprocess.DEVNULL
+    demo = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.cli", "demo"), cwd=ROOT, env=environment(folder), stdout=quiet, stderr=quiet
+    )
+
+    async def is_up() -> bool:
+        return bool(meshes(folder)) or demo.returncode is not None
+
+    async def is_gone() -> bool:
+        return not leftovers(folder)
+
+    try:
+        await until(is_up, "the mesh", 150)
+        assert demo.returncode is None
+    finally:
+        with suppress(ProcessLookupError):
+            demo.kill()
+        await demo.wait()
+    await until(is_gone, "the end of all", 120)
 
 
 @pytest.mark.parametrize(
