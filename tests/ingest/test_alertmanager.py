@@ -184,6 +184,7 @@ KSM = {
     "pod": "kps-kube-state-metrics-6d5f8c7b9-x2v4q",
     "container": "kube-state-metrics",
 }
+INGRESS = {"job": "ingress-metrics", "service": "ingress-metrics", "pod": "ingress-0", "namespace": "ingress"}
 NODE = {"job": "node-exporter", "service": "kps-node-exporter", "pod": "kps-node-exporter-abcde", "namespace": "m"}
 
 
@@ -198,6 +199,11 @@ NODE = {"job": "node-exporter", "service": "kps-node-exporter", "pod": "kps-node
         ({"job": "kubelet", "service": "kps-kubelet", "instance": "192.0.2.8:10250"}, ["host:192.0.2.8"]),
         ({"job": "push", "exported_instance": "db-1", "instance": "push:9091", "service": "push"}, ["host:db-1"]),
         ({"job": "web", "service": "web", "exported_service": "b@file"}, ["svc:web"]),
+        (NODE | {"job": "node_exporter", "instance": "192.0.2.8:9100"}, ["host:192.0.2.8"]),
+        (KSM | {"exported_namespace": "shop", "deployment": "web"}, ["k8s:shop/deployment/web"]),
+        (KSM | {"job": "endpoints", "exported_namespace": "shop", "exported_pod": "db-0"}, ["k8s:shop/statefulset/db"]),
+        (INGRESS | {"exported_namespace": "shop", "exported_service": "web"}, ["svc:web"]),
+        ({"exported_namespace": "shop", "deployment": "web"}, ["k8s:shop/deployment/web"]),
     ],
 )
 def test_who_measures_is_not_what_an_alert_is_about(labels: dict[str, str], targets: list[str]) -> None:
@@ -205,6 +211,39 @@ def test_who_measures_is_not_what_an_alert_is_about(labels: dict[str, str], targ
     signal = one(labels={"alertname": "A"} | labels)
     assert [key.key for key in signal.targets] == targets
     assert signal.labels == {"alertname": "A"} | labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "targets"),
+    [
+        (KSM | {"node": "n-1"}, ["svc:prod/checkout"]),
+        (NODE | {"instance": "192.0.2.8:9100"}, ["svc:prod/checkout", "host:192.0.2.8"]),
+        ({"job": "cadvisor", "instance": "docker-1:8080"}, ["svc:prod/checkout", "host:docker-1"]),
+        ({"job": "pushgateway", "exported_instance": "cron-1"}, ["svc:prod/checkout", "host:cron-1"]),
+        ({"exported_namespace": "shop", "exported_pod": "db-0"}, ["k8s:shop/statefulset/db", "svc:prod/checkout"]),
+    ],
+)
+def test_the_service_of_a_rule_is_kept(labels: dict[str, str], targets: list[str]) -> None:
+    """Whoever measures, a `service` without the exporter's name is what the rule's author says."""
+    signal = one(labels={"alertname": "A"} | labels | {"service": "checkout", "env": "prod"})
+    assert [key.key for key in signal.targets] == targets
+
+
+@pytest.mark.parametrize("exporter", [KSM, NODE])
+def test_without_an_instance_it_is_about_the_exporter(exporter: dict[str, str]) -> None:
+    """TargetDown counts what Prometheus does not reach by job, namespace and service."""
+    counted = {name: exporter[name] for name in ("job", "namespace", "service")}
+    signal = one(labels={"alertname": "TargetDown"} | counted)
+    assert [key.key for key in signal.targets] == [f"svc:{exporter['service']}"]
+    assert signal.resource["service.namespace"] == exporter["namespace"]
+
+
+@pytest.mark.parametrize("theirs", ["default", "root"])
+def test_a_namespace_of_the_jobs_own_is_no_place(theirs: str) -> None:
+    """Temporal and Vault have namespaces within: alone `exported_namespace` takes nothing from where they run."""
+    own = {"job": "vault", "service": "vault", "namespace": "safe", "pod": "vault-0", "instance": "192.0.2.9:8200"}
+    signal = one(labels={"alertname": "A", "exported_namespace": theirs} | own)
+    assert [key.key for key in signal.targets] == ["k8s:safe/statefulset/vault", "svc:vault", "host:192.0.2.9"]
 
 
 def test_start_of_the_house() -> None:

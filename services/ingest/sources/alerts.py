@@ -36,14 +36,18 @@ RUNBOOKS: Final = ("runbook_url", "runbook")
 NAME_LABEL: Final = "alertname"
 # Jobs that measure others, and what Prometheus adds of where they run themselves: their alerts are not about that.
 WATCHERS: Final[Mapping[str, tuple[str, ...]]] = {
-    "kube-state-metrics": ("service", "instance"),
-    "kubelet": ("service",),
-    "cadvisor": ("service",),
-    **dict.fromkeys(("node-exporter", "node_exporter"), ("service", "namespace", "pod", "container")),
+    "kube-state-metrics": ("instance",),
+    "kubelet": (),
+    "cadvisor": (),
+    "node-exporter": ("namespace", "pod", "container"),
 }
+# Of the exporter only when they bear its name: rules say them too, and so does what is measured.
+NAMED: Final = ("service", "pod", "container")
 # What a job says itself under a name that Prometheus has taken; with one of these it speaks of somebody else.
 EXPORTED: Final = "exported_"
-ELSEWHERE: Final = frozenset({"namespace", "pod", "instance"})
+ELSEWHERE: Final = frozenset({"pod", "instance"})
+# With one of these a namespace is Kubernetes' too; alone it may be the job's own word (Temporal, Vault).
+BESIDE: Final = frozenset({"service", "container"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +175,26 @@ def _signal(alert: Mapping[str, Any], index: int, group: Group, shape: Shape | N
 
 def about(labels: Mapping[str, str]) -> dict[str, str]:
     """Return the labels that say what an alert is about, without those of who measured it."""
-    job = labels.get("job", "").lower()
-    theirs: set[str] = set()
-    for watcher in (name for name in WATCHERS if name in job):
-        theirs |= {*WATCHERS[watcher], *(name for name in ("pod", "container") if watcher in labels.get(name, ""))}
+    job = _plain(labels.get("job", ""))
+    watchers = [name for name in WATCHERS if name in job]
     told = {name.removeprefix(EXPORTED): value for name, value in labels.items() if name.startswith(EXPORTED)}
-    if ELSEWHERE.isdisjoint(told):
-        told = {}
+    placed = "namespace" in told and (watchers or "namespace" not in labels or not BESIDE.isdisjoint(told))
+    theirs: set[str] = set()
+    if placed or not ELSEWHERE.isdisjoint(told):
+        # Of a watcher a pod that bears another name is what it measures.
+        theirs |= {"namespace", "instance"} if watchers else {"namespace", "instance", "pod", "container"}
     else:
-        theirs |= {*ELSEWHERE, "container", "service"}
+        told = {}
+    # Without an instance an alert of a watcher is about its job (TargetDown), or about what a query left.
+    if told or (watchers and "instance" in labels):
+        theirs |= {name for watcher in watchers for name in WATCHERS[watcher]}
+        words = [word for word in (*(watchers or WATCHERS), job) if word]
+        theirs |= {name for name in NAMED if any(word in _plain(labels.get(name, "")) for word in words)}
     return {name: value for name, value in labels.items() if name not in theirs} | told
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def severity_in(words: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from services.ingest.signal import (
     unreadable,
 )
 from services.ingest.sources import azure_classic
+from services.ingest.sources.alerts import about
 from services.ingest.sources.azure_parts import (
     SEVERITIES,
     TEST_SUBSCRIPTION,
@@ -114,7 +115,9 @@ def _common(data: Mapping[str, Any], essentials: Mapping[str, Any], pointer: str
         status, status_raw = Status.RESOLVED, health.stage[:RAW_MAX]
     began, moment, ended = _times(essentials, context, health, status, notes)
     told = {name: one for name, one in firsts(labels).items() if not (health and name in OF_AZURE)}
-    if host := text_of(measured.get("instance")):
+    if measured:
+        told = about(told)
+    if "instance" in told and (host := text_of(measured.get("instance"))):
         told.setdefault(HOST, host)
     # Of log searches of the first version, the machines that sent what was found.
     machines = [text_of(one) for one in items_of(context.get("AffectedConfigurationItems"))]

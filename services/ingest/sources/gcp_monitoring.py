@@ -21,6 +21,7 @@ from services.ingest.signal import (
     Status,
     unreadable,
 )
+from services.ingest.sources.alerts import about
 from services.ingest.sources.fields import (
     each,
     firsts,
@@ -53,12 +54,8 @@ ATTRIBUTES: Final = {
     "function_name": SERVICE,
     "module_id": SERVICE,
     "host": HOST,
-    # Of Prometheus' targets.
-    "cluster": CLUSTER,
-    "namespace": NAMESPACE,
-    "instance": HOST,
 }
-PROMETHEUS: Final = "prometheus.googleapis.com/"
+PROMETHEUS: Final = "prometheus_target"
 CONTROLLERS: Final = {
     "Deployment": "k8s.deployment.name",
     "StatefulSet": "k8s.statefulset.name",
@@ -122,9 +119,10 @@ def _incident(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSign
     )
     # What a metric is labelled with is about what it counts, and not about what it runs on.
     told = labels_of((pair for one in reversed(user) for pair in tags_of(object_of(one))), Notes())
-    if text_of(metric.get("type")).startswith(PROMETHEUS):
+    if text_of(monitored.get("type")) == PROMETHEUS:
         # But those of Prometheus are what it scraped and what a query left of it.
-        told = {**labels_of(tags_of(object_of(metric.get("labels"))), Notes()), **told}
+        kept, scraped = (labels_of(tags_of(object_of(one.get("labels"))), Notes()) for one in (metric, monitored))
+        told = about(kept | told | scraped)
     resource = resource_of(
         {**firsts(told), **_attributes(incident, monitored, object_of(metadata.get("system_labels")))}
     )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from services.ingest.resources import resource_of, target_keys
+from services.ingest.resources import HOST, resource_of, target_keys
 from services.ingest.signal import (
     DESCRIPTION_MAX,
     RAW_MAX,
@@ -91,7 +91,7 @@ def _action(body: Mapping[str, Any], pointer: str, notes: Notes) -> ParsedSignal
     note = bool(action) and status is None
     resource = resource_of(firsts(labels))
     # Alerts about a host name it there too.
-    if NAME.fullmatch(entity) and entity not in resource.values():
+    if NAME.fullmatch(entity) and entity != resource.get(HOST):
         resource.setdefault("service.name", entity)
     return ParsedSignal(
         dedup_key=_note_key(body, identity, action, changed) if note else identity,

@@ -3,10 +3,11 @@
 `routing_key` is such a sender's secret: it is looked at by who lets senders in, and becomes no word of a signal.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from services.ingest.resources import resource_of, target_keys
+from services.ingest.resources import resource_of, target_keys, without_port
 from services.ingest.signal import (
     DESCRIPTION_MAX,
     GROUP_MAX,
@@ -37,6 +38,7 @@ ACTIONS: Final = {"trigger": Status.FIRING, "acknowledge": Status.ACKNOWLEDGED, 
 # What tells one alert from another when the sender leaves that to PagerDuty.
 IDENTITY: Final = ("summary", "source", "component", "group", "class")
 HOST_MAX: Final = 253
+MACHINE: Final = re.compile(r"[0-9.]")
 
 
 def parse(body: bytes, _: DeliveryFacts) -> list[ParsedSignal]:
@@ -119,12 +121,16 @@ def _telling(event: Mapping[str, Any], labels: Mapping[str, str], notes: Notes) 
     source = word_of(object_of(event.get("payload")).get("source"), KEY_MAX, "payload.source", notes).strip()
     # Zabbix' media type writes the host and its address.
     source = source.partition(" : ")[0]
-    # PagerDuty asks for a host there; a sentence or a URL is none, nor is the name of who sends (Alertmanager does so).
-    if _plain(source) == _plain(text_of(event.get("client"))):
+    # PagerDuty asks for a host there; a sentence or a URL is none, nor is the name of who sends (Alertmanager does so),
+    # while a name with a digit or a dot is that of a machine which sends for itself.
+    if _plain(source) == _plain(text_of(event.get("client"))) and not MACHINE.search(source):
+        return telling
+    # An instance without a port may be one of a database or a disk: only with one it goes before the source.
+    instance = telling.get("instance", "")
+    if without_port(instance) != instance:
         return telling
     if source and len(source) <= HOST_MAX and all(mark.isalnum() or mark in ".-_:" for mark in source):
-        # The vaguest name of a host: any that the details give goes before it.
-        telling.setdefault("instance", source)
+        telling.setdefault("host_name", source)
     return telling
 
 

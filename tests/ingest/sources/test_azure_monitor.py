@@ -323,6 +323,14 @@ def test_a_rule_of_prometheus_is_about_what_it_measures() -> None:
     assert (signal.resource["k8s.cluster.name"], signal.resource["host.name"]) == ("main", "node-1")
 
 
+def test_where_prometheus_exporter_runs_is_no_host() -> None:
+    """The instance of kube-state-metrics would be the same for all that it measures."""
+    measured = {"job": "kube-state-metrics", "instance": "ama-ksm.kube-system:8080", "namespace": "shop", "pod": "db-0"}
+    body = {"data": {"essentials": {**ESSENTIALS, "alertTargetIDs": []}, "alertContext": {"labels": measured}}}
+    (signal,) = parse(json.dumps(body).encode(), DeliveryFacts("azure-monitor"))
+    assert [key.key for key in signal.targets] == ["k8s:shop/statefulset/db"]
+
+
 def test_an_old_log_search_names_the_machine_it_is_about() -> None:
     """Of one only: several are no single host."""
     workspace = f"{SUBSCRIPTION}/resourcegroups/shop/providers/microsoft.operationalinsights/workspaces/logs"

@@ -215,6 +215,27 @@ def test_a_target_of_prometheus_names_cluster_namespace_and_service() -> None:
     assert (signal.resource["service.name"], signal.resource["host.name"]) == ("checkout", "web-1")
 
 
+def test_what_another_measured_is_no_place_of_the_exporter() -> None:
+    """Of kube-state-metrics namespace and pod are those of what it measures, and its instance is nothing."""
+    place = {"cluster": "main", "namespace": "gmp-public", "instance": "kube-state-metrics-0:k8s-objects"}
+    told = {"exported_namespace": "shop", "pod": "web-5d4f8c7b9-x2v4q"}
+    watched = {
+        "incident_id": "0.w",
+        "resource": {"type": "prometheus_target", "labels": place | {"job": "kube-state-metrics"}},
+        "metric": {"type": "prometheus.googleapis.com/kube_pod_status_phase/gauge", "labels": told},
+    }
+    (signal,) = parse(json.dumps({"incident": watched, "version": "1.2"}).encode(), DeliveryFacts("gcp-monitoring"))
+    assert [key.key for key in signal.targets] == ["k8s:main/shop/deployment/web"]
+
+
+def test_a_cluster_and_an_instance_are_what_their_kind_says() -> None:
+    """Those of Bigtable are no cluster of Kubernetes and no host."""
+    labels = {"project_id": "p-1", "instance": "orders", "cluster": "orders-c1", "namespace": "n"}
+    table = {"incident_id": "0.t", "resource": {"type": "bigtable_cluster", "labels": labels}}
+    (signal,) = parse(json.dumps({"incident": table, "version": "1.2"}).encode(), DeliveryFacts("gcp-monitoring"))
+    assert signal.resource == {"cloud.provider": "gcp", "cloud.account.id": "p-1"}
+
+
 @settings(max_examples=300, deadline=None)
 @given(body=mutants([{"incident": MACHINE, "version": "1.2"}, {"incident": OLD, "version": "1.1"}]))
 def test_any_damage_gives_signals_or_unreadable(body: bytes) -> None:

@@ -159,3 +159,9 @@ def test_an_entity_that_is_the_host_is_no_service() -> None:
     """Alerts about a host name it there too."""
     assert "service.name" not in one(entity="db-1").resource
     assert one(entity="db-1", details=None).resource["service.name"] == "db-1"
+
+
+@pytest.mark.parametrize("name", ["namespace", "cluster", "deployment"])
+def test_an_entity_may_be_called_as_its_place_is(name: str) -> None:
+    """A service often has a namespace or a workload of its own name."""
+    assert one(entity="orders", details={name: "orders"}).resource["service.name"] == "orders"

@@ -95,8 +95,23 @@ def test_a_source_is_a_host_only_when_it_can_be_one() -> None:
     """A URL or a sentence becomes no target; a host of the details goes first."""
     assert "host.name" not in payload(source="https://shop.example/pay", custom_details=None).resource
     assert "host.name" not in payload(source="the big one", custom_details="text").resource
-    for name in ("host", "HOSTNAME", "instance"):
+    for name in ("host", "HOSTNAME", "host_name"):
         assert payload(custom_details={name: "db-1"}).resource["host.name"] == "db-1"
+
+
+@pytest.mark.parametrize(
+    ("instance", "host"),
+    [
+        ("db-1:9100", "db-1"),
+        ("MSSQLSERVER", "web-1.shop.example"),
+        ("C:", "web-1.shop.example"),
+        (3, "web-1.shop.example"),
+    ],
+)
+def test_an_instance_is_a_host_when_it_has_a_port(instance: Any, host: str) -> None:
+    """Databases and disks are instances too: the source knows better where they are."""
+    assert payload(custom_details={"instance": instance}).resource["host.name"] == host
+    assert payload(source="the big one", custom_details={"instance": "db-1"}).resource["host.name"] == "db-1"
 
 
 def test_who_sends_is_no_host() -> None:
@@ -104,6 +119,12 @@ def test_who_sends_is_no_host() -> None:
     for client, source in (("Alertmanager", "Alertmanager"), ("Data Dog", "Datadog")):
         assert "host.name" not in one(client=client, payload=PAYLOAD | {"source": source}).resource
     assert one(client="monitor").resource["host.name"] == "web-1.shop.example"
+
+
+def test_a_machine_may_send_for_itself() -> None:
+    """A name with a number or a domain is that of a machine, also where it is the sender's."""
+    for name in ("web-1", "web.shop.example"):
+        assert one(client=name, payload=PAYLOAD | {"source": name}).resource["host.name"] == name
 
 
 def test_a_host_may_come_with_its_address() -> None:
