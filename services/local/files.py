@@ -4,12 +4,12 @@ import errno
 import os
 import secrets
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 BLOCK: Final = 32
 _keepers: list[socket.socket] = []
+_ports: list[int] = []
 
 
 class LocalError(Exception):
@@ -48,7 +48,12 @@ def ensure_secret(path: Path, prefix: str = "") -> str:
 
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that was free a moment ago, and that this function gives nobody else."""
-    return next(_ports)
+    while True:
+        if not _ports:
+            base = free_port_base()
+            _ports.extend(range(base, base + BLOCK - 1))
+        if port_is_free("127.0.0.1", port := _ports.pop(0)):
+            return port
 
 
 def free_port_base() -> int:
@@ -69,16 +74,6 @@ def free_port_base() -> int:
         if all(port_is_free("127.0.0.1", port) for port in range(base, base + BLOCK - 1)):
             return base
     raise LocalError("no 31 neighbouring free ports between 10000 and 30000; say which with --port-base")
-
-
-def _hand_out() -> Iterator[int]:
-    """Yield the free ports of one block after the other."""
-    while True:
-        base = free_port_base()
-        yield from (port for port in range(base, base + BLOCK - 1) if port_is_free("127.0.0.1", port))
-
-
-_ports = _hand_out()
 
 
 def port_is_free(address: str, port: int) -> bool:

@@ -8,6 +8,8 @@ from services.ingest.sources.fields import object_of
 from services.ingest.sources.reading import Notes, read_json, text_of
 
 PARTS_MAX: Final = 8
+# Of what is added: each dot doubles the ways to look for it, and the names are the sender's.
+DOTS_MAX: Final = 3
 CONTEXT: Final = "context"
 # Names without separators and in small letters, by what the documentation calls them.
 FLAT: Final = {
@@ -36,7 +38,7 @@ USUAL: Final = {
 }
 # Objects of a context; others stay the texts that they are rendered as.
 OBJECTS: Final = frozenset({"host", "cloud", "container", "kubernetes", "orchestrator", "service"})
-# What the alerts of a rule are told apart by: documents in themselves.
+# What the alerts of a rule are told apart by: documents in themselves, of any field, so `status` is none of the alert.
 GROUPINGS: Final = frozenset({"groupByKeys", "grouping"})
 
 
@@ -86,8 +88,10 @@ def canonical(body: Mapping[str, Any]) -> Mapping[str, Any]:
     context = {**object_of(body.get(CONTEXT)), **_context(found)}
     found |= {f"{CONTEXT}.{name}": inner for name in OBJECTS if (inner := _object(context.get(name)))}
     for name in GROUPINGS:
-        found = {**_object(context.get(name)), **found}
-    added = {path: one for path, one in found.items() if _lacks(at(body, path), one)}
+        told = _object(context.get(name)).items()
+        found = {**{path: one for path, one in told if path.partition(".")[0] in OBJECTS}, **found}
+    near = ((path, one) for path, one in found.items() if path.count(".") <= DOTS_MAX)
+    added = {path: one for path, one in near if _lacks(at(body, path), one)}
     return {**body, **added}
 
 

@@ -46,7 +46,8 @@ RULE: Final = (
     "check",
     "name",
 )
-TITLES: Final = ("title", "summary", "subject")
+# A sensor is a name for some, and for others what it measured.
+TITLES: Final = ("sensor", "title", "summary", "subject")
 # What says why, and not what: with a rule's name before it.
 REASONS: Final = ("reason", "incidentreason", "cause", "alertdetails")
 SUMMARY: Final = (
@@ -100,7 +101,6 @@ IDENTITY: Final = (
     "hostname",
     "instance",
     "device",
-    "sensor",
     "resource",
     "resourceid",
     "resourcename",

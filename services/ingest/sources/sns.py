@@ -61,6 +61,8 @@ KUBERNETES: Final[Mapping[str, str]] = {
     "InstanceId": "host_id",
 }
 INSIGHTS: Final = "ContainerInsights"
+# Of EC2: others number what they call instances.
+INSTANCE: Final = re.compile(r"i-[0-9a-f]{8,17}")
 # As machines spell one; for people it is `EU (Ireland)`.
 REGION: Final = re.compile(r"[a-z]{2,4}(?:-[a-z]{3,12}){1,3}-[0-9]{1,2}")
 # What a metric's namespace and dimensions are in Amazon's own spelling of resources; the first that can be filled in.
@@ -226,9 +228,11 @@ def _resource(facts: _Alarm, envelope: Mapping[str, Any], notes: Notes) -> tuple
     single = {name: value for name, value in dimensions.items() if "," not in value}
     namespaces = {namespace for namespace, _ in facts.metrics() if namespace}
     names = KUBERNETES if "Namespace" in single or namespaces == {INSIGHTS} else DIMENSIONS
-    # Who measures himself calls things as everybody does: `service`, `host`, `Environment`.
+    # Who measures himself calls things as everybody does: `service`, `host`, `Environment`. But to Amazon's own agent
+    # `instance` is a disk or processor, which every Windows machine calls alike: `C:`, `_Total`.
     own = namespaces and not any(namespace.startswith(AMAZON) for namespace in namespaces)
-    named = {**(firsts(single) if own else {}), "cloud_provider": "aws", "account_id": facts.account}
+    named = {name: value for name, value in firsts(single).items() if own and name != "instance"}
+    named |= {"cloud_provider": "aws", "account_id": facts.account}
     named |= {"region": facts.region} if REGION.fullmatch(facts.region) else {}
     named |= {name: single[dimension] for dimension, name in names.items() if dimension in single}
     topic = text_of(envelope.get("TopicArn"))
@@ -260,7 +264,8 @@ def _resource_arn(partition: str, namespace: str, values: Mapping[str, str]) -> 
 
     What agents measure (CWAgent) is of an instance.
     """
-    for template in ARNS.get(namespace, () if namespace.startswith(AMAZON) else ARNS["AWS/EC2"]):
+    measured = not namespace.startswith(AMAZON) and INSTANCE.fullmatch(values.get("InstanceId", ""))
+    for template in ARNS.get(namespace, ARNS["AWS/EC2"] if measured else ()):
         try:
             return f"arn:{partition}:{template.format_map(values)}"
         except KeyError:

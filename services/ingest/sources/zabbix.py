@@ -99,7 +99,7 @@ DOTTED: Final = re.compile(
 )
 ZONE: Final = re.compile(r"Z|UTC|[+-][0-9]{2}:?[0-9]{2}")
 TIME_MAX: Final = 64
-BEGINNINGS: Final = ("eventtimestamp", "eventclock", "eventdatetime", "started", "startedat", "startsat", "clock")
+BEGINNINGS: Final = ("eventtimestamp", "eventclock", "eventdatetime", "started", "startedat", "startsat")
 ENDS: Final = (
     *("eventrecoverytimestamp", "recoverytimestamp", "eventrecoverydatetime", "resolvedat", "endsat", "recoveryclock"),
 )
@@ -283,12 +283,14 @@ def _links(fields: Filled, notes: Notes) -> tuple[Link, ...]:
 
 def _times(fields: Filled, status: Status, notes: Notes) -> tuple[int | None, int | None, int | None]:
     """Return when the problem began, when it became what it is, and when it ended."""
-    began = _moment(fields, BEGINNINGS, "event", notes)
     ended = moved = None
     if status is Status.RESOLVED:
         told = (_moment(fields, ENDS, prefix, notes) for prefix in OVER_PREFIXES)
         moved = ended = next((one for one in told if one is not None), None)
-    elif status is Status.ACKNOWLEDGED:
+    # What is told later may have its own moment there, unless it tells that by another name.
+    clock = ("clock",) if status is Status.FIRING or ended else ()
+    began = _moment(fields, (*BEGINNINGS, *clock), "event", notes)
+    if status is Status.ACKNOWLEDGED:
         moved = _moment(fields, ("eventupdatetimestamp", "updatetimestamp"), "eventupdate", notes)
     elif status is Status.FIRING:
         moved = began

@@ -269,6 +269,37 @@ def test_what_an_alert_is_grouped_by_is_what_it_is_about(name: str) -> None:
     assert read({**RULE, "context": {name: "{broken"}}).resource == {}
 
 
+@pytest.mark.parametrize(
+    "group",
+    [
+        {"status": "ok"},
+        {"severity": "critical"},
+        {"date": "2020-01-01T00:00:00.000Z"},
+        {"kibana": {"alert": {"workflow_status": "closed", "uuid": "u-9"}}},
+        {"alert.uuid": "u-9"},
+    ],
+)
+def test_what_an_alert_is_grouped_by_says_nothing_else_of_it(group: dict[str, Any]) -> None:
+    """Its fields are those of the documents, whatever they are called: not the alert's key, status or time."""
+    body = {"ruleId": "r-1", "alertId": "web-1"}
+    plain, grouped = (read({**body, "context": {"grouping": one}}) for one in ({}, group))
+    told = [(one.dedup_key, one.status, one.severity, one.event_time) for one in (plain, grouped)]
+    assert told[0] == told[1] == ("r-1|web-1", Status.UNSPECIFIED, Severity.UNSPECIFIED, None)
+
+
+@pytest.mark.parametrize("dots", [3, 7])
+def test_many_names_with_dots_are_soon_read(dots: int) -> None:
+    """Each could stand for as many nestings as it has places to cut it, and here every one of these is there."""
+    nested: list[dict[str, Any]] = [{}]
+    for depth in range(1, 9):
+        nested.append({".".join(["a"] * size): nested[depth - size] for size in range(1, depth + 1)})
+    middle = "a." * (dots - 1)
+    flat = {f"context_{middle}{at}": 1 for at in range(20_000)}
+    check("elastic", json.dumps({"ruleId": "r-1", "context": nested[8], **flat}).encode())
+    group = {f"host.{middle}{at}": 1 for at in range(20_000)}
+    check("elastic", json.dumps({"ruleId": "r-1", "host": nested[8], "context": {"grouping": group}}).encode())
+
+
 def test_a_watch_in_an_envelope_is_a_watch() -> None:
     """What the envelope says is the same for each, and no state."""
     signal = read({"payload": {"watch_id": "w-1", "metadata": {"name": "Errors"}}, "status": "Alert"})

@@ -298,7 +298,13 @@ def measured(namespace: str, **dimensions: str) -> Any:
 @pytest.mark.parametrize(
     ("namespace", "dimensions", "targets"),
     [
-        ("CWAgent", {"InstanceId": "i-1", "path": "/"}, ["cloud:arn:aws:ec2:eu-west-1:111122223333:instance/i-1"]),
+        (
+            "CWAgent",
+            {"InstanceId": "i-0abc12de", "path": "/"},
+            ["cloud:arn:aws:ec2:eu-west-1:111122223333:instance/i-0abc12de"],
+        ),
+        ("CWAgent", {"objectname": "LogicalDisk", "instance": "C:"}, []),
+        ("Shop", {"Service": "orders", "InstanceId": "3"}, ["svc:orders"]),
         ("CWAgent", {"host": "ip-10-0-0-1", "path": "/"}, ["host:ip-10-0-0-1"]),
         ("Shop", {"Service": "orders", "Environment": "prod"}, ["svc:prod/orders"]),
         ("AWS/RDS", {"DBClusterIdentifier": "a"}, ["cloud:arn:aws:rds:eu-west-1:111122223333:cluster:a"]),

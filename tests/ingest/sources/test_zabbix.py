@@ -314,3 +314,10 @@ def test_date_and_time_in_one_field_of_a_template() -> None:
     assert (one(body).start_time, one(body).end_time) == (START, None)
     over = one(body, status="RESOLVED", recovery_clock="2026.01.01 01:10:00")
     assert (over.start_time, over.end_time) == (START, START + 600 * 1_000_000_000)
+
+
+@pytest.mark.parametrize("changes", [{"value": "0", "status": "OK"}, {"status": "PROBLEM", "ack_status": "Yes"}])
+def test_the_clock_of_what_is_told_later_is_no_beginning(changes: dict[str, str]) -> None:
+    """It may be that word's own moment: as a beginning it would make another episode of the problem."""
+    body = {"timezone": "+01:00", "event_id": "1", "name": "x", "clock": "2026.01.01 01:10:00", **changes}
+    assert one(body).start_time is None
