@@ -16,7 +16,8 @@ from tests.flows.people import Approval, Kill, approval_of, asked, guarded, inbo
 from tests.flows.world import GUARDED, RESTART, SPARE, Execution, Incident, World, until
 
 BYSTANDERS = ("audit", "router", "agents", "valkey", "temporal")
-# Twice what is promised: the machine does other things, too, and one of the two seconds is what PostgreSQL is given.
+# In seconds: less than the deadline that an Engage would hang until, and more than the one second that it gives to
+# PostgreSQL, whose constant tests/guardrails/test_kill_file.py bounds; the rest is what a busy machine adds.
 ACKNOWLEDGED = 4.0
 
 

@@ -16,11 +16,23 @@ from services.gateway.domain import Key, intent_id
 from services.local.supervise import call
 from services.local.waiting import until
 from services.mesh.errors import Refusal
-from tests.gateway.world import RESTART, Mesh, RestartRequest
+from tests.gateway.world import PROGRAM, RESTART, Mesh, RestartRequest
 
 Event = audit_service_pb2.AuditEvent
 State = effect_service_pb2.Effect
 STOP, START, INFO = "supervisor.stopProcess", "supervisor.startProcess", "supervisor.getProcessInfo"
+# A gateway whose lane resolves nothing.
+ASLEEP = """
+import sys
+from services.__main__ import main
+from services.gateway.resolver import Resolver
+
+async def sleep(resolver):
+    pass
+
+Resolver.sweep = sleep
+sys.exit(main(["gateway"]))
+"""
 
 
 async def killed_while(mesh: Mesh, request: RestartRequest, held: asyncio.Event, grant: bytes) -> None:
@@ -246,6 +258,30 @@ async def test_the_lane_resolves_without_being_asked(mesh: Mesh) -> None:
     await mesh.let_pass(request)
     await mesh.until(lambda: mesh.audit.of(request.request_id, Event.PHASE_OUTCOME))
     assert mesh.audit.of(request.request_id, Event.PHASE_OUTCOME)[0].outcome == Event.OUTCOME_FAILED
+
+
+@pytest.mark.parametrize("read", [False, True])
+async def test_whoever_asks_resolves_what_is_due(mesh: Mesh, *, read: bool) -> None:
+    """While the lane sleeps a due effect is resolved by the same call again, or by whoever reads the effect."""
+    request = mesh.restart()
+    grant = mesh.sign(await mesh.mint(request))
+    state = "SELECT state FROM gateway.effects WHERE request_id = $1::text::uuid"
+
+    async def asked() -> None:
+        with suppress(Refusal):
+            await (mesh.effect(request) if read else mesh.call(request, grant))
+        assert await mesh.execute(state, request.request_id) == "FAILED"
+
+    mesh.audit.mode, mesh.program = "swallow", ("-c", ASLEEP)
+    try:
+        await killed_while(mesh, request, mesh.audit.held, grant)
+        await mesh.overdue(request)
+        # More than once only where audit or the workload is too slow to tell.
+        await until(asked, "its end", 40, AssertionError)
+    finally:
+        mesh.program = PROGRAM
+        await mesh.stop()
+        await mesh.start()
 
 
 async def test_an_effect_of_a_tool_that_is_gone_is_unknown(mesh: Mesh) -> None:

@@ -40,6 +40,7 @@ TARGET = "svc:demo/checkout"
 RESTART = "opsmesh.tools.workload.v1.WorkloadToolService/RestartWorkload"
 NOTICE = "opsmesh.tools.notify.v1.NotifyToolService/SendNotice"
 BOOT_SECONDS = 60
+PROGRAM = ("-m", "services", "gateway")
 RestartRequest = workload_tool_service_pb2.RestartWorkloadRequest
 
 
@@ -124,6 +125,8 @@ class Mesh:
     backends: dict[str, Any] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: asyncio.subprocess.Process | None = None
+    # What Python is told to run.
+    program: tuple[str, ...] = PROGRAM
 
     @property
     def inbox(self) -> Path:
@@ -160,7 +163,7 @@ class Mesh:
         """Run the gateway until it serves and has a lease."""
         with (self.folder / "gateway.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "services", "gateway", cwd=ROOT, env=self.environment(), stdout=log, stderr=log
+                sys.executable, *self.program, cwd=ROOT, env=self.environment(), stdout=log, stderr=log
             )
         polls = self.guardrails.polls
         async with asyncio.timeout(BOOT_SECONDS), self.channel() as channel:
@@ -276,16 +279,20 @@ class Mesh:
         finally:
             await connection.close()
 
-    async def let_pass(self, request: Any) -> None:
-        """Move the deadline of an effect into the past, in place of waiting for it, and see it resolved.
-
-        Whoever asks before that may come second to the gateway's own lane, and hear that it is in flight.
-        """
+    async def overdue(self, request: Any) -> None:
+        """Move the deadline of an effect into the past, in place of waiting for it."""
         statement = (
             "UPDATE gateway.effects SET deadline_time = clock_timestamp(), resolve_time = clock_timestamp() "
             "WHERE request_id = $1 AND state = 'STARTED' RETURNING true"
         )
         assert await self.execute(statement, uuid.UUID(request.request_id))
+
+    async def let_pass(self, request: Any) -> None:
+        """Let the deadline of an effect be over, and see it resolved.
+
+        Whoever asks before that may come second to the gateway's own lane, and hear that it is in flight.
+        """
+        await self.overdue(request)
         state = "SELECT state FROM gateway.effects WHERE request_id = $1"
 
         async def resolved() -> None:

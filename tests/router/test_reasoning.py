@@ -291,14 +291,15 @@ async def test_a_slow_source_does_not_stop_a_decision(scene: Scene) -> None:
 
 
 async def test_rules_do_not_wait_for_models(scene: Scene) -> None:
-    """While the model hangs over more decisions than its lane takes, a match is decided and started at once."""
+    """While the model hangs over more decisions than its lane takes, a match is decided and started."""
     await scene.router.publish(checkout_rules())
     scene.village.models.will(says(minds.RESPOND))
     scene.village.models.answering.clear()
     waiting = [await scene.village.decide(scene.router) for _ in range(12)]
     await scene.village.models.generated.wait()
     (match,) = await scene.router.decide(incident())
-    started = await scene.router.until(match.decision_id, lambda one: one.execution_id)
+    # A Generate hangs for 60 s: whoever waited for one would be too late.
+    started = await scene.router.until(match.decision_id, lambda one: one.execution_id, 40)
     assert (started.model_call_count, started.rule_id) == (0, "checkout-down")
     scene.village.models.answering.set()
     for one in waiting:
