@@ -287,16 +287,15 @@ def test_what_an_alert_is_grouped_by_says_nothing_else_of_it(group: dict[str, An
     assert told[0] == told[1] == ("r-1|web-1", Status.UNSPECIFIED, Severity.UNSPECIFIED, None)
 
 
-@pytest.mark.parametrize("dots", [3, 7])
-def test_many_names_with_dots_are_soon_read(dots: int) -> None:
+def test_many_names_with_dots_are_soon_read() -> None:
     """Each could stand for as many nestings as it has places to cut it, and here every one of these is there."""
     nested: list[dict[str, Any]] = [{}]
     for depth in range(1, 9):
         nested.append({".".join(["a"] * size): nested[depth - size] for size in range(1, depth + 1)})
-    middle = "a." * (dots - 1)
-    flat = {f"context_{middle}{at}": 1 for at in range(20_000)}
+    middle = "a." * 7
+    flat = {f"context_{middle}{at}": 1 for at in range(30_000)}
     check("elastic", json.dumps({"ruleId": "r-1", "context": nested[8], **flat}).encode())
-    group = {f"host.{middle}{at}": 1 for at in range(20_000)}
+    group = {f"host.{middle}{at}": 1 for at in range(30_000)}
     check("elastic", json.dumps({"ruleId": "r-1", "host": nested[8], "context": {"grouping": group}}).encode())
 
 
