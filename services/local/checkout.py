@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from services.local import supervise
-from services.local.files import private_directory
+from services.local.files import LocalError, private_directory
 from services.local.process import HOUSE, Program, write_spec
 from services.local.waiting import until
 
@@ -54,7 +54,7 @@ class Workload:
 
 
 async def start_workload(directory: Path, port: int) -> Workload:
-    """Run checkout on PORT under a supervisord in DIRECTORY; returns once it is healthy.
+    """Run checkout on PORT under a supervisord in DIRECTORY; returns once it is healthy and its manager says so.
 
     Call it from the main thread: when that ends, the workload is told to stop. Raises LocalError when it does not come.
     """
@@ -68,16 +68,20 @@ async def start_workload(directory: Path, port: int) -> Workload:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603, ASYNC220 - ours
     workload = Workload(instance, port, process, log)
     try:
-        async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
-
-            async def ask() -> None:
-                (await client.get(workload.health_url)).raise_for_status()
-
-            await until(ask, NAME, 60, httpx.HTTPError)
+        await until(lambda: _ask(workload), NAME, 60, httpx.HTTPError, LocalError)
     except BaseException:
         await stop_workload(workload)
         raise
     return workload
+
+
+async def _ask(workload: Workload) -> None:
+    async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
+        (await client.get(workload.health_url)).raise_for_status()
+    # It answers before its manager counts it as started, and whoever reads its state in between sees it change.
+    (program,) = await asyncio.to_thread(supervise.status, workload.instance)
+    if program.state != "RUNNING":
+        raise LocalError(f"its process manager says {program.state}")
 
 
 async def stop_workload(workload: Workload) -> None:

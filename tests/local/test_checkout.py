@@ -8,17 +8,18 @@ import pytest
 
 from services.local.checkout import start_workload, stop_workload
 from services.local.files import LocalError, free_port
-from services.local.supervise import call
+from services.local.supervise import call, status
 from services.local.waiting import until
 
 
 async def test_only_a_restart_repairs_it(tmp_path: Path) -> None:
-    """Healthy, broken by a post, healthy again after its process manager restarted it, with the starts on record."""
+    """Healthy and counted as started, broken by a post, healthy after its process manager restarted it, on record."""
     workload = await start_workload(tmp_path, free_port())
     try:
         async with httpx.AsyncClient(trust_env=False) as client:
             healthy = await client.get(workload.health_url)
             assert (healthy.status_code, healthy.json()) == (200, {"status": "ok"})
+            assert [one.state for one in await asyncio.to_thread(status, workload.instance)] == ["RUNNING"]
             await client.post(workload.break_url)
             assert (await client.get(workload.health_url)).status_code == 503
             assert (await client.get(workload.health_url)).status_code == 503
