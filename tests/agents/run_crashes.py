@@ -89,7 +89,7 @@ def pausing(folder: Path) -> Meet:
 
 
 async def carry(told: dict[str, Any], meet: Meet) -> None:
-    """Work until the run is closed."""
+    """Work until the run is closed, and whoever has lost it has noticed."""
     pool = await open_pool(AgentsSettings(**told["settings"]), "agents")
     await pool.execute(RUN_OUT)
     outside = Outside(Path(told["folder"]), hook=meet)
@@ -99,7 +99,7 @@ async def carry(told: dict[str, Any], meet: Meet) -> None:
     runner = Runner(Means(store, PostgresTemplates(pool), outside, boundary_of(pool, script), PACE), 1, LEASE)
     stop = asyncio.Event()
     worker = asyncio.create_task(runner.work(stop))
-    while (run := await store.run(told["run_id"])) is None or not run.closed:
+    while (run := await store.run(told["run_id"])) is None or not run.closed or runner._tasks:
         runner.wake()
         await wait(stop, 0.05)
     stop.set()
